@@ -1,0 +1,189 @@
+//! The agent's HTTP API on a unix socket: types, server and client.
+//!
+//! JSON, version in the path, errors with a stable code. The handlers know the agent only through
+//! [`Service`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Endpoint, EndpointId, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName};
+
+/// What went wrong, for programs: stable over versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request cannot be used as it is (400).
+    Invalid,
+    /// There is no such thing (404).
+    NotFound,
+    /// Something else has that name, VNI, subnet, address or interface (409).
+    Conflict,
+    /// It is in use and therefore not removed (409).
+    InUse,
+    /// No address is left (409).
+    Exhausted,
+    /// The kernel lacks what is needed (501).
+    Unsupported,
+    /// The store cannot be reached; try again (503).
+    Unavailable,
+    /// The store is not the one this node belonged to (503).
+    StoreReplaced,
+    /// The network was not ready on this node in time; try again (504).
+    Timeout,
+    /// A failure of the agent or the kernel; the log has more (500).
+    Internal,
+}
+
+/// An answer that is an error.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, utoipa::ToSchema)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What went wrong, for programs.
+    pub code: ErrorCode,
+    /// What failed, on what, and what to do; for people.
+    pub message: String,
+}
+
+impl ApiError {
+    /// An error with this code and message.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// A network as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// The network itself.
+    #[serde(flatten)]
+    pub network: Network,
+    /// How many endpoints it has in the cluster.
+    pub endpoints: usize,
+    /// The MTU of its containers' interfaces on this node.
+    pub effective_mtu: u32,
+    /// The store's revision that wrote it last.
+    pub revision: u64,
+}
+
+/// An endpoint as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// The endpoint itself.
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+    /// The name of its network.
+    pub network_name: Name,
+    /// The gateways of its addresses, in the same order.
+    pub gateways: Vec<IpAddr>,
+    /// The prefix lengths of its addresses' subnets, in the same order.
+    pub prefix_lengths: Vec<u8>,
+    /// The MTU of its interface (known on its own node).
+    pub mtu: u32,
+}
+
+/// A node as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// The node itself.
+    #[serde(flatten)]
+    pub node: Node,
+    /// Whether its lease is alive.
+    pub alive: bool,
+    /// Whether it is the node that answers.
+    pub this: bool,
+}
+
+/// The agent's version and state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VersionView {
+    /// The agent's version.
+    pub version: String,
+    /// The version of this API.
+    pub api: String,
+    /// The node's name.
+    #[schema(value_type = String)]
+    pub node: NodeName,
+    /// The store, as people know it.
+    pub store: String,
+    /// The running kernel's release.
+    pub kernel: String,
+}
+
+/// A request to plug a namespace into a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The network, by name or id.
+    pub network: String,
+    /// The endpoint's name; by default its id.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// The path of the network namespace.
+    pub netns: PathBuf,
+    /// The interface's name in the container; by default the first free of `eth0`, `eth1`, …
+    #[serde(default)]
+    pub interface: Option<IfName>,
+    /// Addresses to take, at most one of each family; others are chosen.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The Ethernet address; by default a random one.
+    #[serde(default)]
+    pub mac: Option<MacAddr>,
+    /// Free text by key.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How long to wait for the network to be there and ready on this node, in milliseconds; by
+    /// default 10 seconds.
+    #[serde(default)]
+    pub wait_ms: Option<u64>,
+}
+
+/// What an attach did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attached {
+    /// A new endpoint.
+    Created(EndpointView),
+    /// It was there already, by the same request.
+    Existing(EndpointView),
+}
+
+/// What the API does, as the agent offers it.
+///
+/// `reference` is a name or an id throughout.
+#[async_trait]
+pub trait Service: Send + Sync + 'static {
+    /// Version and state.
+    async fn version(&self) -> VersionView;
+    /// Makes a network.
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkView, ApiError>;
+    /// All networks, by name.
+    async fn networks(&self) -> Result<Vec<NetworkView>, ApiError>;
+    /// One network.
+    async fn network(&self, reference: &str) -> Result<NetworkView, ApiError>;
+    /// Removes a network that has no endpoints.
+    async fn remove_network(&self, reference: &str) -> Result<(), ApiError>;
+    /// Plugs a namespace in.
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError>;
+    /// All endpoints, or those of one network, or on one node.
+    async fn endpoints(
+        &self,
+        network: Option<&str>,
+        node: Option<&NodeName>,
+    ) -> Result<Vec<EndpointView>, ApiError>;
+    /// One endpoint; a name needs its network unless it is the only one of that name.
+    async fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<EndpointView, ApiError>;
+    /// Unplugs an endpoint of this node; `Ok(None)`: there was none.
+    async fn detach(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<Option<EndpointId>, ApiError>;
+    /// All nodes.
+    async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
+    /// One node.
+    async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError>;
+}

@@ -1,0 +1,21 @@
+//! What a network, a node and an endpoint are: parsed, validated, and without any IO.
+//!
+//! Every type here can be built only with valid content, so the rest of the code does not check
+//! again. [`object`] names the kernel objects that the others are turned into.
+
+pub mod endpoint;
+pub mod id;
+pub mod name;
+pub mod network;
+pub mod node;
+pub mod object;
+pub mod snapshot;
+pub mod subnet;
+
+pub use endpoint::{Attachment, Endpoint};
+pub use id::{EndpointId, MacAddr, NetworkId, NodeId, Vni};
+pub use name::{IfName, Name, NodeName};
+pub use network::{Network, NetworkSpec};
+pub use node::Node;
+pub use snapshot::Snapshot;
+pub use subnet::{Subnet, SubnetError};

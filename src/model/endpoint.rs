@@ -1,0 +1,47 @@
+//! An endpoint: one interface of one container on one network.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeName};
+
+/// An interface of a container as the cluster keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its identity.
+    pub id: EndpointId,
+    /// Its name, unique in its network.
+    pub name: Name,
+    /// The network.
+    pub network: NetworkId,
+    /// The node on which the container runs.
+    pub node: NodeName,
+    /// Its addresses: at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The Ethernet address inside the container.
+    pub mac: MacAddr,
+    /// Where it is plugged in.
+    pub attachment: Attachment,
+    /// Free text by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The namespace and interface of an endpoint.
+///
+/// A path alone does not say which namespace is meant: `/proc/PID/ns/net` can become another one.
+/// The inode does within one boot, so boot and inode are kept too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The path of the network namespace.
+    pub netns: PathBuf,
+    /// The inode of the namespace in the kernel's nsfs.
+    pub inode: u64,
+    /// The boot (`/proc/sys/kernel/random/boot_id`) in which the inode is valid.
+    pub boot: String,
+    /// The interface's name in the container.
+    pub interface: IfName,
+}

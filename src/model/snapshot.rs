@@ -1,0 +1,48 @@
+//! The cluster's state as one agent sees it at one moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName};
+
+/// What an agent knows of the cluster: immutable, cheap to clone.
+///
+/// It has all networks and nodes, and the endpoints of those networks only that this node uses.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// All networks.
+    pub networks: Arc<BTreeMap<NetworkId, Arc<Network>>>,
+    /// All nodes that ever joined and were not removed.
+    pub nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
+    /// The nodes whose lease is alive.
+    pub alive: Arc<BTreeSet<NodeName>>,
+    /// The members of the networks that this node uses.
+    pub members: BTreeMap<NetworkId, Arc<Members>>,
+}
+
+/// The endpoints of one network, and which of its addresses are taken.
+#[derive(Debug, Clone, Default)]
+pub struct Members {
+    /// The endpoints.
+    pub endpoints: BTreeMap<EndpointId, Arc<Endpoint>>,
+    /// Addresses that cannot be given out now, and who holds them.
+    pub taken: BTreeMap<IpAddr, Holder>,
+}
+
+/// Who holds an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// An endpoint uses it.
+    Endpoint(EndpointId),
+    /// Nobody; it was released a short while ago and rests, because neighbours' caches and
+    /// connections may still mean its last holder.
+    Resting,
+}
+
+impl Snapshot {
+    /// The network of that name.
+    pub fn network_named(&self, name: &Name) -> Option<&Arc<Network>> {
+        self.networks.values().find(|network| network.name == *name)
+    }
+}
