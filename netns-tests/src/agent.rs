@@ -47,6 +47,13 @@ impl Config {
         config
     }
 
+    /// With this etcd, over IPv6.
+    pub fn etcd6(etcd: &Etcd) -> Self {
+        let mut config = Self::etcd(etcd);
+        config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint6()));
+        config
+    }
+
     /// Sets a key to a text.
     #[must_use]
     pub fn set(self, key: &str, value: &str) -> Self {
@@ -111,8 +118,8 @@ impl Agent {
         let (log, notify) = (node.dir().join("netctld.log"), node.dir().join("notify"));
         // Of an earlier agent; that there was none is no error.
         let _ = fs::remove_file(&notify);
-        let notices = UnixDatagram::bind(&notify)
-            .unwrap_or_else(|error| panic!("{}: {error}", notify.display()));
+        let notices =
+            UnixDatagram::bind(&notify).unwrap_or_else(|error| panic!("{}: {error}", notify.display()));
         let program = binary("netctld");
         let mut words = wrapper.iter().map(PathBuf::from).chain([program]);
         let mut command = node.space.command(words.next().expect("there is a program"));
@@ -158,6 +165,11 @@ impl Agent {
     /// Whether it runs.
     pub fn runs(&mut self) -> bool {
         self.process.status().is_none()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Waits up to ten seconds for its end.

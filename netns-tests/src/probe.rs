@@ -91,7 +91,8 @@ impl Stream {
         let outbox = from.enter(|| UdpSocket::bind(SocketAddr::new(unspecified(address), 0)));
         let outbox = outbox.expect("a UDP socket can be made");
         outbox.connect((address, 7000)).expect("there is a route");
-        let (stop_sending, stop_receiving) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (stop_sending, stop_receiving) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (sent, received) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let sender = {
             let (stop, sent) = (Arc::clone(&stop_sending), Arc::clone(&sent));
@@ -180,6 +181,23 @@ pub fn tcp_transfer(from: &Space, to: &Space, address: &str, length: usize) -> i
     } else {
         Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} other bytes", arrived.len())))
     }
+}
+
+/// Sends one datagram, from `source` where it is given.
+///
+/// # Errors
+/// When the kernel refuses to send it.
+pub fn datagram(
+    from: &Space,
+    source: Option<&str>,
+    address: &str,
+    port: u16,
+    content: &[u8],
+) -> io::Result<()> {
+    let address: IpAddr = parse(address);
+    let source = source.map_or_else(|| unspecified(address), parse);
+    let socket = from.enter(|| UdpSocket::bind((source, 0)))?;
+    socket.send_to(content, (address, port)).map(drop)
 }
 
 /// Opens a TCP connection, and closes it again.
