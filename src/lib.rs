@@ -13,5 +13,8 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod ipam;
 pub mod model;
+pub mod overlay;
+pub mod reconcile;
 pub mod store;

@@ -24,6 +24,8 @@ pub struct Snapshot {
 /// The endpoints of one network, and which of its addresses are taken.
 #[derive(Debug, Clone, Default)]
 pub struct Members {
+    /// The store's revision up to which this is complete.
+    pub revision: u64,
     /// The endpoints.
     pub endpoints: BTreeMap<EndpointId, Arc<Endpoint>>,
     /// Addresses that cannot be given out now, and who holds them.
