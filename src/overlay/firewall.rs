@@ -87,8 +87,9 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
         rules,
         r#"    chain prerouting {{
         type filter hook prerouting priority -450; policy accept;
-        udp dport != {port} accept
-        meta l4proto != udp accept
+        udp dport {port} jump tunnel
+    }}
+    chain tunnel {{
         iifname "{UPLINK_PREFIX}*" counter drop comment "tunnel-from-container"
         notrack
         ip saddr @members4 accept
