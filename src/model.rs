@@ -13,7 +13,7 @@ pub mod snapshot;
 pub mod subnet;
 
 pub use endpoint::{Attachment, Endpoint};
-pub use id::{EndpointId, MacAddr, NetworkId, NodeId, Vni};
+pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, Vni};
 pub use name::{IfName, Name, NodeName};
 pub use network::{Network, NetworkSpec};
 pub use node::Node;

@@ -1,4 +1,4 @@
-//! Identifiers: of networks, nodes and endpoints (48 random bits), VNIs and MAC addresses.
+//! Identifiers: of clusters, networks, nodes and endpoints (48 random bits), VNIs and MAC addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -96,6 +96,12 @@ random_id!(
     /// machines with one name are noticed.
     NodeId,
     "a node id"
+);
+random_id!(
+    /// Identifies the shared state of a cluster: it is drawn when a store is used first, so that
+    /// a store that was replaced by another is noticed.
+    ClusterId,
+    "a cluster id"
 );
 
 /// A VXLAN network identifier: 24 bits, not zero (RFC 7348, section 5).
