@@ -305,9 +305,11 @@ impl<'a> Draft<'a> {
             return;
         }
         let under = |stored: &Stored| stored.lease == Some(id);
-        let old = self.base.entries.iter().filter(|(key, stored)| {
-            under(stored) && !self.step.entries.contains_key(*key)
-        });
+        let old = self
+            .base
+            .entries
+            .iter()
+            .filter(|(key, stored)| under(stored) && !self.step.entries.contains_key(*key));
         let new = self.step.entries.iter().filter(|(_, stored)| stored.as_ref().is_some_and(under));
         let keys = old.map(|(key, _)| key).chain(new.map(|(key, _)| key));
         let changes = keys.map(|key| (key.clone(), None)).collect();

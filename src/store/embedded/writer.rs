@@ -72,7 +72,9 @@ impl Writer {
                 Some(end) => self.requests.recv_timeout(end.saturating_duration_since(Instant::now())),
             };
             let requests = match first {
-                Ok(first) => std::iter::once(first).chain(self.requests.try_iter()).take(GROUP).collect(),
+                Ok(first) => {
+                    std::iter::once(first).chain(self.requests.try_iter()).take(GROUP).collect()
+                }
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };

@@ -49,7 +49,9 @@ impl Fault {
     /// The same as a store's error; `lease` is the one that the request was about.
     pub(super) fn into_error(self, store: String, lease: Option<i64>) -> StoreError {
         match self {
-            Self::Unsent(reason) | Self::Unreachable(reason) => StoreError::Unreachable { store, reason },
+            Self::Unsent(reason) | Self::Unreachable(reason) => {
+                StoreError::Unreachable { store, reason }
+            }
             Self::Denied(reason) => StoreError::Denied { store, reason },
             Self::LeaseGone => StoreError::LeaseGone(lease.unwrap_or(0)),
             Self::NoSuchRevision(reason) | Self::Failed(reason) => StoreError::Failed { store, reason },
