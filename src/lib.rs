@@ -13,8 +13,10 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod app;
 pub mod cluster;
 pub mod ipam;
+pub mod kernel;
 pub mod model;
 pub mod overlay;
 pub mod reconcile;
