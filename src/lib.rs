@@ -13,5 +13,6 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod config;
 pub mod model;
 pub mod store;
