@@ -13,6 +13,10 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod cluster;
 pub mod config;
+pub mod ipam;
 pub mod model;
+pub mod overlay;
+pub mod reconcile;
 pub mod store;

@@ -5,6 +5,8 @@
 //! in a file on one machine, `etcd` in an etcd cluster; `tests/store.rs` and the network tests run
 //! the same suite over both.
 
+pub mod schema;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Identifiers: of networks, nodes and endpoints (48 random bits), VNIs and MAC addresses.
+//! Identifiers: of clusters, networks, nodes and endpoints (48 random bits), VNIs and MAC addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -116,6 +116,12 @@ random_id!(
     NodeId,
     "a node id"
 );
+random_id!(
+    /// Identifies the shared state of a cluster: it is drawn when a store is used first, so that
+    /// a store that was replaced by another is noticed.
+    ClusterId,
+    "a cluster id"
+);
 
 /// A VXLAN network identifier: 24 bits, not zero (RFC 7348, section 5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -224,7 +230,8 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            let hex = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(hex).ok_or_else(error)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
         parts.next().is_none().then_some(Self(bytes)).ok_or_else(error)
