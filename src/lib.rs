@@ -15,6 +15,7 @@
 pub mod api;
 pub mod app;
 pub mod cluster;
+pub mod config;
 pub mod ipam;
 pub mod kernel;
 pub mod model;

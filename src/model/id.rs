@@ -34,6 +34,24 @@ macro_rules! text_serde {
 }
 pub(super) use text_serde;
 
+/// Describes a newtype that is written as text: the API's document has its pattern and words.
+macro_rules! text_schema {
+    ($name:ident, $pattern:literal, $description:literal) => {
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .pattern(Some($pattern))
+                    .description(Some($description))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+    };
+}
+pub(super) use text_schema;
+
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -78,6 +96,7 @@ macro_rules! random_id {
         }
 
         text_serde!($name);
+        text_schema!($name, "^[0-9a-f]{12}$", "12 lower-case hexadecimal digits.");
     };
 }
 
@@ -149,6 +168,19 @@ impl<'de> Deserialize<'de> for Vni {
     }
 }
 
+impl utoipa::PartialSchema for Vni {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(Self::MAX))
+            .description(Some("A VXLAN network identifier (RFC 7348, section 5)."))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Vni {}
+
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);
@@ -207,6 +239,11 @@ impl FromStr for MacAddr {
 }
 
 text_serde!(MacAddr);
+text_schema!(
+    MacAddr,
+    "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$",
+    "An Ethernet address: six hexadecimal bytes with colons between."
+);
 
 #[cfg(test)]
 mod tests {
