@@ -1,0 +1,58 @@
+//! netctl on the real kernel: real agents, a real etcd, machines made of network namespaces.
+//!
+//! The program seals itself off before anything else, runs two tests at a time, and on a failure
+//! prints the logs and the kernel state of every machine of the test's world. A test is a function
+//! of a world; its name is the fact it shows.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "the functions here are the tests"
+)]
+
+#[path = "netns/ground.rs"]
+mod ground;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use world::World;
+
+/// A test: its name and what it does in a world of its own.
+type Test = (&'static str, fn(&World));
+
+/// Lists functions under their own names.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[crate::Test] = &[$((stringify!($name), $name)),*];
+    };
+}
+pub(crate) use tests;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if !arguments.list {
+        world::seal();
+    }
+    // Two cores: more at once would only make the waits longer.
+    arguments.test_threads.get_or_insert(2);
+    let suites = [("ground", ground::TESTS)];
+    let trials = suites.into_iter().flat_map(|(suite, tests)| {
+        tests.iter().map(move |&(name, test)| {
+            let name = format!("{suite}::{name}");
+            Trial::test(name.clone(), move || run(&name, test))
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn run(name: &str, test: fn(&World)) -> Result<(), Failed> {
+    let world = World::new(&name.replace("::", "."));
+    catch_unwind(AssertUnwindSafe(|| test(&world))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        format!("{}\n{}", text.unwrap_or_default(), world.dump()).into()
+    })
+}
