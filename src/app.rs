@@ -42,7 +42,7 @@ const RELEASE_AGAIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// Everything that could not be removed.
 pub fn cleanup() -> anyhow::Result<()> {
-    let errors = kernel::cleanup();
+    let errors = kernel::cleanup(&mut kernel::Host::open()?);
     if errors.is_empty() {
         return Ok(());
     }
@@ -89,7 +89,7 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
         store: store.name(),
         kernel: kernel_release(),
     }));
-    let listener = server::bind(&config.socket, config.socket_group.as_ref().map(|group| group.gid.as_raw()))?;
+    let listener = server::bind(&config.socket, config.socket_group.as_ref().map(|group| group.gid))?;
     let (stop, stopped) = watch::channel(false);
     let api = tokio::spawn(server::serve(listener, front.clone(), stopped_when(stopped)));
 
@@ -158,7 +158,14 @@ async fn start_agent(
         vnis: (config.vni_first, config.vni_last),
     };
     let boot = kernel::boot_id()?;
-    let agent = Arc::new(Agent::new(node.clone(), cluster.clone(), view.clone(), dataplane.clone(), defaults, boot));
+    let agent = Arc::new(Agent::new(
+        node.clone(),
+        cluster.clone(),
+        view.clone(),
+        dataplane.clone(),
+        defaults,
+        boot,
+    ));
 
     tokio::spawn(forward_view(view.clone(), dataplane));
     tokio::spawn(stay_alive(cluster.clone(), node.clone(), config.lease));
@@ -166,7 +173,10 @@ async fn start_agent(
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
 
     let mut known = view.subscribe();
-    known.wait_for(|published| published.health == Health::Current).await.context("the view has ended")?;
+    known
+        .wait_for(|published| published.health == Health::Current)
+        .await
+        .context("the view has ended")?;
     front.open(agent.clone());
     Ok((agent, thread))
 }
@@ -247,8 +257,6 @@ async fn release_once(agent: &Agent, endpoint: &Endpoint) -> Result<(), crate::a
 }
 
 fn kernel_release() -> String {
-    nix::sys::utsname::uname().map_or_else(
-        |_| "unknown".to_owned(),
-        |uname| uname.release().to_string_lossy().into_owned(),
-    )
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
 }

@@ -20,10 +20,7 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("api", &["model", "ipam", "overlay", "reconcile"]),
     ("config", &["model", "ipam", "overlay", "reconcile"]),
     ("cluster", &["model", "ipam", "overlay", "reconcile", "store"]),
-    (
-        "app",
-        &["model", "ipam", "overlay", "reconcile", "store", "kernel", "api", "config", "cluster"],
-    ),
+    ("app", &["model", "ipam", "overlay", "reconcile", "store", "kernel", "api", "config", "cluster"]),
     ("cli", &["model", "api", "config"]),
 ];
 

@@ -111,8 +111,8 @@ impl Agent {
         let (log, notify) = (node.dir().join("netctld.log"), node.dir().join("notify"));
         // Of an earlier agent; that there was none is no error.
         let _ = fs::remove_file(&notify);
-        let notices = UnixDatagram::bind(&notify)
-            .unwrap_or_else(|error| panic!("{}: {error}", notify.display()));
+        let notices =
+            UnixDatagram::bind(&notify).unwrap_or_else(|error| panic!("{}: {error}", notify.display()));
         let program = binary("netctld");
         let mut words = wrapper.iter().map(PathBuf::from).chain([program]);
         let mut command = node.space.command(words.next().expect("there is a program"));

@@ -95,11 +95,7 @@ fn is_namespace(path: &str) -> bool {
         .is_ok_and(|data| data.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
 }
 
-fn read_into(
-    views: &mut BTreeMap<(String, &'static str), Vec<String>>,
-    name: &str,
-    space: &Space,
-) {
+fn read_into(views: &mut BTreeMap<(String, &'static str), Vec<String>>, name: &str, space: &Space) {
     const MARK: &str = "----next----";
     let script: Vec<_> = VIEWS.iter().map(|(_, command)| *command).collect();
     let output = space.try_sh(&format!("set +e; {}", script.join(&format!("; echo {MARK}; "))));

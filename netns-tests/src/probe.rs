@@ -91,7 +91,8 @@ impl Stream {
         let outbox = from.enter(|| UdpSocket::bind(SocketAddr::new(unspecified(address), 0)));
         let outbox = outbox.expect("a UDP socket can be made");
         outbox.connect((address, 7000)).expect("there is a route");
-        let (stop_sending, stop_receiving) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (stop_sending, stop_receiving) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (sent, received) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let sender = {
             let (stop, sent) = (Arc::clone(&stop_sending), Arc::clone(&sent));

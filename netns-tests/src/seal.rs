@@ -18,7 +18,10 @@ const FEATURES: [(&str, &str); 4] = [
     ("bridges", "ip link add name test0 type bridge && ip link del test0"),
     ("veth pairs", "ip link add name test0 type veth peer name test1 && ip link del test0"),
     ("VXLAN", "ip link add name test0 type vxlan id 1 dstport 4789 && ip link del test0"),
-    ("nftables with NAT", "nft add table inet t && nft add chain inet t c '{ type nat hook postrouting priority 100; }' && nft add rule inet t c masquerade && nft delete table inet t"),
+    (
+        "nftables with NAT",
+        "nft add table inet t && nft add chain inet t c '{ type nat hook postrouting priority 100; }' && nft add rule inet t c masquerade && nft delete table inet t",
+    ),
 ];
 
 /// Goes on in fresh network, mount and process namespaces; must be called before any thread

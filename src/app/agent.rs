@@ -207,12 +207,18 @@ impl Agent {
             Ok(Attachment { inode: opened.inode(), netns, boot, interface })
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        let attachment = looked.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
+        let attachment =
+            looked.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
         Ok(Place { attachment, any_interface })
     }
 
     /// The endpoint that an unnamed request made before: the same namespace, the same network.
-    fn same_place(&self, network: &Network, request: &AttachRequest, place: &Place) -> Option<Arc<Endpoint>> {
+    fn same_place(
+        &self,
+        network: &Network,
+        request: &AttachRequest,
+        place: &Place,
+    ) -> Option<Arc<Endpoint>> {
         if request.name.is_some() {
             return None;
         }
@@ -226,9 +232,8 @@ impl Agent {
         };
         let snapshot = self.snapshot();
         let endpoints = snapshot.members.get(&network.id)?.endpoints.values();
-        let same = |e: &&Arc<Endpoint>| {
-            cluster::endpoints::difference(e, &self.me.name, &claim).is_none()
-        };
+        let same =
+            |e: &&Arc<Endpoint>| cluster::endpoints::difference(e, &self.me.name, &claim).is_none();
         endpoints.into_iter().find(same).cloned()
     }
 
@@ -239,7 +244,12 @@ impl Agent {
     }
 
     /// Plugs a new endpoint in, or takes it back.
-    async fn plug_new(&self, network: &Network, endpoint: Arc<Endpoint>, revision: u64) -> Result<(), ApiError> {
+    async fn plug_new(
+        &self,
+        network: &Network,
+        endpoint: Arc<Endpoint>,
+        revision: u64,
+    ) -> Result<(), ApiError> {
         let id = endpoint.id;
         match self.dataplane.plug(endpoint.clone(), revision).await.map_err(stopped)? {
             Ok(()) => {
@@ -261,7 +271,11 @@ impl Agent {
         let mut view = self.view.subscribe();
         tokio::spawn(async move {
             let seen = view.wait_for(|published| {
-                published.snapshot.members.get(&network).is_none_or(|members| members.revision >= revision)
+                published
+                    .snapshot
+                    .members
+                    .get(&network)
+                    .is_none_or(|members| members.revision >= revision)
             });
             // Should the view lag longer, the store's transaction still decides about names.
             let _ = tokio::time::timeout(SETTLE, seen).await.is_ok();
@@ -293,7 +307,8 @@ impl Agent {
         let mut views = Vec::new();
         for network in networks {
             let endpoints = self.cluster.endpoints(network.id).await?;
-            let chosen = endpoints.iter().filter(|endpoint| node.is_none_or(|name| *name == endpoint.node));
+            let chosen =
+                endpoints.iter().filter(|endpoint| node.is_none_or(|name| *name == endpoint.node));
             views.extend(chosen.map(|endpoint| self.endpoint_view(&network, endpoint)));
         }
         views.sort_by(|a, b| {
@@ -317,7 +332,8 @@ impl Agent {
             (None, _) => Err(ClusterError::NoEndpoint(reference.to_owned()).into()),
             (Some(last), false) => {
                 matches.push(last);
-                let networks: Vec<&str> = matches.iter().map(|view| view.network_name.as_str()).collect();
+                let networks: Vec<&str> =
+                    matches.iter().map(|view| view.network_name.as_str()).collect();
                 let networks = networks.join(", ");
                 Err(ClusterError::Ambiguous { name: reference.to_owned(), networks }.into())
             }
@@ -377,5 +393,8 @@ fn free_interface(netns: &Netns) -> Result<IfName, kernel::Error> {
         (0..).take_while(has).count()
     })?;
     let name = format!("eth{taken}").parse();
-    name.map_err(|_| kernel::Error::Conflict { what: "every ethN".into(), netns: netns.path().to_owned() })
+    name.map_err(|_| kernel::Error::Conflict {
+        what: "every ethN".into(),
+        netns: netns.path().to_owned(),
+    })
 }

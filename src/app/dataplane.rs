@@ -84,7 +84,11 @@ impl Dataplane {
     ///
     /// # Errors
     /// The kernel's refusal; then nothing of the endpoint is left in the kernel.
-    pub async fn plug(&self, endpoint: Arc<Endpoint>, revision: u64) -> Result<Result<(), kernel::Error>, Stopped> {
+    pub async fn plug(
+        &self,
+        endpoint: Arc<Endpoint>,
+        revision: u64,
+    ) -> Result<Result<(), kernel::Error>, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Plug(endpoint, revision, reply)).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)

@@ -8,12 +8,14 @@ use crate::store::StoreError;
 impl From<ClusterError> for ApiError {
     fn from(error: ClusterError) -> Self {
         let code = match &error {
-            ClusterError::Store(StoreError::Failed { .. }) | ClusterError::Unreadable { .. } => ErrorCode::Internal,
+            ClusterError::Store(StoreError::Failed { .. }) | ClusterError::Unreadable { .. } => {
+                ErrorCode::Internal
+            }
             ClusterError::Store(_) | ClusterError::Contention(_) => ErrorCode::Unavailable,
             ClusterError::Replaced(_) => ErrorCode::StoreReplaced,
-            ClusterError::Invalid(_) | ClusterError::Address { .. } | ClusterError::MtuTooLarge { .. } => {
-                ErrorCode::Invalid
-            }
+            ClusterError::Invalid(_)
+            | ClusterError::Address { .. }
+            | ClusterError::MtuTooLarge { .. } => ErrorCode::Invalid,
             ClusterError::NoNetwork(_) | ClusterError::NoEndpoint(_) => ErrorCode::NotFound,
             ClusterError::NetworkExists(_)
             | ClusterError::Removing(_)

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 
 use super::agent::Agent;
 use crate::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service, VersionView,
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service,
+    VersionView,
 };
 use crate::model::{EndpointId, NetworkSpec, NodeName};
 
@@ -20,7 +21,8 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new(version: VersionView) -> Self {
-        let starting = ApiError::new(ErrorCode::Unavailable, "netctld is starting: try again in a moment");
+        let starting =
+            ApiError::new(ErrorCode::Unavailable, "netctld is starting: try again in a moment");
         Self { version, agent: OnceLock::new(), obstacle: Mutex::new(starting) }
     }
 
@@ -79,7 +81,11 @@ impl Service for Front {
         self.agent()?.endpoint(reference, network).await
     }
 
-    async fn detach(&self, reference: &str, network: Option<&str>) -> Result<Option<EndpointId>, ApiError> {
+    async fn detach(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<Option<EndpointId>, ApiError> {
         self.agent()?.detach(reference, network).await
     }
 
@@ -95,4 +101,3 @@ impl Service for Front {
         })
     }
 }
-

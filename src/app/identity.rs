@@ -35,8 +35,11 @@ impl Identity {
     pub(super) fn load(state_dir: &Path) -> Result<Self, IdentityError> {
         let path = state_dir.join(FILE);
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| IdentityError { action: "understand", path, source: error.into() }),
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| IdentityError {
+                action: "understand",
+                path,
+                source: error.into(),
+            }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let rng = &mut rand::rng();
                 let identity =

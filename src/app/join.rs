@@ -76,10 +76,7 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
 
 /// The subnets that the default pools must not give out because of this node.
 pub(super) fn subnets(inventory: &Inventory) -> Vec<ipnetwork::IpNetwork> {
-    let mut subnets = inventory.subnets_in_use.clone();
-    subnets.sort();
-    subnets.dedup();
-    subnets
+    inventory.subnets.iter().copied().collect()
 }
 
 /// Joins the cluster; tries again as long as the store cannot be used, and says so to `front`.
@@ -104,7 +101,11 @@ pub(super) async fn join(
             Some(
                 ClusterError::Replaced(_)
                     | ClusterError::Contention(_)
-                    | ClusterError::Store(StoreError::Unreachable { .. } | StoreError::Failed { .. } | StoreError::LeaseGone(_))
+                    | ClusterError::Store(
+                        StoreError::Unreachable { .. }
+                            | StoreError::Failed { .. }
+                            | StoreError::LeaseGone(_)
+                    )
             )
         );
         if !lasting {

@@ -106,6 +106,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a container's namespace does not exist any more: its path leads nowhere, or to
+    /// something else.
+    pub fn namespace_is_gone(&self) -> bool {
+        match self {
+            Self::Path { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    || source.raw_os_error() == Some(libc::ESRCH)
+            }
+            Self::NotNetns { .. } | Self::Replaced { .. } => true,
+            _ => false,
+        }
+    }
+
     /// For `map_err`: the kernel refused to do `action` in `namespace`.
     pub(super) fn netlink(
         action: impl Into<String>,

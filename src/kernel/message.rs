@@ -71,7 +71,12 @@ fn without_link_local() -> LinkAttribute {
 }
 
 /// A pair of which `near` is in the socket's namespace and `far` in another; both are up.
-pub(super) fn veth(near: &VethEnd<'_>, far: &VethEnd<'_>, far_ns: &Netns, mtu: u32) -> RouteNetlinkMessage {
+pub(super) fn veth(
+    near: &VethEnd<'_>,
+    far: &VethEnd<'_>,
+    far_ns: &Netns,
+    mtu: u32,
+) -> RouteNetlinkMessage {
     let end = |end: &VethEnd<'_>| {
         let mut message = link(Dev::Name(end.name));
         message.attributes.push(LinkAttribute::Mtu(mtu));

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL,
-    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NlaBuffer, NlasIterator, Parseable,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+    NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NlaBuffer, NlasIterator, Parseable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -113,7 +113,11 @@ impl Netlink {
         // Linux before 4.20 does not filter dumps; what comes is checked here in any case.
         let _ = socket.set_netlink_get_strict_chk(true);
         enlarge(&socket, QUEUE_BYTES)?;
-        setsockopt(&borrow(&socket), sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT.as_secs() as i64))?;
+        setsockopt(
+            &borrow(&socket),
+            sockopt::ReceiveTimeout,
+            &TimeVal::seconds(ANSWER_TIMEOUT.as_secs() as i64),
+        )?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 

@@ -50,7 +50,8 @@ impl Netns {
         }
         // The handle is a namespace for certain; this opens that and nothing else.
         let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let file = open(same.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail())?;
+        let file =
+            open(same.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail())?;
         // SAFETY: NS_GET_NSTYPE takes no argument and works on any descriptor of nsfs.
         let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
         match Errno::result(kind).map_err(fail())? {
@@ -108,6 +109,24 @@ impl Netns {
             return Err(error);
         }
         Self::open(&path)
+    }
+
+    /// Puts this namespace at /run/netns/`name` again, where somebody took the name away or gave
+    /// it to another namespace. `true`: it had to be done.
+    pub fn ensure_named(&self, name: &str) -> Result<bool, Error> {
+        let path = named(name);
+        let _lock = prepare_directory()?;
+        if Self::open(&path).is_ok_and(|found| found.inode == self.inode) {
+            return Ok(false);
+        }
+        Self::remove_named(name)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        open(&path, flags, Mode::empty()).map_err(Error::path("create", &path))?;
+        let source = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let none = None::<&str>;
+        mount(Some(source.as_str()), &path, none, MsFlags::MS_BIND, none)
+            .map_err(Error::path("mount a namespace on", &path))?;
+        Ok(true)
     }
 
     /// Removes the name /run/netns/`name`. The namespace itself ends when nobody uses it any more.

@@ -52,7 +52,8 @@ fn hash(value: &Value, hasher: &mut DefaultHasher) {
         Value::Object(fields) => {
             let dynamic = fields.get("flags").is_some_and(|flags| mentions(flags, "dynamic"));
             for (key, value) in fields {
-                let changes = matches!(key.as_str(), "handle" | "packets" | "bytes" | "used" | "expires");
+                let changes =
+                    matches!(key.as_str(), "handle" | "packets" | "bytes" | "used" | "expires");
                 if changes || key == "metainfo" || (dynamic && key == "elem") {
                     continue;
                 }
@@ -138,7 +139,8 @@ mod tests {
 
     #[test]
     fn elements_count_but_for_those_of_dynamic_sets() {
-        let set = |flags: &str, elem: &str| of(&format!(r#"{{"set": {{"flags": {flags}, "elem": {elem}}}}}"#));
+        let set =
+            |flags: &str, elem: &str| of(&format!(r#"{{"set": {{"flags": {flags}, "elem": {elem}}}}}"#));
         assert_ne!(set(r#"["interval"]"#, "[1]"), set(r#"["interval"]"#, "[2]"));
         assert_eq!(set(r#"["dynamic"]"#, "[1]"), set(r#"["dynamic"]"#, "[2]"));
     }

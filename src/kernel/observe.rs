@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -14,7 +15,6 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
     RouteVia,
 };
-use netlink_packet_route::AddressFamily;
 
 use super::message::Hop;
 use crate::model::object::{LinkKind, PROTOCOL};
@@ -165,8 +165,12 @@ pub(super) fn fdb(message: &NeighbourMessage) -> Option<(u32, MacAddr, IpAddr, O
         }
     }
     let lladdr = lladdr.filter(|mac| mac.0 != [0; 6])?;
-    (message.header.family == AddressFamily::Bridge)
-        .then_some((message.header.ifindex, lladdr, remote?, port))
+    (message.header.family == AddressFamily::Bridge).then_some((
+        message.header.ifindex,
+        lladdr,
+        remote?,
+        port,
+    ))
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {

@@ -142,7 +142,9 @@ impl Sandbox {
             let what = format!("an interface {}", plug.interface);
             return Err(Error::Conflict { what, netns: plug.netns.clone() });
         }
-        let made = attempt.made.and_then(|()| attempt.found.and_then(|found| pair(&found, true)).ok_or_else(lost));
+        let made = attempt
+            .made
+            .and_then(|()| attempt.found.and_then(|found| pair(&found, true)).ok_or_else(lost));
         made.map_err(Error::netlink(format!("make {name} to {}", plug.netns.display()), &*self.name))
     }
 
@@ -159,7 +161,8 @@ impl Sandbox {
                 Err(error) if error.errno == Errno::ENODEV => Ok(None),
                 result => {
                     let action = format!("read {}", plug.interface);
-                    let replies = result.map_err(Error::netlink(action, plug.netns.display().to_string()))?;
+                    let replies =
+                        result.map_err(Error::netlink(action, plug.netns.display().to_string()))?;
                     Ok(first_device(replies))
                 }
             }
@@ -260,7 +263,8 @@ fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {
         }
     }
     for gateway in &plug.gateways {
-        let request = Request::replace(M::NewNeighbour(message::neighbour(pair.inner, *gateway, pair.mac)));
+        let request =
+            Request::replace(M::NewNeighbour(message::neighbour(pair.inner, *gateway, pair.mac)));
         parts.push(part(request, format!("add neighbour {gateway} to {interface}")));
     }
     parts

@@ -91,7 +91,10 @@ impl Sandbox {
     pub fn check_settings(&self) -> Result<(), Error> {
         self.netns.enter(|| {
             let settings6 = if sysctl::has_ipv6() { SETTINGS6.as_slice() } else { &[] };
-            SETTINGS.iter().chain(settings6).try_for_each(|(setting, value)| sysctl::write(setting, value))
+            SETTINGS
+                .iter()
+                .chain(settings6)
+                .try_for_each(|(setting, value)| sysctl::write(setting, value))
         })?
     }
 
@@ -216,9 +219,7 @@ impl Sandbox {
             Err(error) if error.errno == Errno::ENODEV => {
                 Err(Error::NoDevice { sandbox: self.name.clone(), device: link.device })
             }
-            result => {
-                result.map_err(Error::netlink(format!("set up {name}"), &*self.name)).map(drop)
-            }
+            result => result.map_err(Error::netlink(format!("set up {name}"), &*self.name)).map(drop),
         }
     }
 
@@ -226,7 +227,8 @@ impl Sandbox {
     /// taken by another.
     fn is_as_wanted(&mut self, link: &Link, error: NetlinkError) -> Result<(), Error> {
         let devices = self.read_devices()?;
-        let same = devices.iter().any(|(device, found)| *device == link.device && found.kind == link.kind);
+        let same =
+            devices.iter().any(|(device, found)| *device == link.device && found.kind == link.kind);
         let action = format!("make {}: its name, or its VNI with its port, is taken", link.device);
         if same { Ok(()) } else { Err(Error::netlink(action, &*self.name)(error)) }
     }
@@ -234,7 +236,8 @@ impl Sandbox {
     /// Takes steps that concern no devices as such, all in one go.
     fn apply_run(&mut self, run: &[Step], failed: &mut Vec<(Step, Error)>) {
         let missing = |index: &BTreeMap<Device, u32>| {
-            run.iter().any(|step| object(step).and_then(device_of).is_some_and(|d| !index.contains_key(&d)))
+            run.iter()
+                .any(|step| object(step).and_then(device_of).is_some_and(|d| !index.contains_key(&d)))
         };
         if missing(&self.indexes)
             && let Err(error) = self.read_devices()

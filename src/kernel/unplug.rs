@@ -75,7 +75,8 @@ impl Sandbox {
 
     /// Removes devices by name, all together.
     pub(super) fn remove_links(&mut self, names: &[String]) -> Result<(), Error> {
-        let marks: Vec<Request> = names.iter().map(|name| Request::new(message::link_group(name))).collect();
+        let marks: Vec<Request> =
+            names.iter().map(|name| Request::new(message::link_group(name))).collect();
         let mut present = BTreeSet::new();
         for (name, result) in names.iter().zip(self.netlink.batch(&marks)) {
             match result {
@@ -89,7 +90,10 @@ impl Sandbox {
         }
         let sockets = self.netns.enter(|| {
             let groups = [libc::RTNLGRP_LINK];
-            std::io::Result::Ok((netlink::subscribe(NETLINK_ROUTE, &groups, QUEUE_BYTES)?, Netlink::open()?))
+            std::io::Result::Ok((
+                netlink::subscribe(NETLINK_ROUTE, &groups, QUEUE_BYTES)?,
+                Netlink::open()?,
+            ))
         })?;
         let (news, deleter) = sockets.map_err(Error::system("open a netlink socket"))?;
         self.reaper.start(deleter);

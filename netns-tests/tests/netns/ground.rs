@@ -57,7 +57,11 @@ fn a_difference_of_the_kernel_state_is_found(world: &World) {
         (&n1.space, "ip route add unreachable 10.1.0.0/16", "host routes + unreachable"),
         (&container.space, "ip address add 10.2.0.1/32 dev lo", "c1 addresses + "),
         (&container.space, "nft add table inet t", "c1 nftables + table inet t"),
-        (&n1.space, "ip neigh add 192.168.50.99 lladdr 02:00:00:00:00:01 dev eth0 nud permanent", "host neighbours + "),
+        (
+            &n1.space,
+            "ip neigh add 192.168.50.99 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+            "host neighbours + ",
+        ),
         (&n1.space, "ip link add vx0 type vxlan id 7 dstport 4789", "host links + "),
         (&n1.space, "bridge fdb append 02:00:00:00:00:01 dev vx0 dst 192.168.50.9", "host fdb + "),
     ] {
@@ -112,13 +116,15 @@ fn a_frozen_etcd_does_not_answer(world: &World) {
 fn a_hand_made_packet_is_a_valid_one(world: &World) {
     let (n1, n2) = (world.node("n1"), world.node("n2"));
     let mac = |text: String| {
-        let bytes: Vec<_> = text.trim().split(':').map(|hex| u8::from_str_radix(hex, 16).unwrap()).collect();
+        let bytes: Vec<_> =
+            text.trim().split(':').map(|hex| u8::from_str_radix(hex, 16).unwrap()).collect();
         <[u8; 6]>::try_from(bytes).unwrap()
     };
     let to = mac(n2.space.sh("cat /sys/class/net/eth0/address"));
     let inbox = Inbox::open(&n2.space, 7002);
     let four = ipv4_udp((n1.ipv4().parse().unwrap(), 1), (n2.ipv4().parse().unwrap(), 7002), b"four");
-    let six = world::ipv6_udp((n1.ipv6().parse().unwrap(), 1), (n2.ipv6().parse().unwrap(), 7002), b"six");
+    let six =
+        world::ipv6_udp((n1.ipv6().parse().unwrap(), 1), (n2.ipv6().parse().unwrap(), 7002), b"six");
     for packet in [four, six] {
         world::send_frame(&n1.space, "eth0", &ethernet(to, [2, 0, 0, 0, 0, 9], &packet));
     }

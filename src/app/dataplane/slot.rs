@@ -20,7 +20,7 @@ pub(super) struct Slot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Firewall {
     script: String,
-    fingerprint: Option<String>,
+    fingerprint: Option<nft::Fingerprint>,
 }
 
 impl Firewall {
@@ -63,13 +63,19 @@ impl Slot {
     }
 
     /// Puts the host's end of the uplink right, and makes the pair where it is missing.
-    pub(super) fn ensure_uplink(&mut self, host: &mut Host, uplink: &Uplink) -> Result<(), kernel::Error> {
+    pub(super) fn ensure_uplink(
+        &mut self,
+        host: &mut Host,
+        uplink: &Uplink,
+    ) -> Result<(), kernel::Error> {
         host.ensure_uplink(&mut self.sandbox, uplink)
     }
 
     /// Reads everything again: somebody may have changed it.
     pub(super) fn reread(&mut self) -> Result<(), kernel::Error> {
-        self.sandbox.ensure_named()?;
+        if self.sandbox.netns().ensure_named(self.sandbox.name())? {
+            warn!(sandbox = self.sandbox.name(), "sandbox lost its name: it has it again");
+        }
         self.sandbox.check_settings()?;
         self.observed = self.sandbox.observe()?;
         let netns = self.sandbox.netns();
@@ -170,8 +176,9 @@ impl Slot {
             warn!(sandbox = self.sandbox.name(), %error, "endpoints not unplugged");
         } else {
             let devices: BTreeSet<Device> = endpoints.iter().map(|id| Device::Endpoint(*id)).collect();
-            self.observed
-                .retain(|object| reconcile::device(object).is_none_or(|device| !devices.contains(&device)));
+            self.observed.retain(|object| {
+                reconcile::device(object).is_none_or(|device| !devices.contains(&device))
+            });
         }
         unplugged
     }
@@ -184,7 +191,7 @@ impl Slot {
         if steps.is_empty() {
             return true;
         }
-        let failures = self.sandbox.apply(host.netlink(), steps);
+        let failures = self.sandbox.apply(host, steps);
         for (step, error) in &failures {
             warn!(sandbox = self.sandbox.name(), ?step, %error, "step failed");
         }

@@ -11,13 +11,15 @@ use super::Command;
 use super::slot::{Firewall, Left, Slot};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
-use crate::kernel::{self, Host, Monitor, Netns, Notice};
+use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
 use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
 use crate::overlay::{self, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
 const DEBOUNCE: Duration = Duration::from_millis(30);
+/// The name of the host's namespace in notices.
+const HOST: &str = "host";
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -76,8 +78,8 @@ impl Worker {
         notify: impl Fn(Notice) + Send + 'static,
     ) -> Result<Self, kernel::Error> {
         let host = Host::open()?;
-        let mut monitor = Monitor::start(notify)?;
-        monitor.watch("", host.netns())?;
+        let monitor = Monitor::start(notify)?;
+        monitor.add(HOST, host.netns(), Scope::Host)?;
         Ok(Self {
             me,
             settings,
@@ -135,7 +137,8 @@ impl Worker {
                 batch.unplugs.entry(network).or_default().push((id, revision, reply));
             }
             Command::Notice(notice) => {
-                let network = notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
+                let network =
+                    notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
                 self.dirty.insert(network);
                 self.check_at.get_or_insert(Instant::now() + DEBOUNCE);
             }
@@ -185,8 +188,12 @@ impl Worker {
 
     /// The endpoints of a network: those of the snapshot, and what this node did since.
     fn endpoints(&self, network: NetworkId) -> BTreeMap<EndpointId, Arc<Endpoint>> {
-        let mut endpoints =
-            self.snapshot.members.get(&network).map(|members| members.endpoints.clone()).unwrap_or_default();
+        let mut endpoints = self
+            .snapshot
+            .members
+            .get(&network)
+            .map(|members| members.endpoints.clone())
+            .unwrap_or_default();
         if let Some(ahead) = self.ahead.get(&network) {
             for (id, (endpoint, _)) in &ahead.added {
                 endpoints.insert(*id, endpoint.clone());
@@ -200,16 +207,19 @@ impl Worker {
         let Some(network) = self.ready_slot(id) else {
             for (_, _, reply) in requests {
                 let source = std::io::Error::other("the network is not ready on this node");
-                let _ = reply.send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
+                let _ =
+                    reply.send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
             }
             return;
         };
-        let plugs: Vec<_> = requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
+        let plugs: Vec<_> =
+            requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let results = slot.plug(&plugs);
         let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
-        let objects = objects.flat_map(|((endpoint, ..), _)| overlay::endpoint_objects(around, &network, endpoint));
+        let objects = objects
+            .flat_map(|((endpoint, ..), _)| overlay::endpoint_objects(around, &network, endpoint));
         if !slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
             self.retry(Some(id));
         }
@@ -330,7 +340,8 @@ impl Worker {
             self.firewall = Some(Firewall::install(self.host.netns(), &desired.firewall)?);
         }
         self.host.forward(desired.forward4, desired.forward6)?;
-        let wanted: BTreeSet<String> = desired.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+        let wanted: BTreeSet<String> =
+            desired.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         for error in self.host.remove_uplinks_but(&wanted) {
             warn!(%error, "uplink not removed");
         }
@@ -374,12 +385,12 @@ impl Worker {
 
     fn open(&mut self, id: NetworkId) -> Result<Slot, kernel::Error> {
         let slot = Slot::open(id)?;
-        self.monitor.watch(&sandbox_name(id), slot.sandbox().netns())?;
+        self.monitor.add(&sandbox_name(id), slot.sandbox().netns(), Scope::Sandbox)?;
         Ok(slot)
     }
 
     fn close(&mut self, id: NetworkId) {
-        self.monitor.unwatch(&sandbox_name(id));
+        self.monitor.remove(&sandbox_name(id));
         self.slots.remove(&id);
     }
 
