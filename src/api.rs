@@ -3,17 +3,21 @@
 //! JSON, version in the path, errors with a stable code. The handlers know the agent only through
 //! [`Service`].
 
+pub mod client;
+pub mod server;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::model::{Endpoint, EndpointId, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName};
 
 /// What went wrong, for programs: stable over versions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The request cannot be used as it is (400).
@@ -38,8 +42,23 @@ pub enum ErrorCode {
     Internal,
 }
 
+impl ErrorCode {
+    /// The HTTP status of an answer with this code.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::NotFound => 404,
+            Self::Conflict | Self::InUse | Self::Exhausted => 409,
+            Self::Unsupported => 501,
+            Self::Unavailable | Self::StoreReplaced => 503,
+            Self::Timeout => 504,
+            Self::Internal => 500,
+        }
+    }
+}
+
 /// An answer that is an error.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, ToSchema)]
 #[error("{message}")]
 pub struct ApiError {
     /// What went wrong, for programs.
@@ -56,7 +75,7 @@ impl ApiError {
 }
 
 /// A network as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkView {
     /// The network itself.
     #[serde(flatten)]
@@ -70,7 +89,7 @@ pub struct NetworkView {
 }
 
 /// An endpoint as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EndpointView {
     /// The endpoint itself.
     #[serde(flatten)]
@@ -78,6 +97,7 @@ pub struct EndpointView {
     /// The name of its network.
     pub network_name: Name,
     /// The gateways of its addresses, in the same order.
+    #[schema(value_type = Vec<String>)]
     pub gateways: Vec<IpAddr>,
     /// The prefix lengths of its addresses' subnets, in the same order.
     pub prefix_lengths: Vec<u8>,
@@ -86,7 +106,7 @@ pub struct EndpointView {
 }
 
 /// A node as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeView {
     /// The node itself.
     #[serde(flatten)]
@@ -98,14 +118,13 @@ pub struct NodeView {
 }
 
 /// The agent's version and state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VersionView {
     /// The agent's version.
     pub version: String,
     /// The version of this API.
     pub api: String,
     /// The node's name.
-    #[schema(value_type = String)]
     pub node: NodeName,
     /// The store, as people know it.
     pub store: String,
@@ -114,7 +133,7 @@ pub struct VersionView {
 }
 
 /// A request to plug a namespace into a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttachRequest {
     /// The network, by name or id.
@@ -123,12 +142,14 @@ pub struct AttachRequest {
     #[serde(default)]
     pub name: Option<Name>,
     /// The path of the network namespace.
+    #[schema(value_type = String)]
     pub netns: PathBuf,
     /// The interface's name in the container; by default the first free of `eth0`, `eth1`, …
     #[serde(default)]
     pub interface: Option<IfName>,
     /// Addresses to take, at most one of each family; others are chosen.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// The Ethernet address; by default a random one.
     #[serde(default)]
@@ -142,6 +163,13 @@ pub struct AttachRequest {
     pub wait_ms: Option<u64>,
 }
 
+/// What a detach removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Detached {
+    /// The endpoint that is gone now.
+    pub id: EndpointId,
+}
+
 /// What an attach did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attached {
@@ -149,6 +177,15 @@ pub enum Attached {
     Created(EndpointView),
     /// It was there already, by the same request.
     Existing(EndpointView),
+}
+
+impl Attached {
+    /// The endpoint, new or not.
+    pub fn into_view(self) -> EndpointView {
+        match self {
+            Self::Created(view) | Self::Existing(view) => view,
+        }
+    }
 }
 
 /// What the API does, as the agent offers it.

@@ -13,5 +13,12 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod app;
+pub mod cluster;
+pub mod config;
+pub mod ipam;
+pub mod kernel;
 pub mod model;
+pub mod overlay;
+pub mod reconcile;
 pub mod store;

@@ -13,9 +13,9 @@ pub mod snapshot;
 pub mod subnet;
 
 pub use endpoint::{Attachment, Endpoint};
-pub use id::{EndpointId, MacAddr, NetworkId, NodeId, Vni};
+pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, Vni};
 pub use name::{IfName, Name, NodeName};
 pub use network::{Network, NetworkSpec};
 pub use node::Node;
-pub use snapshot::Snapshot;
+pub use snapshot::{Snapshot, Versioned};
 pub use subnet::{Subnet, SubnetError};

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeName};
 
 /// An interface of a container as the cluster keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Endpoint {
     /// Its identity.
     pub id: EndpointId,
@@ -20,6 +21,7 @@ pub struct Endpoint {
     /// The node on which the container runs.
     pub node: NodeName,
     /// Its addresses: at most one of each family.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// The Ethernet address inside the container.
     pub mac: MacAddr,
@@ -34,9 +36,10 @@ pub struct Endpoint {
 ///
 /// A path alone does not say which namespace is meant: `/proc/PID/ns/net` can become another one.
 /// The inode does within one boot, so boot and inode are kept too.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attachment {
     /// The path of the network namespace.
+    #[schema(value_type = String)]
     pub netns: PathBuf,
     /// The inode of the namespace in the kernel's nsfs.
     pub inode: u64,

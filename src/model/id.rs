@@ -1,4 +1,4 @@
-//! Identifiers: of networks, nodes and endpoints (48 random bits), VNIs and MAC addresses.
+//! Identifiers: of clusters, networks, nodes and endpoints (48 random bits), VNIs and MAC addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,6 +33,24 @@ macro_rules! text_serde {
     };
 }
 pub(super) use text_serde;
+
+/// Describes a newtype that is written as text: the API's document has its pattern and words.
+macro_rules! text_schema {
+    ($name:ident, $pattern:literal, $description:literal) => {
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .pattern(Some($pattern))
+                    .description(Some($description))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+    };
+}
+pub(super) use text_schema;
 
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
@@ -78,6 +96,7 @@ macro_rules! random_id {
         }
 
         text_serde!($name);
+        text_schema!($name, "^[0-9a-f]{12}$", "12 lower-case hexadecimal digits.");
     };
 }
 
@@ -96,6 +115,12 @@ random_id!(
     /// machines with one name are noticed.
     NodeId,
     "a node id"
+);
+random_id!(
+    /// Identifies the shared state of a cluster: it is drawn when a store is used first, so that
+    /// a store that was replaced by another is noticed.
+    ClusterId,
+    "a cluster id"
 );
 
 /// A VXLAN network identifier: 24 bits, not zero (RFC 7348, section 5).
@@ -142,6 +167,19 @@ impl<'de> Deserialize<'de> for Vni {
             .ok_or_else(|| D::Error::custom(format!("VNI {number} is not within 1 and {}", Self::MAX)))
     }
 }
+
+impl utoipa::PartialSchema for Vni {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(Self::MAX))
+            .description(Some("A VXLAN network identifier (RFC 7348, section 5)."))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Vni {}
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -192,7 +230,8 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            let hex = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(hex).ok_or_else(error)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
         parts.next().is_none().then_some(Self(bytes)).ok_or_else(error)
@@ -200,6 +239,11 @@ impl FromStr for MacAddr {
 }
 
 text_serde!(MacAddr);
+text_schema!(
+    MacAddr,
+    "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$",
+    "An Ethernet address: six hexadecimal bytes with colons between."
+);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::id::text_serde;
+use super::id::{text_schema, text_serde};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A name that cannot be used.
@@ -26,7 +26,7 @@ impl NameError {
 }
 
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path, $pattern:literal, $description:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(std::sync::Arc<str>);
@@ -62,6 +62,7 @@ macro_rules! name_type {
         }
 
         text_serde!($name);
+        text_schema!($name, $pattern, $description);
     };
 }
 
@@ -71,20 +72,26 @@ name_type!(
     /// ends.
     Name,
     "name",
-    label_problem
+    label_problem,
+    "^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$",
+    "1 to 63 of a-z 0-9 - _, a letter or digit at both ends."
 );
 name_type!(
     /// The name of a node: a host name, that is labels with dots between, up to 253 bytes.
     NodeName,
     "node name",
-    host_problem
+    host_problem,
+    r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)*$",
+    "A host name: labels with dots between, at most 253 characters."
 );
 name_type!(
     /// The name of a network interface: 1 to 15 bytes that the kernel accepts
     /// (`dev_valid_name` in net/core/dev.c).
     IfName,
     "interface name",
-    interface_problem
+    interface_problem,
+    "^[!-$&-.0-9;-~]{1,15}$",
+    "The name of a network interface: 1 to 15 bytes."
 );
 
 fn label_problem(text: &str) -> Option<&'static str> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::subnet::{self, Subnet, SubnetError};
 use super::{Name, NetworkId, Vni};
@@ -53,22 +54,26 @@ pub enum NetworkError {
 ///
 /// Gateways, ranges and reserved addresses are matched to the subnets that contain them. Without a
 /// subnet one is taken from the default pool (of IPv6 too, with `ipv6`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkSpec {
     /// The network's name, unique in the cluster.
     pub name: Name,
     /// Subnets, IPv4 and IPv6.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub subnets: Vec<IpNetwork>,
     /// Gateways, at most one per subnet; by default a subnet's first host address.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub gateways: Vec<IpAddr>,
     /// Parts of the subnets from which addresses are given, at most one per subnet.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub ranges: Vec<IpNetwork>,
     /// Addresses that no endpoint gets.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub reserved: BTreeSet<IpAddr>,
     /// Whether the default pool gives an IPv6 subnet too.
     #[serde(default)]
@@ -159,7 +164,7 @@ impl NetworkSpec {
 }
 
 /// A network as the cluster keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Network {
     /// Its identity; a network made anew under an old name is another one.
     pub id: NetworkId,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{MacAddr, NodeId, NodeName};
 
@@ -15,13 +16,14 @@ pub const OVERHEAD_IPV4: u32 = 50;
 pub const OVERHEAD_IPV6: u32 = 70;
 
 /// A machine of the cluster as the others need to know it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Node {
     /// Which machine it is.
     pub id: NodeId,
     /// Its name, unique in the cluster.
     pub name: NodeName,
     /// Its address on the underlay: the tunnel's outer address.
+    #[schema(value_type = String)]
     pub underlay: IpAddr,
     /// The inner Ethernet address of its tunnel devices (VTEPs), the same in every network.
     pub vtep_mac: MacAddr,
@@ -31,6 +33,7 @@ pub struct Node {
     pub mtu: u32,
     /// Subnets of its interfaces and routes, which the default pool does not give out.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub subnets_in_use: Vec<IpNetwork>,
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

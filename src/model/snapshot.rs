@@ -2,9 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName};
+
+/// A value and the store's revision that wrote it last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The value.
+    pub value: T,
+    /// The revision.
+    pub revision: u64,
+}
+
+impl<T> Deref for Versioned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
 
 /// What an agent knows of the cluster: immutable, cheap to clone.
 ///
@@ -12,7 +30,7 @@ use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName};
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// All networks.
-    pub networks: Arc<BTreeMap<NetworkId, Arc<Network>>>,
+    pub networks: Arc<BTreeMap<NetworkId, Arc<Versioned<Network>>>>,
     /// All nodes that ever joined and were not removed.
     pub nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
     /// The nodes whose lease is alive.
@@ -24,6 +42,8 @@ pub struct Snapshot {
 /// The endpoints of one network, and which of its addresses are taken.
 #[derive(Debug, Clone, Default)]
 pub struct Members {
+    /// The store's revision up to which this is complete.
+    pub revision: u64,
     /// The endpoints.
     pub endpoints: BTreeMap<EndpointId, Arc<Endpoint>>,
     /// Addresses that cannot be given out now, and who holds them.
@@ -42,7 +62,13 @@ pub enum Holder {
 
 impl Snapshot {
     /// The network of that name.
-    pub fn network_named(&self, name: &Name) -> Option<&Arc<Network>> {
+    pub fn network_named(&self, name: &Name) -> Option<&Arc<Versioned<Network>>> {
         self.networks.values().find(|network| network.name == *name)
+    }
+
+    /// The network with this name or id. A name comes first.
+    pub fn network(&self, reference: &str) -> Option<&Arc<Versioned<Network>>> {
+        let named = reference.parse().ok().and_then(|name| self.network_named(&name));
+        named.or_else(|| self.networks.get(&reference.parse().ok()?))
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A subnet that cannot be used, and what to give instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,14 +82,22 @@ const SPECIAL: [(&str, &str); 10] = [
 ///
 /// Invariants: no host bits; the gateway is a host address of the subnet; range and reserved
 /// addresses lie within it. [`Subnet::new`] is the only way to make one, also from JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "Parts")]
 pub struct Subnet {
+    /// The range of addresses, without host bits.
+    #[schema(value_type = String)]
     cidr: IpNetwork,
+    /// The address at which every node's sandbox answers.
+    #[schema(value_type = String)]
     gateway: IpAddr,
+    /// The part from which addresses are given when none is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     range: Option<IpNetwork>,
+    /// Addresses that no endpoint gets.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>, required = false)]
     reserved: BTreeSet<IpAddr>,
 }
 

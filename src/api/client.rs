@@ -1,0 +1,369 @@
+//! The client of the agent's API, over its unix socket.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+use super::{
+    ApiError, AttachRequest, Attached, Detached, EndpointView, NetworkView, NodeView, VersionView,
+};
+use crate::model::{EndpointId, NetworkSpec};
+
+/// Where the agent's socket is unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/netctl/netctl.sock";
+/// How long a call may take, beside the time that an attach is told to wait.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an attach waits when the request does not say: as the agent does.
+const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+/// How long an idle connection is used again: well below the time after which the server ends it.
+const MAX_IDLE: Duration = Duration::from_secs(10);
+/// How many idle connections are kept.
+const MAX_KEPT: usize = 8;
+
+/// Why a call has no answer, or not a good one.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens on the socket.
+    #[error(
+        "cannot reach the agent on {}: {source}\n\
+         Is netctld running? See: systemctl status netctld", socket.display()
+    )]
+    NotRunning {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The socket is not for us.
+    #[error(
+        "permission denied for the agent's socket {}\n\
+         Run this as root, or as a member of the socket's group (netctld --socket-group)",
+        socket.display()
+    )]
+    Denied {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The connection failed on the way.
+    #[error("the agent on {} did not answer: {reason}; see its log: journalctl -u netctld", socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// The answer is none of this API.
+    #[error("{} answered {status}, which is no answer of netctld: {reason}", socket.display())]
+    Strange {
+        /// The socket.
+        socket: PathBuf,
+        /// The HTTP status.
+        status: u16,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The agent refused or failed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// A client of the agent on this machine.
+///
+/// Calls can be made at once, also through clones: they share a few kept connections, each used
+/// by one call at a time.
+#[derive(Debug, Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: PathBuf,
+    idle: Mutex<Vec<(Instant, Sender)>>,
+}
+
+impl Client {
+    /// A client of the agent on this socket. Nothing is connected yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { shared: Arc::new(Shared { socket: socket.into(), idle: Mutex::default() }) }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.shared.socket
+    }
+
+    /// The agent's version and state.
+    ///
+    /// # Errors
+    /// This and all calls: when the agent cannot be reached, refuses or fails.
+    pub async fn version(&self) -> Result<VersionView, ClientError> {
+        self.get("/v1/version").await
+    }
+
+    /// Makes a network.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn create_network(&self, spec: &NetworkSpec) -> Result<NetworkView, ClientError> {
+        let (status, body) = self.post("/v1/networks", spec, TIMEOUT).await?;
+        self.decode(status, &body)
+    }
+
+    /// All networks, by name.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn networks(&self) -> Result<Vec<NetworkView>, ClientError> {
+        self.get("/v1/networks").await
+    }
+
+    /// One network, by name or id.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn network(&self, reference: &str) -> Result<NetworkView, ClientError> {
+        self.get(&format!("/v1/networks/{}", encoded(reference))).await
+    }
+
+    /// Removes a network that has no endpoints.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn remove_network(&self, reference: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/networks/{}", encoded(reference));
+        self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await.map(|_| ())
+    }
+
+    /// Plugs a namespace into a network.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn attach(&self, request: &AttachRequest) -> Result<Attached, ClientError> {
+        let wait = request.wait_ms.map_or(DEFAULT_WAIT, Duration::from_millis);
+        let (status, body) = self.post("/v1/endpoints", request, TIMEOUT.saturating_add(wait)).await?;
+        let view = self.decode(status, &body)?;
+        let new = status == StatusCode::CREATED;
+        Ok(if new { Attached::Created(view) } else { Attached::Existing(view) })
+    }
+
+    /// All endpoints, or those of one network, or on one node.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn endpoints(
+        &self,
+        network: Option<&str>,
+        node: Option<&str>,
+    ) -> Result<Vec<EndpointView>, ClientError> {
+        self.get(&with_query("/v1/endpoints", &[("network", network), ("node", node)])).await
+    }
+
+    /// One endpoint, by name or id; a name needs its network unless it is the only one.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn endpoint(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<EndpointView, ClientError> {
+        self.get(&endpoint_path(reference, network)).await
+    }
+
+    /// Unplugs an endpoint of this node.
+    ///
+    /// # Errors
+    /// See [`Client::version`]; that there is none is [`super::ErrorCode::NotFound`].
+    pub async fn detach(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<EndpointId, ClientError> {
+        let path = endpoint_path(reference, network);
+        let (status, body) = self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await?;
+        self.decode::<Detached>(status, &body).map(|detached| detached.id)
+    }
+
+    /// All nodes, by name.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn nodes(&self) -> Result<Vec<NodeView>, ClientError> {
+        self.get("/v1/nodes").await
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn node(&self, name: &str) -> Result<NodeView, ClientError> {
+        self.get(&format!("/v1/nodes/{}", encoded(name))).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let (status, body) = self.call(Method::GET, path, Bytes::new(), TIMEOUT).await?;
+        self.decode(status, &body)
+    }
+
+    async fn post(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+        self.call(Method::POST, path, body.into(), limit).await
+    }
+
+    /// Makes a call; an answer that is an error becomes one.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "netctl")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))?;
+        let answered = tokio::time::timeout(limit, self.send(request)).await;
+        let (status, body) =
+            answered.map_err(|_| self.broken(format!("no answer within {} s", limit.as_secs())))??;
+        if status.is_success() {
+            return Ok((status, body));
+        }
+        Err(self.refusal(status, &body))
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
+        let (mut sender, response) = match self.send_on_kept(request).await? {
+            Ok(answered) => answered,
+            Err(request) => {
+                let mut sender = self.connect().await?;
+                let sent = sender.send_request(request).await;
+                let response = sent.map_err(|error| self.broken(error))?;
+                (sender, response)
+            }
+        };
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| self.broken(error))?.to_bytes();
+        if sender.ready().await.is_ok() {
+            let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < MAX_KEPT {
+                idle.push((Instant::now(), sender));
+            }
+        }
+        Ok((status, body))
+    }
+
+    /// Tries the kept connections. `Ok(Err(request))`: none took the request, it was not sent.
+    async fn send_on_kept(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Result<(Sender, Response<Incoming>), Request<Full<Bytes>>>, ClientError> {
+        while let Some(mut sender) = self.kept() {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(Ok((sender, response))),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(self.broken(error.into_error())),
+                },
+            }
+        }
+        Ok(Err(request))
+    }
+
+    fn kept(&self) -> Option<Sender> {
+        let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(since, sender)| since.elapsed() < MAX_IDLE && !sender.is_closed());
+        idle.pop().map(|(_, sender)| sender)
+    }
+
+    async fn connect(&self) -> Result<Sender, ClientError> {
+        let socket = || self.shared.socket.clone();
+        let stream =
+            UnixStream::connect(&self.shared.socket).await.map_err(|source| match source.kind() {
+                ErrorKind::PermissionDenied => ClientError::Denied { socket: socket() },
+                _ => ClientError::NotRunning { socket: socket(), source },
+            })?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|error| self.broken(error))?;
+        // Its end is seen by the sender.
+        tokio::spawn(async { drop(connection.await) });
+        Ok(sender)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|error| self.strange(status, error))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        /// An error of a newer agent, whose code we do not know.
+        #[derive(Deserialize)]
+        struct Unknown {
+            message: String,
+        }
+        match serde_json::from_slice::<ApiError>(body) {
+            Ok(error) => error.into(),
+            Err(error) => match serde_json::from_slice::<Unknown>(body) {
+                Ok(unknown) => ApiError::new(super::ErrorCode::Internal, unknown.message).into(),
+                Err(_) => self.strange(status, error),
+            },
+        }
+    }
+
+    fn broken(&self, reason: impl ToString) -> ClientError {
+        ClientError::Broken { socket: self.shared.socket.clone(), reason: reason.to_string() }
+    }
+
+    fn strange(&self, status: StatusCode, reason: impl ToString) -> ClientError {
+        let (socket, reason) = (self.shared.socket.clone(), reason.to_string());
+        ClientError::Strange { socket, status: status.as_u16(), reason }
+    }
+}
+
+fn endpoint_path(reference: &str, network: Option<&str>) -> String {
+    with_query(&format!("/v1/endpoints/{}", encoded(reference)), &[("network", network)])
+}
+
+fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let mut path = path.to_owned();
+    let mut mark = '?';
+    for (key, value) in parameters {
+        if let Some(value) = value {
+            path.push_str(&format!("{mark}{key}={}", encoded(value)));
+            mark = '&';
+        }
+    }
+    path
+}
+
+/// Percent-encodes everything but unreserved characters (RFC 3986, section 2.3). Dots too: `..`
+/// must stay a name.
+fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => encoded.push(byte.into()),
+            other => encoded.push_str(&format!("%{other:02X}")),
+        }
+    }
+    encoded
+}

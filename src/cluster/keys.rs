@@ -1,0 +1,69 @@
+//! The layout of the store.
+//!
+//! | Key | Value |
+//! | --- | --- |
+//! | `base/cluster` | schema version and identity of the cluster |
+//! | `base/networks-guard` | nothing; written with every network, so that changes of networks are serial |
+//! | `base/networks/<network>` | a [`crate::model::Network`] |
+//! | `base/nodes/<node name>` | a [`crate::model::Node`] |
+//! | `base/alive/<node name>` | the node's id; lives under the node's lease |
+//! | `members/<network>/endpoints/<endpoint>` | a [`crate::model::Endpoint`] |
+//! | `members/<network>/names/<endpoint name>` | the endpoint's id |
+//! | `members/<network>/addresses/<address>` | the endpoint's id; empty while it rests, then it lives under a lease |
+//! | `local/<node name>/<network>/<endpoint>` | nothing; finds a node's networks without reading all |
+//!
+//! What every node needs is below `base/`, so one watch sees it in one order.
+
+use std::net::IpAddr;
+
+use crate::model::{EndpointId, Name, NetworkId, NodeName};
+
+pub(super) const BASE: &str = "base/";
+pub(super) const GUARD: &str = "base/networks-guard";
+pub(super) const NETWORKS: &str = "base/networks/";
+pub(super) const NODES: &str = "base/nodes/";
+pub(super) const ALIVE: &str = "base/alive/";
+
+pub(super) fn network(id: NetworkId) -> String {
+    format!("{NETWORKS}{id}")
+}
+
+pub(super) fn node(name: &NodeName) -> String {
+    format!("{NODES}{name}")
+}
+
+pub(super) fn alive(name: &NodeName) -> String {
+    format!("{ALIVE}{name}")
+}
+
+pub(super) fn members(network: NetworkId) -> String {
+    format!("members/{network}/")
+}
+
+pub(super) fn endpoints(network: NetworkId) -> String {
+    format!("members/{network}/endpoints/")
+}
+
+pub(super) fn endpoint(network: NetworkId, id: EndpointId) -> String {
+    format!("members/{network}/endpoints/{id}")
+}
+
+pub(super) fn name(network: NetworkId, name: &Name) -> String {
+    format!("members/{network}/names/{name}")
+}
+
+pub(super) fn addresses(network: NetworkId) -> String {
+    format!("members/{network}/addresses/")
+}
+
+pub(super) fn address(network: NetworkId, address: IpAddr) -> String {
+    format!("members/{network}/addresses/{address}")
+}
+
+pub(super) fn locals(node: &NodeName) -> String {
+    format!("local/{node}/")
+}
+
+pub(super) fn local(node: &NodeName, network: NetworkId, id: EndpointId) -> String {
+    format!("local/{node}/{network}/{id}")
+}

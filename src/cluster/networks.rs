@@ -1,0 +1,234 @@
+//! Networks: creating and removing them.
+
+use std::collections::BTreeSet;
+
+use ipnetwork::IpNetwork;
+
+use super::{Cluster, ClusterError, TRIES, encode, keys};
+use crate::ipam::pool;
+use crate::model::node::UPLINK_COUNT;
+use crate::model::{Endpoint, Network, NetworkId, NetworkSpec, Node, Subnet, Versioned, Vni};
+use crate::store::{Outcome, Revision, Transaction};
+
+/// How many keys one transaction deletes: etcd takes 128 operations by default.
+const BATCH: usize = 100;
+
+/// What a network gets when its creator leaves it open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defaults {
+    /// Pools of IPv4 subnets.
+    pub pools: Vec<IpNetwork>,
+    /// The prefix length of a subnet from `pools`.
+    pub pool_prefix: u8,
+    /// Pools of IPv6 subnets.
+    pub pools6: Vec<IpNetwork>,
+    /// The prefix length of a subnet from `pools6`.
+    pub pool6_prefix: u8,
+    /// The first and the last VNI that are given out.
+    pub vnis: (Vni, Vni),
+}
+
+/// What has to be known of the cluster to create a network.
+struct Existing {
+    networks: Vec<Network>,
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// Creates a network.
+    ///
+    /// # Errors
+    /// When the request cannot be fulfilled; then nothing was written.
+    pub async fn create_network(
+        &self,
+        spec: &NetworkSpec,
+        defaults: &Defaults,
+    ) -> Result<Versioned<Network>, ClusterError> {
+        spec.subnets()?;
+        for _ in 0..TRIES {
+            let guard = self.store.get(keys::GUARD).await?;
+            let existing = Existing {
+                networks: self.networks().await?.into_iter().map(|network| network.value).collect(),
+                nodes: self.nodes().await?,
+            };
+            let network = design(spec, defaults, &existing)?;
+            let transaction = match guard {
+                Some(entry) => Transaction::new().modified(keys::GUARD, entry.modified),
+                None => Transaction::new().absent(keys::GUARD),
+            };
+            let transaction =
+                transaction.put(keys::GUARD, []).put(keys::network(network.id), encode(&network));
+            if let Outcome::Committed(Revision(revision)) = self.commit(transaction).await? {
+                return Ok(Versioned { value: network, revision });
+            }
+        }
+        Err(ClusterError::Contention("the list of networks".into()))
+    }
+
+    /// All networks, as the store has them now.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn networks(&self) -> Result<Vec<Versioned<Network>>, ClusterError> {
+        Ok(self.read_all(keys::NETWORKS).await?.into_iter().map(|(_, network)| network).collect())
+    }
+
+    /// The network with this name or id, as the store has it now.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoNetwork`] when there is none.
+    pub async fn network(&self, reference: &str) -> Result<Versioned<Network>, ClusterError> {
+        let networks = self.networks().await?;
+        let by_name = networks.iter().position(|network| network.name.as_str() == reference);
+        let by_id = || networks.iter().position(|network| network.id.to_string() == reference);
+        match by_name.or_else(by_id) {
+            Some(index) => Ok(networks.into_iter().nth(index).ok_or_else(|| no_network(reference))?),
+            None => Err(no_network(reference)),
+        }
+    }
+
+    /// How many endpoints a network has in the cluster.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn endpoint_count(&self, network: NetworkId) -> Result<usize, ClusterError> {
+        Ok(self.store.list(&keys::endpoints(network)).await?.entries.len())
+    }
+
+    /// Removes a network that has no endpoints. Removal that was interrupted goes on.
+    ///
+    /// # Errors
+    /// [`ClusterError::InUse`] when it has endpoints; then it is as it was.
+    pub async fn remove_network(&self, reference: &str) -> Result<NetworkId, ClusterError> {
+        for _ in 0..TRIES {
+            let network = self.network(reference).await?;
+            self.refuse_in_use(&network).await?;
+            // From here on nothing can be attached: an attach compares the network's revision.
+            let key = keys::network(network.id);
+            let marked = Network { removing: true, ..network.value.clone() };
+            let marking =
+                Transaction::new().modified(&key, Revision(network.revision)).put(&key, encode(&marked));
+            let Outcome::Committed(revision) = self.commit(marking).await? else { continue };
+            if let Err(in_use) = self.refuse_in_use(&network).await {
+                let unmarking =
+                    Transaction::new().modified(&key, revision).put(&key, encode(&network.value));
+                self.commit(unmarking).await?;
+                return Err(in_use);
+            }
+            return self.erase_network(network.id).await;
+        }
+        Err(ClusterError::Contention(format!("network {reference}")))
+    }
+
+    async fn refuse_in_use(&self, network: &Network) -> Result<(), ClusterError> {
+        let endpoints = self.read_all::<Endpoint>(&keys::endpoints(network.id)).await?;
+        match endpoints.first() {
+            None => Ok(()),
+            Some((_, first)) => Err(ClusterError::InUse {
+                network: network.name.clone(),
+                count: endpoints.len(),
+                example: format!("{} on node {}", first.name, first.node),
+            }),
+        }
+    }
+
+    async fn erase_network(&self, id: NetworkId) -> Result<NetworkId, ClusterError> {
+        let members = self.store.list(&keys::members(id)).await?;
+        let leftovers: Vec<String> = members.entries.into_keys().collect();
+        for batch in leftovers.chunks(BATCH) {
+            let transaction = batch.iter().fold(Transaction::new(), |t, key| t.delete(key));
+            self.commit(transaction).await?;
+        }
+        self.commit(Transaction::new().delete(keys::network(id))).await?;
+        Ok(id)
+    }
+}
+
+fn no_network(reference: &str) -> ClusterError {
+    ClusterError::NoNetwork(reference.chars().take(64).collect())
+}
+
+/// Designs the network: everything that was left open is chosen.
+fn design(
+    spec: &NetworkSpec,
+    defaults: &Defaults,
+    existing: &Existing,
+) -> Result<Network, ClusterError> {
+    if let Some(other) = existing.networks.iter().find(|network| network.name == spec.name) {
+        return Err(match other.removing {
+            true => ClusterError::Removing(spec.name.clone()),
+            false => ClusterError::NetworkExists(spec.name.clone()),
+        });
+    }
+    if let Some(mtu) = spec.mtu
+        && let Some(smallest) = existing.nodes.iter().min_by_key(|node| node.mtu)
+        && mtu > smallest.mtu
+    {
+        return Err(ClusterError::MtuTooLarge { mtu, node: smallest.name.clone(), most: smallest.mtu });
+    }
+    Ok(Network {
+        id: NetworkId::random(&mut rand::rng()),
+        name: spec.name.clone(),
+        subnets: choose_subnets(spec, defaults, existing)?,
+        vni: choose_vni(spec.vni, defaults, &existing.networks)?,
+        uplink: choose_uplink(&existing.networks)?,
+        mtu: spec.mtu,
+        internal: spec.internal,
+        labels: spec.labels.clone(),
+        removing: false,
+    })
+}
+
+fn choose_subnets(
+    spec: &NetworkSpec,
+    defaults: &Defaults,
+    existing: &Existing,
+) -> Result<Vec<Subnet>, ClusterError> {
+    let mut subnets = spec.subnets()?;
+    let mut in_use: Vec<IpNetwork> =
+        existing.networks.iter().flat_map(|network| network.subnets.iter().map(Subnet::cidr)).collect();
+    in_use.extend(existing.nodes.iter().flat_map(|node| node.subnets_in_use.iter().copied()));
+    in_use.extend(subnets.iter().map(Subnet::cidr));
+    let has = |ipv4: bool| subnets.iter().any(|subnet| subnet.cidr().is_ipv4() == ipv4);
+    let (need4, need6) = (subnets.is_empty(), spec.ipv6 && !has(false));
+    let pools = [
+        (need4, &defaults.pools, defaults.pool_prefix, "IPv4 subnet of the default pools"),
+        (need6, &defaults.pools6, defaults.pool6_prefix, "IPv6 subnet of the default pools"),
+    ];
+    for (needed, pools, prefix, what) in pools {
+        if needed {
+            let none_left = ClusterError::NoneLeft(what, ", give --subnet, or configure larger pools");
+            let cidr = pool::free_subnet(pools, prefix, &in_use).ok_or(none_left)?;
+            let subnet = Subnet::new(cidr, None, None, BTreeSet::new())
+                .map_err(|e| ClusterError::Invalid(e.into()))?;
+            subnets.push(subnet);
+        }
+    }
+    Ok(subnets)
+}
+
+fn choose_vni(
+    wanted: Option<Vni>,
+    defaults: &Defaults,
+    networks: &[Network],
+) -> Result<Vni, ClusterError> {
+    if let Some(vni) = wanted {
+        return match networks.iter().find(|network| network.vni == vni) {
+            Some(other) => Err(ClusterError::VniTaken { vni, network: other.name.clone() }),
+            None => Ok(vni),
+        };
+    }
+    let taken: BTreeSet<Vni> = networks.iter().map(|network| network.vni).collect();
+    let (first, last) = defaults.vnis;
+    (first.number()..=last.number())
+        .filter_map(Vni::new)
+        .find(|vni| !taken.contains(vni))
+        .ok_or(ClusterError::NoneLeft("VNI", ", or configure a larger range"))
+}
+
+fn choose_uplink(networks: &[Network]) -> Result<u16, ClusterError> {
+    let taken: BTreeSet<u16> = networks.iter().map(|network| network.uplink).collect();
+    (0..UPLINK_COUNT)
+        .find(|uplink| !taken.contains(uplink))
+        .ok_or(ClusterError::NoneLeft("uplink number", ""))
+}

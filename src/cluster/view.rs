@@ -1,0 +1,461 @@
+//! One node's view of the cluster: watches on the store, folded into immutable snapshots.
+//!
+//! One watch covers what every node needs (`base/`), one more each network that this node uses. A
+//! task owns them; the others read the latest [`Published`] or wait for the next.
+//!
+//! Nothing is believed that would take things away until the store has proved to be the one this
+//! node joined: an emptied store changes nothing here but the health.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+
+use super::{Cluster, ClusterError, keys};
+use crate::cluster::endpoints::holder;
+use crate::model::snapshot::Members;
+use crate::model::{NetworkId, NodeName, Snapshot};
+use crate::store::{Change, Entry, Event, Listing, Revision, schema};
+
+/// How long a network that no endpoint uses any more is kept, so that a container that is replaced
+/// finds everything in place.
+const LINGER: Duration = Duration::from_secs(30);
+/// How often it is looked for such networks.
+const TICK: Duration = Duration::from_secs(5);
+/// How long to wait before the store is asked again whether it is ours.
+const VERIFY_AGAIN: Duration = Duration::from_millis(500);
+
+/// How the view stands to the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Health {
+    /// Nothing was heard yet.
+    #[default]
+    Starting,
+    /// The view follows the store.
+    Current,
+    /// The store cannot be reached: the view is as it was then. Why is said.
+    Lost(String),
+    /// The store is not the one this node belongs to: the view stays as it was before.
+    Replaced,
+}
+
+/// The latest that is known.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// The state of the cluster.
+    pub snapshot: Snapshot,
+    /// How current it is.
+    pub health: Health,
+}
+
+/// A handle on the view.
+#[derive(Clone)]
+pub struct View {
+    published: watch::Receiver<Published>,
+    uses: mpsc::Sender<Use>,
+}
+
+/// A use of a network: as long as it lives, the network's members are followed.
+#[derive(Debug)]
+pub struct Using {
+    _alive: oneshot::Sender<()>,
+}
+
+struct Use {
+    network: NetworkId,
+    alive: oneshot::Receiver<()>,
+    ready: oneshot::Sender<()>,
+}
+
+impl View {
+    /// Starts to follow the store, for the networks on which this node has endpoints at once.
+    pub fn start(cluster: Arc<Cluster>, node: NodeName, networks: Vec<NetworkId>) -> Self {
+        let (publisher, published) = watch::channel(Published::default());
+        let (uses, requests) = mpsc::channel(64);
+        tokio::spawn(Follower::new(cluster, node, publisher).run(networks, requests));
+        Self { published, uses }
+    }
+
+    /// The latest that is known.
+    pub fn latest(&self) -> Published {
+        self.published.borrow().clone()
+    }
+
+    /// A receiver of what is published from now on.
+    pub fn subscribe(&self) -> watch::Receiver<Published> {
+        self.published.clone()
+    }
+
+    /// Follows a network's members, and waits until they are known.
+    ///
+    /// `None`: the view has ended.
+    pub async fn use_network(&self, network: NetworkId) -> Option<Using> {
+        let (alive_sender, alive) = oneshot::channel();
+        let (ready, is_ready) = oneshot::channel();
+        self.uses.send(Use { network, alive, ready }).await.ok()?;
+        is_ready.await.ok()?;
+        Some(Using { _alive: alive_sender })
+    }
+}
+
+/// Which watch an event came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Base,
+    Members(NetworkId),
+}
+
+/// An event and the generation of the watches it belongs to: those of older ones are dropped.
+type Tagged = (Source, u64, Event);
+
+/// A network whose members are followed.
+struct Followed {
+    watch: AbortHandle,
+    /// Whether its first snapshot has come.
+    known: bool,
+    waiting: Vec<oneshot::Sender<()>>,
+    uses: Vec<oneshot::Receiver<()>>,
+    unused_since: Option<Instant>,
+}
+
+struct Follower {
+    cluster: Arc<Cluster>,
+    node: NodeName,
+    publisher: watch::Sender<Published>,
+    now: Published,
+    followed: BTreeMap<NetworkId, Followed>,
+    base_known: bool,
+    generation: u64,
+    events: (mpsc::Sender<Tagged>, mpsc::Receiver<Tagged>),
+}
+
+impl Follower {
+    fn new(cluster: Arc<Cluster>, node: NodeName, publisher: watch::Sender<Published>) -> Self {
+        Self {
+            cluster,
+            node,
+            publisher,
+            now: Published::default(),
+            followed: BTreeMap::new(),
+            base_known: false,
+            generation: 0,
+            events: mpsc::channel(256),
+        }
+    }
+
+    async fn run(mut self, networks: Vec<NetworkId>, mut requests: mpsc::Receiver<Use>) {
+        let mut base = self.watch(Source::Base);
+        for network in networks {
+            self.follow(network);
+        }
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                Some(event) = self.events.1.recv() => {
+                    let mut restart = self.take(event).await;
+                    // A burst is one publication.
+                    while let Ok(event) = self.events.1.try_recv() {
+                        restart |= self.take(event).await;
+                    }
+                    if restart {
+                        base.abort();
+                        base = self.watch_anew();
+                    }
+                }
+                request = requests.recv() => match request {
+                    Some(request) => self.begin_use(request),
+                    None => break,
+                },
+                _ = tick.tick() => self.drop_unused(),
+            }
+            self.publish();
+        }
+        base.abort();
+        for followed in self.followed.values() {
+            followed.watch.abort();
+        }
+    }
+
+    fn publish(&mut self) {
+        // Until the base is known there is nothing to act upon.
+        if self.base_known {
+            let ready = self.followed.values().all(|followed| followed.known);
+            if self.now.health == Health::Starting && ready {
+                self.now.health = Health::Current;
+            }
+        }
+        self.publisher.send_replace(self.now.clone());
+        for followed in self.followed.values_mut().filter(|followed| followed.known) {
+            for waiting in followed.waiting.drain(..) {
+                // Who asked may have given up.
+                let _ = waiting.send(());
+            }
+        }
+    }
+
+    fn watch(&self, source: Source) -> AbortHandle {
+        let prefix = match source {
+            Source::Base => keys::BASE.to_owned(),
+            Source::Members(network) => keys::members(network),
+        };
+        let mut events = self.cluster.store().watch(&prefix, None);
+        let (sender, generation) = (self.events.0.clone(), self.generation);
+        let forward = async move {
+            while let Some(event) = events.recv().await {
+                if sender.send((source, generation, event)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::spawn(forward).abort_handle()
+    }
+
+    /// Watches everything from the beginning: what was missed comes as snapshots.
+    fn watch_anew(&mut self) -> AbortHandle {
+        self.generation += 1;
+        let networks: Vec<NetworkId> = self.followed.keys().copied().collect();
+        for network in networks {
+            let watch = self.watch(Source::Members(network));
+            if let Some(followed) = self.followed.get_mut(&network) {
+                followed.watch.abort();
+                followed.watch = watch;
+            }
+        }
+        self.watch(Source::Base)
+    }
+
+    fn follow(&mut self, network: NetworkId) {
+        if !self.followed.contains_key(&network) {
+            let watch = self.watch(Source::Members(network));
+            let (waiting, uses) = (Vec::new(), Vec::new());
+            self.followed
+                .insert(network, Followed { watch, known: false, waiting, uses, unused_since: None });
+        }
+    }
+
+    fn begin_use(&mut self, request: Use) {
+        self.follow(request.network);
+        if let Some(followed) = self.followed.get_mut(&request.network) {
+            followed.unused_since = None;
+            followed.uses.push(request.alive);
+            followed.waiting.push(request.ready);
+        }
+    }
+
+    /// Stops following networks that have had no local endpoint and no use for a while.
+    fn drop_unused(&mut self) {
+        let now = Instant::now();
+        let mut dropped = Vec::new();
+        for (network, followed) in &mut self.followed {
+            followed.uses.retain_mut(|alive| {
+                matches!(alive.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+            });
+            let members = self.now.snapshot.members.get(network);
+            let local = members.is_some_and(|m| m.endpoints.values().any(|e| e.node == self.node));
+            if local || !followed.uses.is_empty() || !followed.known {
+                followed.unused_since = None;
+            } else if now.duration_since(*followed.unused_since.get_or_insert(now)) >= LINGER {
+                dropped.push(*network);
+            }
+        }
+        for network in dropped {
+            self.forget(network);
+        }
+    }
+
+    fn forget(&mut self, network: NetworkId) {
+        if let Some(followed) = self.followed.remove(&network) {
+            followed.watch.abort();
+            self.now.snapshot.members.remove(&network);
+        }
+    }
+
+    /// Takes one event. `true`: everything must be watched anew, because the store has come back
+    /// as the one we know after it had been another.
+    async fn take(&mut self, (source, generation, event): Tagged) -> bool {
+        if generation != self.generation {
+            return false;
+        }
+        if let Event::Lost(reason) = event {
+            // Before the first complete view there is nothing that could be out of date.
+            if self.now.health == Health::Current {
+                warn!(reason, "store lost: what runs goes on");
+                self.now.health = Health::Lost(reason);
+            }
+            return false;
+        }
+        let was = self.now.health.clone();
+        if (takes_away(&event) || was == Health::Replaced) && !self.verified().await {
+            if was != Health::Replaced {
+                warn!(
+                    store = self.cluster.store().name(),
+                    "store emptied or exchanged: what runs goes on"
+                );
+            }
+            self.now.health = Health::Replaced;
+            return false;
+        }
+        match was {
+            Health::Replaced => {
+                info!("store is the known one again");
+                self.now.health = Health::Current;
+                return true;
+            }
+            Health::Lost(_) => {
+                info!("store is back");
+                self.now.health = Health::Current;
+            }
+            Health::Starting | Health::Current => {}
+        }
+        match source {
+            Source::Base => self.take_base(event),
+            Source::Members(network) => self.take_members(network, event),
+        }
+        false
+    }
+
+    /// Whether the store is the one this node joined; waits as long as it cannot be reached.
+    async fn verified(&self) -> bool {
+        loop {
+            match self.cluster.verify().await {
+                Ok(()) => return true,
+                Err(ClusterError::Replaced(_)) => return false,
+                Err(_) => tokio::time::sleep(VERIFY_AGAIN).await,
+            }
+        }
+    }
+
+    fn take_base(&mut self, event: Event) {
+        let snapshot = &mut self.now.snapshot;
+        match event {
+            Event::Snapshot(Listing { entries, .. }) => {
+                snapshot.networks = Arc::default();
+                snapshot.nodes = Arc::default();
+                snapshot.alive = Arc::default();
+                for (key, entry) in entries {
+                    put_base(snapshot, &key, &entry);
+                }
+                self.base_known = true;
+            }
+            Event::Changes(_, changes) => {
+                for change in changes {
+                    match change {
+                        Change::Put(key, entry) => put_base(snapshot, &key, &entry),
+                        Change::Delete(key) => delete_base(snapshot, &key),
+                    }
+                }
+            }
+            Event::Lost(_) => {}
+        }
+        let networks = self.now.snapshot.networks.clone();
+        let gone: Vec<NetworkId> =
+            self.followed.keys().filter(|network| !networks.contains_key(network)).copied().collect();
+        for network in gone {
+            self.forget(network);
+        }
+    }
+
+    fn take_members(&mut self, network: NetworkId, event: Event) {
+        let Some(followed) = self.followed.get_mut(&network) else { return };
+        let prefix = keys::members(network);
+        let members = Arc::make_mut(self.now.snapshot.members.entry(network).or_default());
+        match event {
+            Event::Snapshot(Listing { revision, entries }) => {
+                *members = Members { revision: revision.0, ..Members::default() };
+                for (key, entry) in entries {
+                    put_member(members, key.strip_prefix(&prefix).unwrap_or(&key), &entry);
+                }
+                followed.known = true;
+            }
+            Event::Changes(Revision(revision), changes) => {
+                members.revision = revision;
+                for change in changes {
+                    match change {
+                        Change::Put(key, entry) => {
+                            put_member(members, key.strip_prefix(&prefix).unwrap_or(&key), &entry);
+                        }
+                        Change::Delete(key) => {
+                            delete_member(members, key.strip_prefix(&prefix).unwrap_or(&key));
+                        }
+                    }
+                }
+            }
+            Event::Lost(_) => {}
+        }
+    }
+}
+
+/// Whether believing an event could take away what runs.
+fn takes_away(event: &Event) -> bool {
+    let matters = |key: &str| {
+        key == schema::KEY
+            || key.starts_with(keys::NETWORKS)
+            || key.starts_with(keys::NODES)
+            || key.contains("/endpoints/")
+    };
+    match event {
+        Event::Snapshot(_) => true,
+        Event::Changes(_, changes) => changes.iter().any(|change| match change {
+            Change::Delete(key) => matters(key),
+            Change::Put(key, _) => key == schema::KEY,
+        }),
+        Event::Lost(_) => false,
+    }
+}
+
+fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry) {
+    if let Some(id) = key.strip_prefix(keys::NETWORKS).and_then(|id| id.parse::<NetworkId>().ok()) {
+        if let Some(network) = read(key, entry) {
+            Arc::make_mut(&mut snapshot.networks).insert(id, Arc::new(network));
+        }
+    } else if let Some(name) =
+        key.strip_prefix(keys::NODES).and_then(|name| name.parse::<NodeName>().ok())
+    {
+        if let Some(node) = read(key, entry) {
+            Arc::make_mut(&mut snapshot.nodes).insert(name, Arc::new(node.value));
+        }
+    } else if let Some(name) = key.strip_prefix(keys::ALIVE).and_then(|name| name.parse().ok()) {
+        Arc::make_mut(&mut snapshot.alive).insert(name);
+    }
+}
+
+fn delete_base(snapshot: &mut Snapshot, key: &str) {
+    if let Some(id) = key.strip_prefix(keys::NETWORKS).and_then(|id| id.parse::<NetworkId>().ok()) {
+        Arc::make_mut(&mut snapshot.networks).remove(&id);
+    } else if let Some(name) =
+        key.strip_prefix(keys::NODES).and_then(|name| name.parse::<NodeName>().ok())
+    {
+        Arc::make_mut(&mut snapshot.nodes).remove(&name);
+    } else if let Some(name) =
+        key.strip_prefix(keys::ALIVE).and_then(|name| name.parse::<NodeName>().ok())
+    {
+        let alive: &mut BTreeSet<NodeName> = Arc::make_mut(&mut snapshot.alive);
+        alive.remove(&name);
+    }
+}
+
+fn put_member(members: &mut Members, key: &str, entry: &Entry) {
+    if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
+        if let Some(endpoint) = read(key, entry) {
+            members.endpoints.insert(id, Arc::new(endpoint.value));
+        }
+    } else if let Some(address) = key.strip_prefix("addresses/").and_then(|a| a.parse().ok()) {
+        members.taken.insert(address, holder(&entry.value));
+    }
+}
+
+fn delete_member(members: &mut Members, key: &str) {
+    if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
+        members.endpoints.remove(&id);
+    } else if let Some(address) = key.strip_prefix("addresses/").and_then(|a| a.parse().ok()) {
+        members.taken.remove(&address);
+    }
+}
+
+/// Reads a value; one that cannot be read is as good as absent, and is reported.
+fn read<T: serde::de::DeserializeOwned>(key: &str, entry: &Entry) -> Option<crate::model::Versioned<T>> {
+    super::decode(key, entry).inspect_err(|error| warn!(%error, "unreadable value ignored")).ok()
+}

@@ -1,0 +1,7 @@
+//! Address management: which subnet a new network gets, which address a new endpoint gets.
+//!
+//! Pure: what is taken comes in as a value, the answer is a proposal. The store's transaction
+//! decides, and refuses a proposal that came too late.
+
+pub mod address;
+pub mod pool;

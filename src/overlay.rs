@@ -1,0 +1,201 @@
+//! From the cluster's state to the kernel objects that one node needs: pure computation.
+//!
+//! [`sandbox`] and [`host`] say what must be there, [`plug()`] what goes into a container.
+//! How a packet goes: container, its veth, the sandbox's routes, then another veth, the tunnel
+//! device or the uplink. The sandbox is a router; nothing is flooded and nothing is learned.
+
+mod firewall;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use crate::model::node::UplinkAddresses;
+use crate::model::object::{
+    Device, Host, Link, LinkKind, Object, Plug, Route, Sandbox, Target, Uplink, uplink_name,
+};
+use crate::model::subnet::width;
+use crate::model::{Endpoint, Network, Node, NodeName};
+
+/// The MTU of `lo`, which the kernel sets.
+const LOOPBACK_MTU: u32 = 65_536;
+
+/// What a computation needs to know of the cluster beside the network: who we are, who else is
+/// there.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// This node.
+    pub me: &'a Node,
+    /// All nodes.
+    pub nodes: &'a BTreeMap<NodeName, Arc<Node>>,
+}
+
+/// The MTU of a network's interfaces on a node: what was asked for, as far as the underlay
+/// carries it in one piece.
+pub fn effective_mtu(me: &Node, network: &Network) -> u32 {
+    network.mtu.map_or(me.mtu, |mtu| mtu.min(me.mtu))
+}
+
+/// All that a network needs on this node.
+pub fn sandbox<'a>(
+    around: Surroundings<'_>,
+    network: &Network,
+    endpoints: impl IntoIterator<Item = &'a Endpoint>,
+) -> Sandbox {
+    let mtu = effective_mtu(around.me, network);
+    let mut objects = skeleton(around.me, network, mtu);
+    for endpoint in endpoints {
+        objects.extend(endpoint_objects(around, network, endpoint));
+    }
+    Sandbox {
+        network: network.id,
+        objects,
+        firewall: firewall::sandbox(network),
+        uplink: (!network.internal).then(|| uplink(network, mtu)),
+    }
+}
+
+/// What a sandbox has before any endpoint.
+fn skeleton(me: &Node, network: &Network, mtu: u32) -> BTreeSet<Object> {
+    let link = |device, kind, mtu| Object::Link(Link { device, kind, mtu, up: true });
+    let tunnel =
+        LinkKind::Vxlan { vni: network.vni, local: me.underlay, port: me.tunnel_port, mac: me.vtep_mac };
+    let mut objects = BTreeSet::from([
+        link(Device::Loopback, LinkKind::Loopback, LOOPBACK_MTU),
+        link(Device::Tunnel, tunnel, mtu),
+    ]);
+    for subnet in &network.subnets {
+        objects
+            .insert(Object::Address { device: Device::Loopback, address: host_net(subnet.gateway()) });
+        objects.insert(route(subnet.cidr(), Target::Unreachable, None));
+    }
+    if !network.internal {
+        let uplink = UplinkAddresses::new(network.uplink);
+        objects.insert(link(Device::Uplink, LinkKind::Veth, mtu));
+        let ends = [
+            (uplink.sandbox4.into(), uplink.host4.into()),
+            (uplink.sandbox6.into(), uplink.host6.into()),
+        ];
+        for (sandbox_end, host_end) in ends {
+            objects.insert(Object::Address { device: Device::Uplink, address: pair_net(sandbox_end) });
+            objects.insert(route(default_net(host_end), Target::Via(Device::Uplink, host_end), None));
+        }
+    }
+    objects
+}
+
+/// What one endpoint adds to its network's sandbox: for a local one its veth and the routes into
+/// it, for a remote one the routes to its node and that node's neighbour and forwarding entries.
+///
+/// Nothing for an endpoint of a node that is not known (yet), or whose underlay is of the other
+/// address family.
+pub fn endpoint_objects(
+    around: Surroundings<'_>,
+    network: &Network,
+    endpoint: &Endpoint,
+) -> Vec<Object> {
+    if endpoint.node == around.me.name {
+        return local_objects(around.me, network, endpoint);
+    }
+    match around.nodes.get(&endpoint.node) {
+        Some(node) if node.underlay.is_ipv4() == around.me.underlay.is_ipv4() => {
+            remote_objects(around.me, network, node, endpoint)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn local_objects(me: &Node, network: &Network, endpoint: &Endpoint) -> Vec<Object> {
+    let device = Device::Endpoint(endpoint.id);
+    let mtu = effective_mtu(me, network);
+    let mut objects = vec![Object::Link(Link { device, kind: LinkKind::Veth, mtu, up: true })];
+    for &address in &endpoint.addresses {
+        objects.push(Object::Neighbour { device, address, mac: endpoint.mac });
+        objects.push(route(host_net(address), Target::Device(device), None));
+    }
+    objects
+}
+
+fn remote_objects(me: &Node, network: &Network, node: &Node, endpoint: &Endpoint) -> Vec<Object> {
+    let (device, mac) = (Device::Tunnel, node.vtep_mac);
+    let mtu = (node.mtu < effective_mtu(me, network)).then_some(node.mtu);
+    let mut objects = vec![Object::Fdb { mac, remote: node.underlay, port: node.tunnel_port }];
+    for &address in &endpoint.addresses {
+        let next_hop = node.next_hop(address.is_ipv4());
+        objects.push(Object::Neighbour { device, address: next_hop, mac });
+        objects.push(route(host_net(address), Target::Via(device, next_hop), mtu));
+    }
+    objects
+}
+
+/// What goes into a local endpoint's container.
+pub fn plug(me: &Node, network: &Network, endpoint: &Endpoint) -> Plug {
+    let placed =
+        endpoint.addresses.iter().filter_map(|&a| network.subnet_of(a).map(|subnet| (a, subnet)));
+    let (addresses, gateways) = placed
+        .filter_map(|(a, subnet)| {
+            Some((IpNetwork::new(a, subnet.cidr().prefix()).ok()?, subnet.gateway()))
+        })
+        .unzip();
+    Plug {
+        endpoint: endpoint.id,
+        netns: endpoint.attachment.netns.clone(),
+        inode: endpoint.attachment.inode,
+        interface: endpoint.attachment.interface.clone(),
+        mac: endpoint.mac,
+        mtu: effective_mtu(me, network),
+        addresses,
+        gateways,
+        routes: network.subnets.iter().map(|subnet| subnet.cidr()).collect(),
+        default_route: !network.internal,
+    }
+}
+
+/// The host's end of a network's uplink.
+fn uplink(network: &Network, mtu: u32) -> Uplink {
+    let UplinkAddresses { host4, host6, .. } = UplinkAddresses::new(network.uplink);
+    Uplink {
+        name: uplink_name(network.id),
+        mtu,
+        addresses: vec![pair_net(host4.into()), pair_net(host6.into())],
+    }
+}
+
+/// All that this node needs in its own namespace, for the networks that it uses.
+pub fn host<'a>(around: Surroundings<'_>, networks: impl IntoIterator<Item = &'a Network>) -> Host {
+    let with_uplink: Vec<&Network> = networks.into_iter().filter(|network| !network.internal).collect();
+    Host {
+        firewall: firewall::host(around, !with_uplink.is_empty()),
+        uplinks: with_uplink.iter().map(|n| uplink(n, effective_mtu(around.me, n))).collect(),
+        forward4: with_uplink.iter().any(|network| network.has_ipv4()),
+        forward6: with_uplink.iter().any(|network| network.has_ipv6()),
+    }
+}
+
+fn route(destination: IpNetwork, target: Target, mtu: Option<u32>) -> Object {
+    Object::Route(Route { destination, target, mtu })
+}
+
+/// The range of one address.
+fn host_net(address: IpAddr) -> IpNetwork {
+    IpNetwork::from(address)
+}
+
+/// The range of a point-to-point link: /31 (RFC 3021) or /127 (RFC 6164).
+fn pair_net(address: IpAddr) -> IpNetwork {
+    IpNetwork::new(address, width(address) - 1).unwrap_or_else(|_| host_net(address))
+}
+
+/// Every address of the same family: `0.0.0.0/0` or `::/0`.
+fn default_net(like: IpAddr) -> IpNetwork {
+    let any: IpAddr = match like {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNetwork::new(any, 0).unwrap_or_else(|_| host_net(any))
+}
+
+#[cfg(test)]
+mod tests;

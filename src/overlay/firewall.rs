@@ -1,0 +1,134 @@
+//! The nftables tables of ours, as scripts for `nft -f`: one for the host, one for each sandbox.
+//!
+//! A script replaces the whole table in one transaction, so there is no moment without rules.
+//! Every drop has a counter and, as its comment, the reason.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use super::Surroundings;
+use crate::model::Network;
+use crate::model::node::{UPLINKS4, UPLINKS6};
+use crate::model::object::{TABLE, UPLINK_PREFIX};
+
+/// The table of a sandbox.
+///
+/// - A packet from a container or from the tunnel must come from where its source address is
+///   routed to: `fib` asks the very routes that deliver to that address, for both families.
+/// - Traffic within the network is not tracked; only what leaves is, to be masqueraded.
+/// - Other nodes cannot leave through this node's uplink, and nobody comes in through it.
+pub(super) fn sandbox(network: &Network) -> String {
+    let mut rules = String::from(
+        r#"
+    chain prerouting {
+        type filter hook prerouting priority raw; policy accept;
+        iifname "ve*" ip6 saddr { ::, fe80::/10 } drop comment "link-local: not routed"
+        iifname "ve*" fib saddr . iif oif missing counter drop comment "foreign-source"
+        iifname "vx0" fib saddr . iif oif missing counter drop comment "foreign-source-tunnel"
+"#,
+    );
+    if network.internal {
+        rules.push_str("    }\n");
+        return table(&rules);
+    }
+    for (family, ipv4) in [("ip", true), ("ip6", false)] {
+        let subnets = network.subnets.iter().map(|s| s.cidr()).filter(|c| c.is_ipv4() == ipv4);
+        let subnets = subnets.map(|cidr| cidr.to_string()).collect::<Vec<_>>().join(", ");
+        if !subnets.is_empty() {
+            let _ = writeln!(
+                rules,
+                "        {family} saddr {{ {subnets} }} {family} daddr {{ {subnets} }} notrack"
+            );
+        }
+    }
+    rules.push_str(
+        r#"    }
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        iifname "vx0" oifname "up0" counter drop comment "remote-to-uplink"
+        iifname "up0" ct state != { established, related } counter drop comment "unsolicited"
+    }
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "up0" masquerade
+    }
+"#,
+    );
+    table(&rules)
+}
+
+/// The table of the host.
+///
+/// - VXLAN has no authentication: the tunnel port takes packets from member nodes only. The check
+///   comes before connection tracking and before any rule of the administrator's.
+/// - Nobody but the kernel's VXLAN device sends to a tunnel port: not a container, not another
+///   engine's container whose traffic this host forwards, not a process on this host (a packet of
+///   a socket has an owner, `meta skuid`; those of a VXLAN device have none).
+/// - Sandboxes reach neither the host nor each other, and nobody opens a connection into one.
+pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
+    let port = around.me.tunnel_port;
+    let members: Vec<IpAddr> = around
+        .nodes
+        .values()
+        .filter(|node| node.name != around.me.name)
+        .map(|node| node.underlay)
+        .collect();
+    let mut rules = String::from("\n");
+    for (name, kind, ipv4) in [("members4", "ipv4_addr", true), ("members6", "ipv6_addr", false)] {
+        let elements: Vec<String> =
+            members.iter().filter(|a| a.is_ipv4() == ipv4).map(IpAddr::to_string).collect();
+        let elements = match elements.is_empty() {
+            true => String::new(),
+            false => format!(" elements = {{ {} }};", elements.join(", ")),
+        };
+        let _ = writeln!(rules, "    set {name} {{ type {kind};{elements} }}");
+    }
+    let _ = write!(
+        rules,
+        r#"    chain prerouting {{
+        type filter hook prerouting priority -450; policy accept;
+        udp dport {port} jump tunnel
+    }}
+    chain tunnel {{
+        iifname "{UPLINK_PREFIX}*" counter drop comment "tunnel-from-container"
+        notrack
+        ip saddr @members4 accept
+        ip6 saddr @members6 accept
+        fib daddr type local counter drop comment "tunnel-from-stranger"
+    }}
+    chain output {{
+        type filter hook output priority -450; policy accept;
+        udp dport {port} meta skuid >= 0 counter drop comment "tunnel-from-process"
+        udp dport {port} notrack
+    }}
+    chain forward {{
+        type filter hook forward priority -450; policy accept;
+        udp dport {port} ip daddr @members4 counter drop comment "tunnel-forwarded"
+        udp dport {port} ip6 daddr @members6 counter drop comment "tunnel-forwarded"
+"#
+    );
+    if uplinks {
+        let _ = write!(
+            rules,
+            r#"        iifname "{UPLINK_PREFIX}*" oifname "{UPLINK_PREFIX}*" counter drop comment "between-networks"
+        oifname "{UPLINK_PREFIX}*" ct state != {{ established, related }} counter drop comment "unsolicited"
+    }}
+    chain input {{
+        type filter hook input priority -450; policy accept;
+        iifname "{UPLINK_PREFIX}*" ct state != {{ established, related }} counter drop comment "container-to-host"
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {UPLINKS4} oifname != "{UPLINK_PREFIX}*" masquerade
+        ip6 saddr {UPLINKS6} oifname != "{UPLINK_PREFIX}*" masquerade
+"#
+        );
+    }
+    rules.push_str("    }\n");
+    table(&rules)
+}
+
+/// A script that puts a table with these rules in the place of the present one, if any.
+fn table(rules: &str) -> String {
+    format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{{rules}}}\n")
+}

@@ -1,0 +1,188 @@
+use super::*;
+use crate::model::{Name, NodeName};
+
+fn node(name: &str, underlay: &str, mtu: u32) -> Arc<Node> {
+    let last = underlay.as_bytes().last().copied().unwrap_or(0);
+    Arc::new(
+        serde_json::from_value(serde_json::json!({
+            "id": format!("0000000000{last:02x}"), "name": name, "underlay": underlay,
+            "vtep_mac": format!("02:00:00:00:00:{last:02x}"), "tunnel_port": 4789, "mtu": mtu,
+        }))
+        .unwrap(),
+    )
+}
+
+fn nodes(list: &[Arc<Node>]) -> BTreeMap<NodeName, Arc<Node>> {
+    list.iter().map(|node| (node.name.clone(), node.clone())).collect()
+}
+
+fn network(extra: serde_json::Value) -> Network {
+    let mut json = serde_json::json!({
+        "id": "aaaaaaaaaaaa", "name": "web", "vni": 4097, "uplink": 3,
+        "subnets": [{"cidr": "10.9.0.0/24"}, {"cidr": "fd00:9::/64"}],
+    });
+    json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    serde_json::from_value(json).unwrap()
+}
+
+fn endpoint(id: u8, node: &str) -> Endpoint {
+    serde_json::from_value(serde_json::json!({
+        "id": format!("bbbbbbbbbb{id:02x}"), "name": format!("e{id}"), "network": "aaaaaaaaaaaa",
+        "node": node, "addresses": [format!("10.9.0.{id}"), format!("fd00:9::{id:x}")],
+        "mac": format!("06:00:00:00:00:{id:02x}"),
+        "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+    }))
+    .unwrap()
+}
+
+fn show(sandbox: &Sandbox) -> Vec<String> {
+    let line = |object: &Object| match object {
+        Object::Link(link) => format!("link {} mtu {}", link.device, link.mtu),
+        Object::Address { device, address } => format!("addr {address} dev {device}"),
+        Object::Neighbour { device, address, mac } => format!("neigh {address} {mac} dev {device}"),
+        Object::Fdb { mac, remote, port } => format!("fdb {mac} dst {remote} port {port}"),
+        Object::Route(Route { destination, target, mtu }) => {
+            let mtu = mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
+            match target {
+                Target::Unreachable => format!("unreachable {destination}{mtu}"),
+                Target::Device(device) => format!("route {destination} dev {device}{mtu}"),
+                Target::Via(device, hop) => format!("route {destination} via {hop} dev {device}{mtu}"),
+            }
+        }
+    };
+    sandbox.objects.iter().map(line).collect()
+}
+
+#[test]
+fn a_remote_node_is_one_neighbour_per_family_and_one_fdb_entry_however_many_endpoints_it_has() {
+    let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1450));
+    let nodes = nodes(&[n1.clone(), n2]);
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    let endpoints = [endpoint(2, "n1"), endpoint(3, "n2"), endpoint(4, "n2")];
+    let lines = show(&sandbox(around, &network(serde_json::json!({})), &endpoints));
+    assert_eq!(
+        lines,
+        [
+            "link lo mtu 65536",
+            "link vx0 mtu 1450",
+            "link up0 mtu 1450",
+            "link vebbbbbbbbbb02 mtu 1450",
+            "addr 10.9.0.1/32 dev lo",
+            "addr fd00:9::1/128 dev lo",
+            "addr 169.254.64.7/31 dev up0",
+            "addr fd6e:6574:6374:6c00::7/127 dev up0",
+            "neigh 192.0.2.2 02:00:00:00:00:32 dev vx0",
+            "neigh fe80::ff:fe00:32 02:00:00:00:00:32 dev vx0",
+            "neigh 10.9.0.2 06:00:00:00:00:02 dev vebbbbbbbbbb02",
+            "neigh fd00:9::2 06:00:00:00:00:02 dev vebbbbbbbbbb02",
+            "fdb 02:00:00:00:00:32 dst 192.0.2.2 port 4789",
+            "route 0.0.0.0/0 via 169.254.64.6 dev up0",
+            "unreachable 10.9.0.0/24",
+            "route 10.9.0.2/32 dev vebbbbbbbbbb02",
+            "route 10.9.0.3/32 via 192.0.2.2 dev vx0",
+            "route 10.9.0.4/32 via 192.0.2.2 dev vx0",
+            "route ::/0 via fd6e:6574:6374:6c00::6 dev up0",
+            "unreachable fd00:9::/64",
+            "route fd00:9::2/128 dev vebbbbbbbbbb02",
+            "route fd00:9::3/128 via fe80::ff:fe00:32 dev vx0",
+            "route fd00:9::4/128 via fe80::ff:fe00:32 dev vx0",
+        ]
+    );
+}
+
+#[test]
+fn an_internal_network_has_no_uplink_and_no_default_route() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let nodes = nodes(std::slice::from_ref(&n1));
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    let network = network(serde_json::json!({"internal": true}));
+    let sandbox = sandbox(around, &network, &[endpoint(2, "n1")]);
+    let lines = show(&sandbox);
+    assert!(!lines.iter().any(|line| line.contains("up0") || line.contains("/0 ")), "{lines:?}");
+    assert_eq!(sandbox.uplink, None);
+    assert!(!sandbox.firewall.contains("masquerade"));
+    assert!(!plug(&n1, &network, &endpoint(2, "n1")).default_route);
+    assert!(host(around, [&network]).uplinks.is_empty());
+    assert!(!host(around, [&network]).forward4);
+}
+
+#[test]
+fn a_node_with_a_smaller_underlay_lowers_the_mtu_of_the_routes_to_it() {
+    let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1350));
+    let nodes = nodes(&[n1.clone(), n2.clone()]);
+    let network = network(serde_json::json!({}));
+    let endpoints = [endpoint(2, "n1"), endpoint(3, "n2")];
+    let lines = show(&sandbox(Surroundings { me: &n1, nodes: &nodes }, &network, &endpoints));
+    assert!(lines.contains(&"route 10.9.0.3/32 via 192.0.2.2 dev vx0 mtu 1350".to_owned()), "{lines:?}");
+    let lines = show(&sandbox(Surroundings { me: &n2, nodes: &nodes }, &network, &endpoints));
+    assert!(lines.contains(&"route 10.9.0.2/32 via 192.0.2.1 dev vx0".to_owned()), "{lines:?}");
+}
+
+#[test]
+fn the_mtu_is_what_was_asked_for_as_far_as_the_underlay_carries_it() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let mtu = |asked: Option<u32>| effective_mtu(&n1, &network(serde_json::json!({"mtu": asked})));
+    assert_eq!((mtu(None), mtu(Some(1300)), mtu(Some(9000))), (1450, 1300, 1450));
+}
+
+#[test]
+fn endpoints_of_unknown_nodes_and_of_the_other_underlay_family_add_nothing() {
+    let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "2001:db8::2", 1430));
+    let nodes = nodes(&[n1.clone(), n2]);
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    let network = network(serde_json::json!({}));
+    assert_eq!(endpoint_objects(around, &network, &endpoint(3, "n2")), []);
+    assert_eq!(endpoint_objects(around, &network, &endpoint(3, "n9")), []);
+}
+
+#[test]
+fn over_an_ipv6_underlay_both_families_go_through_the_link_local_next_hop() {
+    let (n1, n2) = (node("n1", "2001:db8::1", 1430), node("n2", "2001:db8::2", 1430));
+    let nodes = nodes(&[n1.clone(), n2]);
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    let hops: BTreeSet<IpAddr> =
+        endpoint_objects(around, &network(serde_json::json!({})), &endpoint(3, "n2"))
+            .iter()
+            .filter_map(|object| match object {
+                Object::Route(Route { target: Target::Via(_, hop), .. }) => Some(*hop),
+                _ => None,
+            })
+            .collect();
+    assert_eq!(hops, BTreeSet::from(["fe80::ff:fe00:32".parse().unwrap()]));
+}
+
+#[test]
+fn a_container_reaches_all_subnets_of_its_network_through_the_gateways_of_its_own() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let network = network(serde_json::json!({
+        "subnets": [{"cidr": "10.8.0.0/24"}, {"cidr": "10.9.0.0/24", "gateway": "10.9.0.254"},
+                    {"cidr": "fd00:9::/64"}],
+    }));
+    let plug = plug(&n1, &network, &endpoint(2, "n1"));
+    let text = |nets: &[IpNetwork]| nets.iter().map(IpNetwork::to_string).collect::<Vec<_>>();
+    assert_eq!(text(&plug.addresses), ["10.9.0.2/24", "fd00:9::2/64"]);
+    assert_eq!(plug.gateways, ["10.9.0.254".parse::<IpAddr>().unwrap(), "fd00:9::1".parse().unwrap()]);
+    assert_eq!(text(&plug.routes), ["10.8.0.0/24", "10.9.0.0/24", "fd00:9::/64"]);
+    assert!(plug.default_route);
+}
+
+#[test]
+fn the_hosts_table_admits_the_other_nodes_and_not_this_one() {
+    let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1450));
+    let nodes = nodes(&[n1.clone(), n2]);
+    let script = host(Surroundings { me: &n1, nodes: &nodes }, []).firewall;
+    assert!(script.contains("members4 { type ipv4_addr; elements = { 192.0.2.2 }; }"), "{script}");
+    assert!(script.contains("members6 { type ipv6_addr; }"), "{script}");
+    assert!(!script.contains("masquerade"), "no network in use: nothing to masquerade");
+}
+
+#[test]
+fn names_do_not_reach_the_scripts() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let nodes = nodes(std::slice::from_ref(&n1));
+    let mut network = network(serde_json::json!({}));
+    network.name = "evil-name".parse::<Name>().unwrap();
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    assert!(!sandbox(around, &network, &[]).firewall.contains("evil"));
+    assert!(!host(around, [&network]).firewall.contains("evil"));
+}

@@ -1,0 +1,202 @@
+//! The agent's configuration, from flags, environment and file.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser as _;
+use netctl::config::{Config, ConfigError, Flags, StoreConfig};
+
+/// Loads with flags, variables and a file's text. The node is named, so that the host's name does
+/// not matter.
+fn load(flags: &[&str], variables: &[(&str, &str)], file: &str) -> Result<Config, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    std::fs::write(&path, file).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    let mut all = vec!["netctld", "--config", &path];
+    all.extend(flags);
+    if !flags.contains(&"--node") && !file.contains("node =") {
+        all.extend(["--node", "n1"]);
+    }
+    let variables = variables.iter().map(|(key, value)| (OsString::from(key), OsString::from(value)));
+    Config::load(&Flags::parse_from(all), variables)
+}
+
+fn errors(flags: &[&str], variables: &[(&str, &str)], file: &str) -> String {
+    load(flags, variables, file).unwrap_err().to_string()
+}
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    let config = load(&[], &[], "").unwrap();
+    assert_eq!(config.node.as_str(), "n1");
+    assert_eq!(config.state_dir, PathBuf::from("/var/lib/netctl"));
+    assert_eq!(config.socket, PathBuf::from("/run/netctl/netctl.sock"));
+    assert_eq!(config.socket_group, None);
+    assert_eq!(config.tunnel_port, 4789);
+    assert_eq!(config.pools[0].to_string(), "10.128.0.0/9");
+    assert_eq!((config.pool_prefix, config.pool6_prefix), (24, 64));
+    assert_eq!((config.vni_first.number(), config.vni_last.number()), (4097, 16_777_215));
+    assert_eq!(config.lease, Duration::from_secs(10));
+    assert_eq!(config.rest, Duration::from_secs(60));
+    assert_eq!(config.resync, Duration::from_secs(10));
+    let store = StoreConfig::Embedded { path: "/var/lib/netctl/store.redb".into() };
+    assert_eq!(config.store, store);
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let file = "tunnel_port = 1\nlease = \"3s\"\nrest = \"4s\"";
+    let variables = [("NETCTLD_TUNNEL_PORT", "2"), ("NETCTLD_LEASE", "5s")];
+    let config = load(&["--tunnel-port", "3"], &variables, file).unwrap();
+    assert_eq!(config.tunnel_port, 3);
+    assert_eq!(config.lease, Duration::from_secs(5));
+    assert_eq!(config.rest, Duration::from_secs(4));
+}
+
+#[test]
+fn the_environment_can_name_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    std::fs::write(&path, "node = \"from-file\"").unwrap();
+    let variables = [(OsString::from("NETCTLD_CONFIG"), path.into_os_string())];
+    let config = Config::load(&Flags::default(), variables).unwrap();
+    assert_eq!(config.node.as_str(), "from-file");
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let flags = Flags::parse_from(["netctld", "--config", "/nowhere/c.toml", "--node", "n1"]);
+    let error = Config::load(&flags, []).unwrap_err().to_string();
+    assert!(error.starts_with("/nowhere/c.toml: cannot be read"), "{error}");
+}
+
+#[test]
+fn every_mistake_is_named_at_once_with_its_place() {
+    let file = "tunnel_port = 70000\n\nlease = \"1s\"\npools = [\"10.0.0.0/8\", \"10.9.0.0/16\"]\n\
+                [store]\nkind = \"paper\"\n";
+    let error = errors(&["--resync", "never"], &[("NETCTLD_VNI_FIRST", "0")], file);
+    let lines: Vec<&str> = error.lines().collect();
+    for (place, part) in [
+        ("c.toml:1: tunnel_port:", "70000"),
+        ("c.toml:3: lease:", "2s to 5m"),
+        ("c.toml:4: pools:", "overlap"),
+        ("c.toml:6: store.kind:", "paper"),
+        ("--resync:", "never"),
+        ("NETCTLD_VNI_FIRST:", "1 to 16777215"),
+    ] {
+        assert!(lines.iter().any(|l| l.contains(place) && l.contains(part)), "{place}: {error}");
+    }
+    assert_eq!(lines.len(), 6, "{error}");
+}
+
+#[test]
+fn unknown_keys_are_refused_with_a_suggestion() {
+    let file = "tunel_port = 1\nzebra = 2\n[store]\nendpoint = []\n[stor]\n";
+    let error = errors(&[], &[("NETCTLD_LEESE", "3s")], file);
+    for (place, meant) in [
+        ("c.toml:1:", "did you mean tunnel_port?"),
+        ("c.toml:4:", "did you mean store.endpoints?"),
+        ("c.toml:5:", "did you mean store?"),
+        ("NETCTLD_LEESE:", "did you mean NETCTLD_LEASE?"),
+    ] {
+        let found = error.lines().any(|line| line.contains(place) && line.contains(meant));
+        assert!(found, "{place}: {error}");
+    }
+    let zebra = error.lines().find(|line| line.contains("zebra")).unwrap();
+    assert!(!zebra.contains("did you mean"), "{error}");
+}
+
+#[test]
+fn toml_that_cannot_be_read_is_named_by_its_line() {
+    let error = errors(&[], &[], "log = \"info\"\nnode = = 1\n");
+    assert!(error.contains("c.toml:2:"), "{error}");
+}
+
+#[test]
+fn a_value_of_another_type_is_refused() {
+    for file in ["log = true", "pools = \"10.0.0.0/8\"", "labels = [\"a\"]", "store = 1", "lease = 1.5"]
+    {
+        let error = errors(&[], &[], file);
+        assert!(error.contains("c.toml:1:"), "{file}: {error}");
+    }
+}
+
+#[test]
+fn values_that_do_not_fit_each_other_are_refused() {
+    for (file, part) in [
+        ("vni_first = 10\nvni_last = 9", "c.toml:2: vni_last:"),
+        ("pools = [\"10.9.0.0/25\"]", "holds no /24"),
+        ("pools6 = [\"10.9.0.0/16\"]", "not an IPv6 range"),
+        ("pools = [\"10.9.0.1/16\"]", "did you mean 10.9.0.0/16"),
+        ("state_dir = \"here\"", "absolute"),
+        ("lease = \"2500ms\"", "whole seconds"),
+        ("log = \"info,=x=y\"", "c.toml:1: log:"),
+        ("socket_group = \"no-such-group-here\"", "no group"),
+        ("node = \"Not_A_Host!\"", "node name"),
+        ("underlay = \"a/b\"", "neither an address"),
+        ("[store]\nendpoints = [\"http://a:1\"]", "kind of store is embedded"),
+        ("[store]\nkind = \"etcd\"", "needs store.endpoints"),
+        ("[store]\nkind = \"etcd\"\nendpoints = [\"a:1\"]", "http://HOST:PORT"),
+        ("[store]\nkind = \"etcd\"\nendpoints = [\"http://a:1\", \"https://b:1\"]", "some https"),
+        (
+            "[store]\nkind = \"etcd\"\nendpoints = [\"http://a:1\"]\nca = \"/dev/null\"",
+            "uses no certificate",
+        ),
+        (
+            "[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\ncert = \"/dev/null\"",
+            "store.key is needed",
+        ),
+        (
+            "[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nuser = \"u\"",
+            "password_file is needed",
+        ),
+        ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nca = \"/no/ca\"", "cannot be read"),
+        ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\ntimeout = \"3s\"", "100ms to 2s"),
+        ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nprefix = \"x\"", "ends with '/'"),
+    ] {
+        let error = errors(&[], &[], file);
+        assert!(error.contains(part), "{file}: {error}");
+        assert_eq!(error.lines().count(), 1, "{file}: {error}");
+    }
+}
+
+#[test]
+fn lists_and_labels_come_from_every_layer() {
+    let file = "pools = [\"10.1.0.0/16\", \"10.2.0.0/16\"]\n[labels]\nrack = \"7\"\nrow = 3\n";
+    let config = load(&[], &[], file).unwrap();
+    assert_eq!(config.pools.len(), 2);
+    assert_eq!(config.labels["row"], "3");
+    let variables = [("NETCTLD_POOLS", "10.3.0.0/16, 10.4.0.0/16"), ("NETCTLD_LABELS", "a=b,c=d=e")];
+    let config = load(&[], &variables, file).unwrap();
+    assert_eq!(config.pools[1].to_string(), "10.4.0.0/16");
+    assert_eq!((config.labels.len(), config.labels["c"].as_str()), (2, "d=e"));
+    let flags = ["--pools", "10.5.0.0/16,10.6.0.0/16", "--label", "x=y"];
+    let config = load(&flags, &variables, file).unwrap();
+    assert_eq!(config.pools[0].to_string(), "10.5.0.0/16");
+    assert_eq!(config.labels["x"], "y");
+}
+
+#[test]
+fn what_is_printed_gives_the_same_configuration_again() {
+    let etcd = "underlay = \"192.0.2.0/24\"\nsocket_group = \"0\"\nrest = \"90s\"\npools6 = []\n\
+                log_format = \"json\"\n[labels]\n\"a.b\" = \"c \\\"d\\\"\"\n[store]\nkind = \"etcd\"\n\
+                endpoints = [\"https://a:1\", \"https://[::1]:2\"]\ncert = \"/dev/null\"\n\
+                key = \"/dev/null\"\nca = \"/dev/null\"\nuser = \"u\"\npassword_file = \"/dev/null\"";
+    for file in ["", etcd] {
+        let config = load(&[], &[], file).unwrap();
+        let again = load(&[], &[], &config.to_toml()).unwrap();
+        assert_eq!(again, config, "{}", config.to_toml());
+    }
+}
+
+#[test]
+fn the_help_names_every_flag_with_its_default() {
+    let mut command = <Flags as clap::CommandFactory>::command();
+    command.clone().debug_assert();
+    let help = command.render_long_help().to_string();
+    for part in ["--underlay", "[default: 4789]", "--store-endpoints", "--check-config", "Examples:"] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}
