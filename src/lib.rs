@@ -10,7 +10,7 @@
 //! - `cluster`: changes and views of the shared state, as transactions on the store.
 //! - `app`: the agent, where everything is wired; `cli`: the command.
 
-#![warn(missing_docs)]
+#![warn(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod api;
 pub mod app;
