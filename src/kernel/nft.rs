@@ -63,7 +63,9 @@ fn hash(value: &Value, hasher: &mut DefaultHasher) {
         }
         Value::Array(values) => {
             values.len().hash(hasher);
-            values.iter().for_each(|value| hash(value, hasher));
+            for value in values {
+                hash(value, hasher);
+            }
         }
         other => other.to_string().hash(hasher),
     }

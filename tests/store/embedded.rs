@@ -158,7 +158,7 @@ async fn a_damaged_file_is_refused() {
     let mut zeroed = whole.clone();
     zeroed[4096..].fill(0);
     let mut noise = whole.clone();
-    noise[4096..].iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 7919 >> 3) as u8);
+    noise[4096..].iter_mut().enumerate().for_each(|(i, byte)| *byte = ((i * 7919) >> 3) as u8);
     for damaged in [whole[..whole.len() / 2].to_vec(), whole[..4096].to_vec(), zeroed, noise] {
         std::fs::write(&path, damaged).unwrap();
         let error = Embedded::open(&path).err().expect("refused");
