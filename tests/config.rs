@@ -116,7 +116,8 @@ fn toml_that_cannot_be_read_is_named_by_its_line() {
 
 #[test]
 fn a_value_of_another_type_is_refused() {
-    for file in ["log = true", "pools = \"10.0.0.0/8\"", "labels = [\"a\"]", "store = 1", "lease = 1.5"] {
+    for file in ["log = true", "pools = \"10.0.0.0/8\"", "labels = [\"a\"]", "store = 1", "lease = 1.5"]
+    {
         let error = errors(&[], &[], file);
         assert!(error.contains("c.toml:1:"), "{file}: {error}");
     }
@@ -139,9 +140,18 @@ fn values_that_do_not_fit_each_other_are_refused() {
         ("[store]\nkind = \"etcd\"", "needs store.endpoints"),
         ("[store]\nkind = \"etcd\"\nendpoints = [\"a:1\"]", "http://HOST:PORT"),
         ("[store]\nkind = \"etcd\"\nendpoints = [\"http://a:1\", \"https://b:1\"]", "some https"),
-        ("[store]\nkind = \"etcd\"\nendpoints = [\"http://a:1\"]\nca = \"/dev/null\"", "uses no certificate"),
-        ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\ncert = \"/dev/null\"", "store.key is needed"),
-        ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nuser = \"u\"", "password_file is needed"),
+        (
+            "[store]\nkind = \"etcd\"\nendpoints = [\"http://a:1\"]\nca = \"/dev/null\"",
+            "uses no certificate",
+        ),
+        (
+            "[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\ncert = \"/dev/null\"",
+            "store.key is needed",
+        ),
+        (
+            "[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nuser = \"u\"",
+            "password_file is needed",
+        ),
         ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nca = \"/no/ca\"", "cannot be read"),
         ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\ntimeout = \"3s\"", "100ms to 2s"),
         ("[store]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\nprefix = \"x\"", "ends with '/'"),

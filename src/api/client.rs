@@ -244,8 +244,8 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
         let answered = tokio::time::timeout(limit, self.send(request)).await;
-        let (status, body) = answered
-            .map_err(|_| self.broken(format!("no answer within {} s", limit.as_secs())))??;
+        let (status, body) =
+            answered.map_err(|_| self.broken(format!("no answer within {} s", limit.as_secs())))??;
         if status.is_success() {
             return Ok((status, body));
         }
@@ -298,12 +298,11 @@ impl Client {
 
     async fn connect(&self) -> Result<Sender, ClientError> {
         let socket = || self.shared.socket.clone();
-        let stream = UnixStream::connect(&self.shared.socket).await.map_err(|source| {
-            match source.kind() {
+        let stream =
+            UnixStream::connect(&self.shared.socket).await.map_err(|source| match source.kind() {
                 ErrorKind::PermissionDenied => ClientError::Denied { socket: socket() },
                 _ => ClientError::NotRunning { socket: socket(), source },
-            }
-        })?;
+            })?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| self.broken(error))?;
         // Its end is seen by the sender.

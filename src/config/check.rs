@@ -189,7 +189,8 @@ impl Check<'_> {
         });
         for pool in pools.iter().filter(|pool| pool.prefix() > prefix) {
             let key = if self.given(prefix_key) { prefix_key } else { key };
-            let message = format!("pool {pool} holds no /{prefix}: give {prefix_key} {} or more", pool.prefix());
+            let message =
+                format!("pool {pool} holds no /{prefix}: give {prefix_key} {} or more", pool.prefix());
             self.report(key, message);
         }
         (pools, prefix)
@@ -217,7 +218,8 @@ fn parse<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
 
 fn pool(text: &str, ipv4: bool) -> Result<IpNetwork, String> {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
-    let range: IpNetwork = text.parse().map_err(|_| format!("{text:?} is not an {family} range (CIDR)"))?;
+    let range: IpNetwork =
+        text.parse().map_err(|_| format!("{text:?} is not an {family} range (CIDR)"))?;
     if range.is_ipv4() != ipv4 {
         return Err(format!("{range} is not an {family} range"));
     }

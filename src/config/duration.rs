@@ -65,16 +65,22 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_people_write_them() {
-        for (text, milliseconds) in
-            [("0", 0), ("0s", 0), ("1500ms", 1500), ("10s", 10_000), ("1m30s", 90_000), ("2h", 7_200_000)]
-        {
+        for (text, milliseconds) in [
+            ("0", 0),
+            ("0s", 0),
+            ("1500ms", 1500),
+            ("10s", 10_000),
+            ("1m30s", 90_000),
+            ("2h", 7_200_000),
+        ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
     }
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for text in ["", "10", "s", "-1s", "1.5s", "1s1h", "1s1s", " 1s", "1 s", "1d", "99999999999999999999s"]
+        for text in
+            ["", "10", "s", "-1s", "1.5s", "1s1h", "1s1s", " 1s", "1 s", "1d", "99999999999999999999s"]
         {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -137,9 +137,7 @@ fn from_file(named: Option<&Path>, problems: &mut Vec<Problem>) -> Settings {
     let path = named.unwrap_or(Path::new(DEFAULT_FILE));
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&path.display().to_string(), &text, problems),
-        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-            Settings::new()
-        }
+        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Settings::new(),
         Err(error) => {
             let source = path.display().to_string();
             problems.push(Problem { source, message: format!("cannot be read: {error}") });

@@ -100,12 +100,8 @@ fn list(candidates: &[Candidate]) -> String {
 ///
 /// # Errors
 /// When none or several fit; the message lists what there is.
-pub fn choose(
-    wanted: Option<&Underlay>,
-    candidates: &[Candidate],
-) -> Result<Candidate, UnderlayError> {
-    let there: Vec<Candidate> =
-        candidates.iter().filter(|c| is_global(c.address)).cloned().collect();
+pub fn choose(wanted: Option<&Underlay>, candidates: &[Candidate]) -> Result<Candidate, UnderlayError> {
+    let there: Vec<Candidate> = candidates.iter().filter(|c| is_global(c.address)).cloned().collect();
     let fits = |c: &&Candidate| match wanted {
         None => true,
         Some(Underlay::Address(address)) => c.address == *address,

@@ -166,10 +166,7 @@ async fn create_network(
 #[utoipa::path(get, path = "/v1/networks/{network}",
     params(("network" = Name, Path, description = "The network's name or id.")),
     responses((status = 200, body = NetworkView), ParameterErrors, Missing, StoreErrors))]
-async fn network(
-    State(agent): Agent,
-    Segment(reference): Segment<Name>,
-) -> Answer<Json<NetworkView>> {
+async fn network(State(agent): Agent, Segment(reference): Segment<Name>) -> Answer<Json<NetworkView>> {
     Ok(Json(agent.network(reference.as_str()).await?))
 }
 
@@ -180,10 +177,7 @@ async fn network(
         (status = 204, description = "The network is gone."),
         (status = 409, body = ApiError, description = "It has endpoints."),
         ParameterErrors, Missing, StoreErrors))]
-async fn remove_network(
-    State(agent): Agent,
-    Segment(reference): Segment<Name>,
-) -> Answer<StatusCode> {
+async fn remove_network(State(agent): Agent, Segment(reference): Segment<Name>) -> Answer<StatusCode> {
     agent.remove_network(reference.as_str()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
