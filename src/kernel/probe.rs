@@ -83,7 +83,7 @@ fn try_devices() -> Result<Vec<String>, Error> {
             missing.push(format!("{what} devices cannot be made: {error}; {hint}"));
         }
     };
-    let end = |name| VethEnd { name, mac: None, link_local: false };
+    let end = |name| VethEnd { name, mac: None };
     let pair = message::veth(&end("probe0"), &end("probe1"), &netns, 1500);
     check("veth", "veth", netlink.request(Request::create(pair)).map(drop));
     // The first VNI and any local address: nothing is sent.
@@ -92,10 +92,7 @@ fn try_devices() -> Result<Vec<String>, Error> {
     let vxlan = parameters.map(|parameters| message::vxlan("probe2", &netns, 1450, mac, parameters));
     let made = vxlan.map_or(Ok(Vec::new()), |vxlan| netlink.request(Request::create(vxlan)));
     check("VXLAN", "vxlan", made.map(drop));
-    match nft::install(
-        &netns,
-        "table inet netctl { chain probe { type filter hook input priority 0; } }",
-    ) {
+    match nft::install(&netns, "table inet netctl { chain probe { type filter hook input priority 0; }; }") {
         Ok(()) => {}
         Err(error @ Error::NftMissing) => missing.push(error.to_string()),
         Err(error) => {
