@@ -96,7 +96,10 @@ impl Host {
         let fail = || Error::netlink(format!("make {}", uplink.name), HOST);
         made.map_err(fail())?;
         let up = Request::new(message::link_up(Dev::Name(&far_name), None));
-        sandbox.netlink.request(up).map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
+        sandbox
+            .netlink
+            .request(up)
+            .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
         self.device(&uplink.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
     }

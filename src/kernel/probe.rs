@@ -92,7 +92,10 @@ fn try_devices() -> Result<Vec<String>, Error> {
     let vxlan = parameters.map(|parameters| message::vxlan("probe2", &netns, 1450, mac, parameters));
     let made = vxlan.map_or(Ok(Vec::new()), |vxlan| netlink.request(Request::create(vxlan)));
     check("VXLAN", "vxlan", made.map(drop));
-    match nft::install(&netns, "table inet netctl { chain probe { type filter hook input priority 0; }; }") {
+    match nft::install(
+        &netns,
+        "table inet netctl { chain probe { type filter hook input priority 0; }; }",
+    ) {
         Ok(()) => {}
         Err(error @ Error::NftMissing) => missing.push(error.to_string()),
         Err(error) => {

@@ -263,7 +263,11 @@ impl Container {
         for address in self.plug.addresses.iter().map(IpNetwork::ip) {
             objects.insert(Object::Neighbour { device, address, mac: self.plug.mac });
             let destination = IpNetwork::from(address);
-            objects.insert(Object::Route(Route { destination, target: Target::Device(device), mtu: None }));
+            objects.insert(Object::Route(Route {
+                destination,
+                target: Target::Device(device),
+                mtu: None,
+            }));
         }
         objects
     }
