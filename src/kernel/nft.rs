@@ -153,9 +153,12 @@ mod tests {
     #[test]
     fn elements_count_but_for_those_of_sets_that_rules_fill() {
         let table = |rule: &str, elem: &str| {
-            of(&format!(r#"[{{"set": {{"name": "seen", "elem": {elem}}}}}, {{"rule": {{"expr": [{rule}]}}}}]"#))
+            of(&format!(
+                r#"[{{"set": {{"name": "seen", "elem": {elem}}}}}, {{"rule": {{"expr": [{rule}]}}}}]"#
+            ))
         };
-        let (reads, fills) = (r#"{"match": {"right": "@seen"}}"#, r#"{"set": {"op": "add", "set": "@seen"}}"#);
+        let (reads, fills) =
+            (r#"{"match": {"right": "@seen"}}"#, r#"{"set": {"op": "add", "set": "@seen"}}"#);
         assert_ne!(table(reads, "[1]"), table(reads, "[2]"));
         assert_eq!(table(fills, "[1]"), table(fills, "[2]"));
     }

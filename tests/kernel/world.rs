@@ -202,11 +202,13 @@ impl Node {
     /// Applies the difference between what is wanted and what is there, which must succeed.
     pub fn reconcile(&mut self, wanted: &BTreeSet<Object>) {
         let present = self.observe();
-        let change = |object: &Object| match object {
+        let change = |object: &Object| {
+            match object {
             Object::Link(link) => present.iter().any(|other| {
                 matches!(other, Object::Link(o) if (o.device, o.kind) == (link.device, link.kind))
             }),
             _ => false,
+        }
         };
         let keys: BTreeSet<_> = wanted.iter().map(Object::key).collect();
         let stays = |object: &Object| match object {
