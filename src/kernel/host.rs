@@ -84,17 +84,22 @@ impl Host {
 
     fn make_uplink(&mut self, sandbox: &mut Sandbox, uplink: &Uplink) -> Result<u32, Error> {
         let far_name = Device::Uplink.to_string();
-        let near = VethEnd { name: &uplink.name, mac: None, link_local: false };
-        let far = VethEnd { name: &far_name, mac: None, link_local: false };
-        let request = Request::create(message::veth(&near, &far, sandbox.netns(), uplink.mtu));
+        let near = VethEnd { name: &uplink.name, mac: None };
+        let far = VethEnd { name: &far_name, mac: None };
+        let request = Request::create_device(message::veth(&near, &far, sandbox.netns(), uplink.mtu));
         let mut made = self.netlink.request(request.clone());
         if made.as_ref().is_err_and(|error| error.errno == Errno::EEXIST) {
             // The name is free here, so it is taken in the sandbox, where all such names are ours.
-            sandbox.remove_links(&[far_name])?;
+            sandbox.remove_links(std::slice::from_ref(&far_name))?;
             made = self.netlink.request(request);
         }
         let fail = || Error::netlink(format!("make {}", uplink.name), HOST);
         made.map_err(fail())?;
+        let up = Request::new(message::link_up(Dev::Name(&far_name), None));
+        sandbox
+            .netlink
+            .request(up)
+            .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
         self.device(&uplink.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
     }

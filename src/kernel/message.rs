@@ -8,8 +8,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -43,8 +43,6 @@ pub(super) struct VethEnd<'a> {
     pub(super) name: &'a str,
     /// `None`: the kernel draws one.
     pub(super) mac: Option<MacAddr>,
-    /// Whether the kernel gives it a link-local IPv6 address.
-    pub(super) link_local: bool,
 }
 
 pub(super) fn family(address: IpAddr) -> AddressFamily {
@@ -65,12 +63,8 @@ fn up(message: &mut LinkMessage) {
     message.header.change_mask |= LinkFlags::Up;
 }
 
-fn without_link_local() -> LinkAttribute {
-    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
-}
-
-/// A pair of which `near` is in the socket's namespace and `far` in another; both are up.
+/// A pair of which `near` is in the socket's namespace and is up, and `far` is in another and is
+/// down: while the pair is being made its far end has no peer yet and cannot be up.
 pub(super) fn veth(
     near: &VethEnd<'_>,
     far: &VethEnd<'_>,
@@ -81,18 +75,12 @@ pub(super) fn veth(
         let mut message = link(Dev::Name(end.name));
         message.attributes.push(LinkAttribute::Mtu(mtu));
         message.attributes.extend(end.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        up(&mut message);
         message
     };
     let mut peer = end(far);
     peer.attributes.push(LinkAttribute::NetNsFd(far_ns.as_fd().as_raw_fd()));
-    if !far.link_local {
-        peer.attributes.push(without_link_local());
-    }
     let mut message = end(near);
-    if !near.link_local {
-        message.attributes.push(without_link_local());
-    }
+    up(&mut message);
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -121,7 +109,6 @@ pub(super) fn vxlan(
         LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()),
         LinkAttribute::Mtu(mtu),
         LinkAttribute::Address(mac.0.to_vec()),
-        without_link_local(),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
             LinkInfo::Data(InfoData::Vxlan(data)),

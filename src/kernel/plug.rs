@@ -181,9 +181,9 @@ fn open(plug: &Plug) -> Result<Netns, Error> {
 /// Makes the pair and asks for its near end.
 fn pair_requests(plug: &Plug, netns: &Netns, rng: &mut impl Rng) -> [Request; 2] {
     let name = &*Device::Endpoint(plug.endpoint).to_string();
-    let near = VethEnd { name, mac: Some(MacAddr::random(rng)), link_local: false };
-    let far = VethEnd { name: plug.interface.as_str(), mac: Some(plug.mac), link_local: true };
-    let make = Request::create(message::veth(&near, &far, netns, plug.mtu));
+    let near = VethEnd { name, mac: Some(MacAddr::random(rng)) };
+    let far = VethEnd { name: plug.interface.as_str(), mac: Some(plug.mac) };
+    let make = Request::create_device(message::veth(&near, &far, netns, plug.mtu));
     [make, Request::new(message::link_get(name))]
 }
 

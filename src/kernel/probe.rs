@@ -83,7 +83,7 @@ fn try_devices() -> Result<Vec<String>, Error> {
             missing.push(format!("{what} devices cannot be made: {error}; {hint}"));
         }
     };
-    let end = |name| VethEnd { name, mac: None, link_local: false };
+    let end = |name| VethEnd { name, mac: None };
     let pair = message::veth(&end("probe0"), &end("probe1"), &netns, 1500);
     check("veth", "veth", netlink.request(Request::create(pair)).map(drop));
     // The first VNI and any local address: nothing is sent.
@@ -94,7 +94,7 @@ fn try_devices() -> Result<Vec<String>, Error> {
     check("VXLAN", "vxlan", made.map(drop));
     match nft::install(
         &netns,
-        "table inet netctl { chain probe { type filter hook input priority 0; } }",
+        "table inet netctl { chain probe { type filter hook input priority 0; }; }",
     ) {
         Ok(()) => {}
         Err(error @ Error::NftMissing) => missing.push(error.to_string()),

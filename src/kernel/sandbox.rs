@@ -30,7 +30,7 @@ const SETTINGS: [(&str, &str); 11] = [
     ("ipv4/conf/default/accept_source_route", "0"),
     ("ipv4/conf/default/forwarding", "1"),
 ];
-const SETTINGS6: [(&str, &str); 12] = [
+const SETTINGS6: [(&str, &str); 13] = [
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/all/forwarding", "1"),
@@ -43,6 +43,8 @@ const SETTINGS6: [(&str, &str); 12] = [
     ("ipv6/conf/default/accept_source_route", "0"),
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
+    // No link-local addresses: neighbours are permanent, and the kernel would only talk to itself.
+    ("ipv6/conf/default/addr_gen_mode", "1"),
 ];
 
 /// An open sandbox: its namespace and a socket in it.
@@ -205,7 +207,7 @@ impl Sandbox {
         let name = link.device.to_string();
         if let (Step::Add(_), LinkKind::Vxlan { vni, local, port, mac }) = (step, link.kind) {
             let message = message::vxlan(&name, &self.netns, link.mtu, mac, (vni, local, port));
-            match host.netlink.request(Request::create(message)) {
+            match host.netlink.request(Request::create_device(message)) {
                 Err(error) if error.errno == Errno::EEXIST => self.is_as_wanted(&link, error)?,
                 Err(error) if error.errno == Errno::EOPNOTSUPP => {
                     let hint = "load the module vxlan (CONFIG_VXLAN), for example with modprobe vxlan";
