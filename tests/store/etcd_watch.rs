@@ -2,7 +2,6 @@
 
 use netctl::store::etcd::Etcd;
 use netctl::store::{Event, Revision, Store, Transaction, Watch};
-use nix::sys::signal::Signal;
 
 use crate::ground::{Mirror, Server, Test, commit, next, tests};
 
@@ -77,9 +76,9 @@ async fn a_watch_notices_that_etcd_is_frozen_and_goes_on() {
     let first = commit(&store, Transaction::new().put("a", "1")).await;
     let mut watch = store.watch("", None);
     snapshot(&mut watch).await;
-    server.signal(Signal::SIGSTOP);
+    server.freeze().await;
     lost(&mut watch).await;
-    server.signal(Signal::SIGCONT);
+    server.thaw();
     back(&mut watch, first).await;
     commit(&store, Transaction::new().put("a", "2")).await;
     assert!(matches!(next(&mut watch).await, Event::Changes(..)));
@@ -126,13 +125,10 @@ async fn a_watch_whose_history_is_compacted_while_it_is_away_gets_a_snapshot() {
     commit(&store, Transaction::new().put("a", "1").put("b", "1")).await;
     let mut watch = store.watch("", None);
     snapshot(&mut watch).await;
-    // The watch cannot come back before everything is done: the connection is made to hang.
     server.stop();
     lost(&mut watch).await;
     server.restart().await;
-    server.signal(Signal::SIGSTOP);
     let mut mirror = Mirror::default();
-    server.signal(Signal::SIGCONT);
     commit(&store, Transaction::new().delete("a")).await;
     let last = commit(&store, Transaction::new().put("c", "1")).await;
     compact(&server, last).await;

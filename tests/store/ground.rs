@@ -194,9 +194,27 @@ impl Server {
         etcd_client::Client::connect([self.url()], None).await.unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Stops it as it is; its connections stay. Done when each of its threads is stopped.
+    pub async fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        eventually("etcd is frozen", async || {
+            let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).unwrap().all(stopped).then_some(())
+        })
+        .await;
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
     }
 
     pub fn stop(&mut self) {
