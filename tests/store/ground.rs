@@ -160,8 +160,7 @@ impl Server {
         let (port, peer) = (free_port(), free_port());
         let mut flags = flags(port);
         if !flags.iter().any(|flag| flag.starts_with("--listen-client-urls")) {
-            flags.push(format!("--listen-client-urls=http://127.0.0.1:{port}"));
-            flags.push(format!("--advertise-client-urls=http://127.0.0.1:{port}"));
+            flags.extend(plain_urls(port));
         }
         let child = launch(&folder, peer, &flags);
         Self { child, folder, port, peer, flags }
@@ -229,10 +228,10 @@ impl Server {
         self.ready().await;
     }
 
-    /// Starts this one with the data of another, which ends.
-    pub async fn adopt(&mut self, mut other: Self) {
-        other.stop();
-        self.restore(&other.data()).await;
+    /// Gives it another port, from its next start on. What is connected to it does not find it.
+    pub fn move_to(&mut self, port: u16) {
+        self.port = port;
+        self.flags = plain_urls(port);
     }
 
     /// A copy of its data, to be made while it is stopped.
@@ -269,6 +268,11 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+fn plain_urls(port: u16) -> Vec<String> {
+    let url = format!("client-urls=http://127.0.0.1:{port}");
+    vec![format!("--listen-{url}"), format!("--advertise-{url}")]
 }
 
 fn copy_folder(from: &Path, to: &Path) {
