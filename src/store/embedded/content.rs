@@ -158,7 +158,7 @@ impl Content {
             }
             upto = past.revision;
         }
-        let event = (!changes.is_empty()).then(|| Event::Changes(Revision(upto), changes));
+        let event = (!changes.is_empty()).then_some(Event::Changes(Revision(upto), changes));
         (event, upto)
     }
 
