@@ -66,7 +66,9 @@ impl Host {
             Some(found) if self.leads_to(&found, sandbox)? => {
                 if !found.up || found.mtu != mtu {
                     let request = Request::new(message::link_up(Dev::Index(found.index), Some(mtu)));
-                    self.netlink.request(request).map_err(Error::netlink(format!("set up {name}"), HOST))?;
+                    self.netlink
+                        .request(request)
+                        .map_err(Error::netlink(format!("set up {name}"), HOST))?;
                 }
                 found.index
             }
@@ -94,15 +96,22 @@ impl Host {
         let fail = || Error::netlink(format!("make {}", uplink.name), HOST);
         made.map_err(fail())?;
         let up = Request::new(message::link_up(Dev::Name(&far_name), None));
-        sandbox.netlink.request(up).map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
+        sandbox
+            .netlink
+            .request(up)
+            .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
         self.device(&uplink.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
     }
 
     fn set_addresses(&mut self, index: u32, uplink: &Uplink) -> Result<(), Error> {
         use RouteNetlinkMessage as M;
-        let present: BTreeSet<IpNetwork> =
-            self.addresses()?.into_iter().filter(|found| found.index == index).map(|a| a.network).collect();
+        let present: BTreeSet<IpNetwork> = self
+            .addresses()?
+            .into_iter()
+            .filter(|found| found.index == index)
+            .map(|a| a.network)
+            .collect();
         let wanted: BTreeSet<IpNetwork> = uplink.addresses.iter().copied().collect();
         let message = |address: &IpNetwork| message::address(index, *address, false);
         let remove = present.difference(&wanted).map(|old| Request::new(M::DelAddress(message(old))));
@@ -212,12 +221,15 @@ impl Host {
 
     /// Whether a device's other end is the sandbox's uplink.
     fn leads_to(&mut self, found: &observe::Device, sandbox: &mut Sandbox) -> Result<bool, Error> {
-        let id = nsid(&mut self.netlink, sandbox.netns()).map_err(Error::netlink("identify a namespace", HOST))?;
+        let id = nsid(&mut self.netlink, sandbox.netns())
+            .map_err(Error::netlink("identify a namespace", HOST))?;
         if found.kind != LinkKind::Veth || id.is_none() || found.peer_netns != id {
             return Ok(false);
         }
         let devices = sandbox.read_devices()?;
-        Ok(devices.iter().any(|(device, end)| *device == Device::Uplink && Some(end.index) == found.peer))
+        Ok(devices
+            .iter()
+            .any(|(device, end)| *device == Device::Uplink && Some(end.index) == found.peer))
     }
 }
 

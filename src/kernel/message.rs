@@ -65,7 +65,12 @@ fn up(message: &mut LinkMessage) {
 
 /// A pair of which `near` is in the socket's namespace and is up, and `far` is in another and is
 /// down: while the pair is being made its far end has no peer yet and cannot be up.
-pub(super) fn veth(near: &VethEnd<'_>, far: &VethEnd<'_>, far_ns: &Netns, mtu: u32) -> RouteNetlinkMessage {
+pub(super) fn veth(
+    near: &VethEnd<'_>,
+    far: &VethEnd<'_>,
+    far_ns: &Netns,
+    mtu: u32,
+) -> RouteNetlinkMessage {
     let end = |end: &VethEnd<'_>| {
         let mut message = link(Dev::Name(end.name));
         message.attributes.push(LinkAttribute::Mtu(mtu));
@@ -112,10 +117,11 @@ pub(super) fn vxlan(
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// Brings a device up, with this MTU where one is given.
+/// Brings a device up, with this MTU where one is given, and takes back a mark for removal.
 pub(super) fn link_up(dev: Dev<'_>, mtu: Option<u32>) -> RouteNetlinkMessage {
     let mut message = link(dev);
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    message.attributes.push(LinkAttribute::Group(0));
     up(&mut message);
     RouteNetlinkMessage::SetLink(message)
 }

@@ -119,7 +119,11 @@ impl Netlink {
         // Linux before 4.20 does not filter dumps; what comes is checked here in any case.
         let _ = socket.set_netlink_get_strict_chk(true);
         enlarge(&socket, QUEUE_BYTES)?;
-        setsockopt(&borrow(&socket), sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT.as_secs() as i64))?;
+        setsockopt(
+            &borrow(&socket),
+            sockopt::ReceiveTimeout,
+            &TimeVal::seconds(ANSWER_TIMEOUT.as_secs() as i64),
+        )?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
     }
 

@@ -37,7 +37,7 @@ pub fn fingerprint(netns: &Netns) -> Result<Option<Fingerprint>, Error> {
         return if absent { Ok(None) } else { Err(failed(netns, &output)) };
     }
     let listing: Value = serde_json::from_slice(&output.stdout).map_err(|error| Error::Nft {
-        namespace: netns.path().display().to_string(),
+        namespace: netns.label(),
         message: format!("its listing cannot be read: {error}"),
     })?;
     Ok(Some(digest(&listing)))
@@ -75,7 +75,8 @@ fn hash(value: &Value, filled: &BTreeSet<&str>, hasher: &mut DefaultHasher) {
             let name = fields.get("name").and_then(Value::as_str);
             let dynamic = name.is_some_and(|name| filled.contains(name));
             for (key, value) in fields {
-                let changes = matches!(key.as_str(), "handle" | "packets" | "bytes" | "used" | "expires");
+                let changes =
+                    matches!(key.as_str(), "handle" | "packets" | "bytes" | "used" | "expires");
                 if changes || key == "metainfo" || (dynamic && key == "elem") {
                     continue;
                 }
@@ -94,7 +95,7 @@ fn hash(value: &Value, filled: &BTreeSet<&str>, hasher: &mut DefaultHasher) {
 fn failed(netns: &Netns, output: &Output) -> Error {
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let message = if message.is_empty() { output.status.to_string() } else { message };
-    Error::Nft { namespace: netns.path().display().to_string(), message }
+    Error::Nft { namespace: netns.label(), message }
 }
 
 fn run(netns: &Netns, arguments: &[&str], input: &str) -> Result<Output, Error> {
@@ -152,9 +153,12 @@ mod tests {
     #[test]
     fn elements_count_but_for_those_of_sets_that_rules_fill() {
         let table = |rule: &str, elem: &str| {
-            of(&format!(r#"[{{"set": {{"name": "seen", "elem": {elem}}}}}, {{"rule": {{"expr": [{rule}]}}}}]"#))
+            of(&format!(
+                r#"[{{"set": {{"name": "seen", "elem": {elem}}}}}, {{"rule": {{"expr": [{rule}]}}}}]"#
+            ))
         };
-        let (reads, fills) = (r#"{"match": {"right": "@seen"}}"#, r#"{"set": {"op": "add", "set": "@seen"}}"#);
+        let (reads, fills) =
+            (r#"{"match": {"right": "@seen"}}"#, r#"{"set": {"op": "add", "set": "@seen"}}"#);
         assert_ne!(table(reads, "[1]"), table(reads, "[2]"));
         assert_eq!(table(fills, "[1]"), table(fills, "[2]"));
     }

@@ -142,7 +142,9 @@ impl Sandbox {
             let what = format!("an interface {}", plug.interface);
             return Err(Error::Conflict { what, netns: plug.netns.clone() });
         }
-        let made = attempt.made.and_then(|()| attempt.found.and_then(|found| pair(&found, true)).ok_or_else(lost));
+        let made = attempt
+            .made
+            .and_then(|()| attempt.found.and_then(|found| pair(&found, true)).ok_or_else(lost));
         made.map_err(Error::netlink(format!("make {name} to {}", plug.netns.display()), &*self.name))
     }
 
@@ -159,7 +161,8 @@ impl Sandbox {
                 Err(error) if error.errno == Errno::ENODEV => Ok(None),
                 result => {
                     let action = format!("read {}", plug.interface);
-                    let replies = result.map_err(Error::netlink(action, plug.netns.display().to_string()))?;
+                    let replies =
+                        result.map_err(Error::netlink(action, plug.netns.display().to_string()))?;
                     Ok(first_device(replies))
                 }
             }
@@ -222,7 +225,7 @@ fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
             (Ok(()), _) => {}
             (Err(error), Some(route)) if error.errno == Errno::EEXIST => taken.push(route),
             (Err(error), _) => {
-                return Err(Error::netlink(&*part.action, netns.path().display().to_string())(error));
+                return Err(Error::netlink(&*part.action, netns.label())(error));
             }
         }
     }
@@ -260,7 +263,8 @@ fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {
         }
     }
     for gateway in &plug.gateways {
-        let request = Request::replace(M::NewNeighbour(message::neighbour(pair.inner, *gateway, pair.mac)));
+        let request =
+            Request::replace(M::NewNeighbour(message::neighbour(pair.inner, *gateway, pair.mac)));
         parts.push(part(request, format!("add neighbour {gateway} to {interface}")));
     }
     parts
@@ -271,7 +275,7 @@ fn are_ours(netlink: &mut Netlink, netns: &Netns, routes: &[(IpNetwork, Hop)]) -
     let mut present = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let found = netlink.dump(&message::route_dump(family, true));
-        let found = found.map_err(Error::netlink("read routes", netns.path().display().to_string()))?;
+        let found = found.map_err(Error::netlink("read routes", netns.label()))?;
         present.extend(found.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(message) => observe::route(message).filter(|route| route.ours),
             _ => None,

@@ -35,8 +35,9 @@ pub fn probe() -> Result<(), Error> {
     }
     let lacking = lacking_capabilities()?;
     if lacking.is_empty() {
-        let tried = std::thread::spawn(try_devices).join();
-        match tried.unwrap_or_else(|_| Err(Error::system("try devices")(Errno::EAGAIN))) {
+        let thread = std::thread::Builder::new().spawn(try_devices);
+        let tried = thread.map_err(Error::system("start a thread"))?.join();
+        match tried.unwrap_or_else(|_| Err(Error::system("try devices")(Errno::EIO))) {
             Ok(found) => missing.extend(found),
             Err(error) => missing.push(error.to_string()),
         }
@@ -92,10 +93,15 @@ fn try_devices() -> Result<Vec<String>, Error> {
     let vxlan = parameters.map(|parameters| message::vxlan("probe2", &netns, 1450, mac, parameters));
     let made = vxlan.map_or(Ok(Vec::new()), |vxlan| netlink.request(Request::create(vxlan)));
     check("VXLAN", "vxlan", made.map(drop));
-    match nft::install(&netns, "table inet netctl { chain probe { type filter hook input priority 0; }; }") {
+    match nft::install(
+        &netns,
+        "table inet netctl { chain probe { type filter hook input priority 0; }; }",
+    ) {
         Ok(()) => {}
         Err(error @ Error::NftMissing) => missing.push(error.to_string()),
-        Err(error) => missing.push(format!("nftables does not work: {error}; load the module nf_tables")),
+        Err(error) => {
+            missing.push(format!("nftables does not work: {error}; load the module nf_tables"))
+        }
     }
     Ok(missing)
 }

@@ -93,7 +93,10 @@ impl Sandbox {
     pub fn check_settings(&self) -> Result<(), Error> {
         self.netns.enter(|| {
             let settings6 = if sysctl::has_ipv6() { SETTINGS6.as_slice() } else { &[] };
-            SETTINGS.iter().chain(settings6).try_for_each(|(setting, value)| sysctl::write(setting, value))
+            SETTINGS
+                .iter()
+                .chain(settings6)
+                .try_for_each(|(setting, value)| sysctl::write(setting, value))
         })?
     }
 
@@ -105,7 +108,10 @@ impl Sandbox {
         let device = |index: u32| known.get(&index).map(|(device, _)| *device);
         let mut objects = BTreeSet::new();
         for (device, found) in &devices {
-            let link = Link { device: *device, kind: found.kind, mtu: found.mtu, up: found.up };
+            // A mark for removal that is left over, by an agent that was killed, is taken back when
+            // the device is brought up again.
+            let up = found.up && !found.leaving;
+            let link = Link { device: *device, kind: found.kind, mtu: found.mtu, up };
             objects.insert(Object::Link(link));
         }
         for message in self.dump(&message::address_dump(), "addresses")? {
@@ -184,17 +190,22 @@ impl Sandbox {
 
     fn remove_devices(&mut self, run: &[Step], failed: &mut Vec<(Step, Error)>) {
         let devices = run.iter().filter_map(|step| match step {
-            // The namespace's own; it stays.
-            Step::Remove(Object::Link(link)) if link.device != Device::Loopback => Some(link.device),
+            // The namespace's own device stays.
+            Step::Remove(Object::Link(link)) if link.device != Device::Loopback => {
+                Some((step, link.device.to_string()))
+            }
             _ => None,
         });
-        let names: Vec<String> = devices.map(|device| device.to_string()).collect();
-        if let Err(error) = self.remove_links(&names) {
-            tracing::warn!(%error, sandbox = self.name, "devices not removed");
-            let source = |name: &str| Error::netlink(format!("remove {name}"), &*self.name);
-            let gone = NetlinkError { errno: Errno::EBUSY, text: error.to_string() };
-            for (step, name) in run.iter().zip(&names) {
-                failed.push((*step, source(name)(gone.clone())));
+        let (run, names): (Vec<&Step>, Vec<String>) = devices.unzip();
+        let Err(error) = self.remove_links(&names) else { return };
+        tracing::warn!(%error, sandbox = self.name, "devices not removed together");
+        // One that cannot be removed is not to keep the others.
+        for (step, name) in run.into_iter().zip(&names) {
+            match self.netlink.request(Request::new(message::link_delete(name))) {
+                Err(error) if error.errno != Errno::ENODEV => {
+                    failed.push((*step, Error::netlink(format!("remove {name}"), &*self.name)(error)));
+                }
+                _ => {}
             }
         }
     }
@@ -218,9 +229,7 @@ impl Sandbox {
             Err(error) if error.errno == Errno::ENODEV => {
                 Err(Error::NoDevice { sandbox: self.name.clone(), device: link.device })
             }
-            result => {
-                result.map_err(Error::netlink(format!("set up {name}"), &*self.name)).map(drop)
-            }
+            result => result.map_err(Error::netlink(format!("set up {name}"), &*self.name)).map(drop),
         }
     }
 
@@ -228,7 +237,8 @@ impl Sandbox {
     /// taken by another.
     fn is_as_wanted(&mut self, link: &Link, error: NetlinkError) -> Result<(), Error> {
         let devices = self.read_devices()?;
-        let same = devices.iter().any(|(device, found)| *device == link.device && found.kind == link.kind);
+        let same =
+            devices.iter().any(|(device, found)| *device == link.device && found.kind == link.kind);
         let action = format!("make {}: its name, or its VNI with its port, is taken", link.device);
         if same { Ok(()) } else { Err(Error::netlink(action, &*self.name)(error)) }
     }
@@ -236,7 +246,8 @@ impl Sandbox {
     /// Takes steps that concern no devices as such, all in one go.
     fn apply_run(&mut self, run: &[Step], failed: &mut Vec<(Step, Error)>) {
         let missing = |index: &BTreeMap<Device, u32>| {
-            run.iter().any(|step| object(step).and_then(device_of).is_some_and(|d| !index.contains_key(&d)))
+            run.iter()
+                .any(|step| object(step).and_then(device_of).is_some_and(|d| !index.contains_key(&d)))
         };
         if missing(&self.indexes)
             && let Err(error) = self.read_devices()
@@ -325,7 +336,6 @@ pub fn delete_sandbox(name: &str) -> Result<(), Error> {
             let devices = sandbox.read_devices()?;
             let names = devices.into_iter().filter(|(device, _)| *device != Device::Loopback);
             sandbox.remove_links(&names.map(|(_, found)| found.name).collect::<Vec<_>>())?;
-            sandbox.reaper.finish();
         }
         // Nothing, or only a file, is left of it.
         Err(Error::Path { .. } | Error::NotNetns { .. }) => {}

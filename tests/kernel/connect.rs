@@ -72,7 +72,9 @@ pub fn plugging_again_completes_what_is_missing() {
     let before = settled(&container);
     let neighbours = container.space.sh("ip neigh show nud permanent");
     assert!(neighbours.contains("10.9.0.1") && neighbours.contains("fd00:9::1"), "{neighbours}");
-    for damage in ["ip link set eth0 down", "ip addr flush dev eth0 scope global", "ip neigh flush nud permanent"] {
+    for damage in
+        ["ip link set eth0 down", "ip addr flush dev eth0 scope global", "ip neigh flush nud permanent"]
+    {
         container.space.sh(damage);
     }
     node.plug(&container.plug).unwrap();

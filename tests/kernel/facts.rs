@@ -14,7 +14,11 @@ pub fn what_was_applied_is_observed() {
     let uplink = a.uplink();
     a.host.ensure_uplink(&mut a.sandbox, &uplink).unwrap();
     let via = |device, address| Target::Via(device, ip(address));
-    let mtu = Route { destination: net("10.8.0.0/16"), target: via(Device::Uplink, "169.254.64.0"), mtu: Some(1280) };
+    let mtu = Route {
+        destination: net("10.8.0.0/16"),
+        target: via(Device::Uplink, "169.254.64.0"),
+        mtu: Some(1280),
+    };
     let more = [
         Object::Link(Link { device: Device::Uplink, kind: LinkKind::Veth, mtu: uplink.mtu, up: true }),
         Object::Address { device: Device::Uplink, address: net("169.254.64.1/31") },
@@ -26,7 +30,11 @@ pub fn what_was_applied_is_observed() {
         route("10.7.0.0/16", Target::Via(Device::Tunnel, b.mac.link_local().into())),
         // A port of its own.
         Object::Fdb { mac: MacAddr([2, 0, 0, 0, 0, 9]), remote: ip("192.0.2.9"), port: PORT + 1 },
-        Object::Neighbour { device: Device::Tunnel, address: ip("fe80::9"), mac: MacAddr([2, 0, 0, 0, 0, 9]) },
+        Object::Neighbour {
+            device: Device::Tunnel,
+            address: ip("fe80::9"),
+            mac: MacAddr([2, 0, 0, 0, 0, 9]),
+        },
     ];
     let known = [a.base(), a.towards(&b, &["10.9.0.128/25", "fd00:9::100/120"]), container.objects()];
     let wanted: BTreeSet<Object> = known.into_iter().flatten().chain(more).collect();
@@ -34,7 +42,11 @@ pub fn what_was_applied_is_observed() {
     assert_eq!(a.observe(), wanted);
     a.reconcile(&BTreeSet::new());
     let left = a.observe();
-    assert!(left.iter().all(|object| matches!(object, Object::Link(link) if link.device == Device::Loopback)), "{left:?}");
+    assert!(
+        left.iter()
+            .all(|object| matches!(object, Object::Link(link) if link.device == Device::Loopback)),
+        "{left:?}"
+    );
 }
 
 pub fn applying_twice_is_as_good_as_once() {
@@ -43,7 +55,10 @@ pub fn applying_twice_is_as_good_as_once() {
     node.plug(&container.plug).unwrap();
     let other = Node::new(2, "192.0.2.2", 78);
     let wanted: BTreeSet<Object> =
-        [node.base(), container.objects(), node.towards(&other, &["10.9.0.128/25"])].into_iter().flatten().collect();
+        [node.base(), container.objects(), node.towards(&other, &["10.9.0.128/25"])]
+            .into_iter()
+            .flatten()
+            .collect();
     let add: Vec<Step> = wanted.iter().map(|object| Step::Add(*object)).collect();
     let remove: Vec<Step> = wanted.iter().rev().map(|object| Step::Remove(*object)).collect();
     for round in 0..2 {
@@ -67,8 +82,8 @@ pub fn what_somebody_removes_is_seen_and_put_back() {
         "ip route del unreachable 10.9.0.0/24 proto 110".to_owned(),
         "ip route replace 10.9.0.128/25 dev lo proto 110".to_owned(),
         "ip -6 route del fd00:9::100/120".to_owned(),
-        format!("ip neigh del 192.0.2.2 dev vx0"),
-        format!("ip neigh replace 192.0.2.2 dev vx0 lladdr 02:00:00:00:00:77 nud permanent"),
+        "ip neigh del 192.0.2.2 dev vx0".to_owned(),
+        "ip neigh replace 192.0.2.2 dev vx0 lladdr 02:00:00:00:00:77 nud permanent".to_owned(),
         format!("bridge fdb del {} dev vx0", b.mac),
         format!("bridge fdb replace {} dev vx0 dst 192.0.2.77 self permanent", b.mac),
         format!("ip link set {device} down"),
@@ -147,19 +162,34 @@ pub fn a_route_is_replaced_by_one_with_its_destination() {
             let failed = node.apply(&[Step::Add(route(destination, target))]);
             assert!(failed.is_empty(), "{failed:?}");
             let found = node.observe();
-            let routes = found.iter().filter(|object| {
-                matches!(object, Object::Route(route) if route.destination == net(destination))
-            });
+            let routes = found.iter().filter(
+                |object| matches!(object, Object::Route(route) if route.destination == net(destination)),
+            );
             assert_eq!(routes.collect::<Vec<_>>(), [&route(destination, target)]);
         }
     }
+}
+
+pub fn a_mark_for_removal_that_is_left_over_is_taken_back() {
+    let mut node = Node::alone();
+    let (stays, goes) = (Container::new(10), Container::new(11));
+    node.plug(&stays.plug).unwrap();
+    node.plug(&goes.plug).unwrap();
+    let wanted: BTreeSet<Object> = node.base().union(&stays.objects()).copied().collect();
+    node.reconcile(&wanted.union(&goes.objects()).copied().collect());
+    node.sh(&format!("ip link set {} group 110", stays.device()));
+    assert!(!node.observe().is_superset(&wanted));
+    node.reconcile(&wanted.union(&goes.objects()).copied().collect());
+    node.reconcile(&wanted);
+    assert_eq!(node.observe(), wanted);
 }
 
 pub fn a_failing_step_does_not_stop_the_others() {
     let mut node = Node::alone();
     node.reconcile(&node.base());
     let wrong = route("10.5.0.0/16", Target::Device(Device::Uplink));
-    let uplink = Object::Link(Link { device: Device::Uplink, kind: LinkKind::Veth, mtu: 1400, up: true });
+    let uplink =
+        Object::Link(Link { device: Device::Uplink, kind: LinkKind::Veth, mtu: 1400, up: true });
     let right = route("10.6.0.0/16", Target::Unreachable);
     // The VNI is in use on this host already.
     let other = Node::new(3, "192.0.2.1", 77);
@@ -179,7 +209,11 @@ pub fn more_steps_than_fit_in_one_send_are_all_taken() {
     let mut node = Node::alone();
     let routes = (0..2000u32).map(|n| {
         let address = std::net::Ipv4Addr::from(0x0a64_0000 + n);
-        Object::Route(Route { destination: IpNetwork::from(ip(&address.to_string())), target: Target::Unreachable, mtu: None })
+        Object::Route(Route {
+            destination: IpNetwork::from(ip(&address.to_string())),
+            target: Target::Unreachable,
+            mtu: None,
+        })
     });
     let entries = (0..2000u16).map(|n| {
         let [high, low] = n.to_be_bytes();
@@ -194,7 +228,12 @@ pub fn more_steps_than_fit_in_one_send_are_all_taken() {
 
 pub fn settings_are_put_right() {
     let node = Node::alone();
-    let all = ["net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.accept_ra"];
+    let all = [
+        "net.ipv4.ip_forward",
+        "net.ipv4.conf.all.rp_filter",
+        "net.ipv6.conf.all.forwarding",
+        "net.ipv6.conf.default.accept_ra",
+    ];
     let read = || all.map(|setting| node.sh(&format!("sysctl -n {setting}")).trim().to_owned());
     let right = read();
     assert_eq!(right, ["1", "0", "1", "0"]);

@@ -26,7 +26,9 @@ pub fn an_uplink_is_made_once_and_put_right() {
         assert!(before.1.contains(address), "{}", before.1);
     }
     node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
-    for damage in ["addr flush dev", "link set down dev", "link set mtu 1300 dev", "addr add 169.254.99.1/24 dev"] {
+    for damage in
+        ["addr flush dev", "link set down dev", "link set mtu 1300 dev", "addr add 169.254.99.1/24 dev"]
+    {
         node.space.sh(&format!("ip {damage} {name}"));
     }
     node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
@@ -59,12 +61,17 @@ pub fn forwarding_keeps_router_advertisements() {
     let node = Node::alone();
     let get = |setting: &str| node.space.sh(&format!("sysctl -n net.{setting}")).trim().to_owned();
     node.space.sh("ip link add off type ifb");
-    node.space.sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.ul.accept_ra=1 net.ipv6.conf.off.accept_ra=0");
+    node.space.sh(
+        "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.ul.accept_ra=1 net.ipv6.conf.off.accept_ra=0",
+    );
     node.host.forward(false, false).unwrap();
     assert_eq!((get("ipv4.ip_forward"), get("ipv6.conf.all.forwarding")), ("0".into(), "0".into()));
     node.host.forward(true, true).unwrap();
     assert_eq!((get("ipv4.ip_forward"), get("ipv6.conf.all.forwarding")), ("1".into(), "1".into()));
-    assert_eq!((get("ipv6.conf.ul.accept_ra"), get("ipv6.conf.off.accept_ra")), ("2".into(), "0".into()));
+    assert_eq!(
+        (get("ipv6.conf.ul.accept_ra"), get("ipv6.conf.off.accept_ra")),
+        ("2".into(), "0".into())
+    );
     node.host.forward(false, false).unwrap();
     assert_eq!(get("ipv4.ip_forward"), "1");
 }
@@ -126,7 +133,8 @@ pub fn a_script_with_an_error_changes_nothing() {
 pub fn cleaning_up_leaves_the_namespace_as_it_was() {
     let mut node = Node::alone();
     let look = |node: &Node| {
-        ["ip -o link", "ip -o addr", "ip route", "ip -6 route", "nft list ruleset"].map(|line| node.space.sh(line))
+        ["ip -o link", "ip -o addr", "ip route", "ip -6 route", "nft list ruleset"]
+            .map(|line| node.space.sh(line))
     };
     let names = || sh("ls /run/netns");
     node.space.sh("nft add table inet other");
@@ -159,7 +167,9 @@ pub fn this_system_passes_the_probe() {
     let error = std::thread::spawn(|| {
         let (uid, none) = (nix::unistd::Uid::from_raw(65534), nix::unistd::Uid::from_raw(0));
         // SAFETY: this changes the calling thread's user only, and the thread ends with it.
-        let result = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, uid.as_raw(), uid.as_raw(), none.as_raw()) };
+        let result = unsafe {
+            nix::libc::syscall(nix::libc::SYS_setresuid, uid.as_raw(), uid.as_raw(), none.as_raw())
+        };
         assert_eq!(result, 0);
         kernel::probe().unwrap_err()
     });
