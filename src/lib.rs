@@ -13,7 +13,7 @@
 #![warn(missing_docs)]
 
 pub mod api;
-pub mod app;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod ipam;
