@@ -138,7 +138,7 @@ impl Netns {
         loop {
             match umount2(&path, MntFlags::MNT_DETACH) {
                 // Mounts may lie on each other.
-                Ok(()) => continue,
+                Ok(()) => {}
                 Err(Errno::EINVAL | Errno::ENOENT) => break,
                 Err(error) => return Err(Error::path("unmount", &path)(error)),
             }

@@ -86,7 +86,9 @@ fn hash(value: &Value, filled: &BTreeSet<&str>, hasher: &mut DefaultHasher) {
         }
         Value::Array(values) => {
             values.len().hash(hasher);
-            values.iter().for_each(|value| hash(value, filled, hasher));
+            for value in values {
+                hash(value, filled, hasher);
+            }
         }
         other => other.to_string().hash(hasher),
     }

@@ -100,7 +100,7 @@ fn try_devices() -> Result<Vec<String>, Error> {
         Ok(()) => {}
         Err(error @ Error::NftMissing) => missing.push(error.to_string()),
         Err(error) => {
-            missing.push(format!("nftables does not work: {error}; load the module nf_tables"))
+            missing.push(format!("nftables does not work: {error}; load the module nf_tables"));
         }
     }
     Ok(missing)
