@@ -1,15 +1,18 @@
 //! The client of the agent's API, over its unix socket.
 
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -77,7 +80,25 @@ pub enum ClientError {
     Api(#[from] ApiError),
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+/// A connection that can carry one call at a time.
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// The same socket, to ask the kernel whether its other end is still there.
+    probe: OwnedFd,
+    /// Since when it is idle.
+    since: Instant,
+}
+
+impl Connection {
+    /// Whether the agent still has its end open: hyper learns that only when its task runs, and
+    /// an agent that was restarted meanwhile must not cost a call.
+    fn is_alive(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let quiet = recv(self.probe.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN);
+        quiet && self.since.elapsed() < MAX_IDLE && !self.sender.is_closed()
+    }
+}
 
 /// A client of the agent on this machine.
 ///
@@ -91,7 +112,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     socket: PathBuf,
-    idle: Mutex<Vec<(Instant, Sender)>>,
+    idle: Mutex<Vec<Connection>>,
 }
 
 impl Client {
@@ -253,61 +274,44 @@ impl Client {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
-        let (mut sender, response) = match self.send_on_kept(request).await? {
-            Ok(answered) => answered,
-            Err(request) => {
-                let mut sender = self.connect().await?;
-                let sent = sender.send_request(request).await;
-                let response = sent.map_err(|error| self.broken(error))?;
-                (sender, response)
-            }
+        let mut connection = match self.kept() {
+            Some(connection) => connection,
+            None => self.connect().await?,
         };
+        let sent = connection.sender.send_request(request).await;
+        let response = sent.map_err(|error| self.broken(error))?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| self.broken(error))?.to_bytes();
-        if sender.ready().await.is_ok() {
+        if connection.sender.ready().await.is_ok() {
+            connection.since = Instant::now();
             let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < MAX_KEPT {
-                idle.push((Instant::now(), sender));
+                idle.push(connection);
             }
         }
         Ok((status, body))
     }
 
-    /// Tries the kept connections. `Ok(Err(request))`: none took the request, it was not sent.
-    async fn send_on_kept(
-        &self,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<Result<(Sender, Response<Incoming>), Request<Full<Bytes>>>, ClientError> {
-        while let Some(mut sender) = self.kept() {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(Ok((sender, response))),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(self.broken(error.into_error())),
-                },
-            }
-        }
-        Ok(Err(request))
-    }
-
-    fn kept(&self) -> Option<Sender> {
+    /// Takes a connection that was kept and can still be used.
+    fn kept(&self) -> Option<Connection> {
         let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(since, sender)| since.elapsed() < MAX_IDLE && !sender.is_closed());
-        idle.pop().map(|(_, sender)| sender)
+        idle.retain(Connection::is_alive);
+        idle.pop()
     }
 
-    async fn connect(&self) -> Result<Sender, ClientError> {
+    async fn connect(&self) -> Result<Connection, ClientError> {
         let socket = || self.shared.socket.clone();
         let stream =
             UnixStream::connect(&self.shared.socket).await.map_err(|source| match source.kind() {
                 ErrorKind::PermissionDenied => ClientError::Denied { socket: socket() },
                 _ => ClientError::NotRunning { socket: socket(), source },
             })?;
+        let probe = stream.as_fd().try_clone_to_owned().map_err(|error| self.broken(error))?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| self.broken(error))?;
         // Its end is seen by the sender.
         tokio::spawn(async { drop(connection.await) });
-        Ok(sender)
+        Ok(Connection { sender, probe, since: Instant::now() })
     }
 
     fn decode<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T, ClientError> {

@@ -117,10 +117,11 @@ pub(super) fn vxlan(
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// Brings a device up, with this MTU where one is given.
+/// Brings a device up, with this MTU where one is given, and takes back a mark for removal.
 pub(super) fn link_up(dev: Dev<'_>, mtu: Option<u32>) -> RouteNetlinkMessage {
     let mut message = link(dev);
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    message.attributes.push(LinkAttribute::Group(0));
     up(&mut message);
     RouteNetlinkMessage::SetLink(message)
 }

@@ -96,13 +96,15 @@ impl Netns {
         open(&path, flags, Mode::empty()).map_err(Error::path("create", &path))?;
         // A thread of its own, so that the caller's never changes namespace.
         let target = path.clone();
-        let made = std::thread::spawn(move || {
+        let made = std::thread::Builder::new().spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("make a network namespace"))?;
             let none = None::<&str>;
             mount(Some(OWN), &target, none, MsFlags::MS_BIND, none)
                 .map_err(Error::path("mount a namespace on", &target))
         });
-        let made = made.join().unwrap_or_else(|_| Err(Error::system("make a thread")(Errno::EAGAIN)));
+        let made = made.map_err(Error::system("start a thread")).and_then(|thread| {
+            thread.join().unwrap_or_else(|_| Err(Error::system("make a network namespace")(Errno::EIO)))
+        });
         if let Err(error) = made {
             // The error that matters is the first one.
             let _ = std::fs::remove_file(&path);
@@ -162,6 +164,14 @@ impl Netns {
     /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it is called in messages: its path, but for the namespace of the agent itself.
+    pub(super) fn label(&self) -> String {
+        if self.path == Path::new(OWN) {
+            return "the agent's namespace".to_owned();
+        }
+        self.path.display().to_string()
     }
 
     /// The inode, which no other namespace has at the same time.

@@ -37,7 +37,7 @@ pub fn fingerprint(netns: &Netns) -> Result<Option<Fingerprint>, Error> {
         return if absent { Ok(None) } else { Err(failed(netns, &output)) };
     }
     let listing: Value = serde_json::from_slice(&output.stdout).map_err(|error| Error::Nft {
-        namespace: netns.path().display().to_string(),
+        namespace: netns.label(),
         message: format!("its listing cannot be read: {error}"),
     })?;
     Ok(Some(digest(&listing)))
@@ -97,7 +97,7 @@ fn hash(value: &Value, filled: &BTreeSet<&str>, hasher: &mut DefaultHasher) {
 fn failed(netns: &Netns, output: &Output) -> Error {
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let message = if message.is_empty() { output.status.to_string() } else { message };
-    Error::Nft { namespace: netns.path().display().to_string(), message }
+    Error::Nft { namespace: netns.label(), message }
 }
 
 fn run(netns: &Netns, arguments: &[&str], input: &str) -> Result<Output, Error> {

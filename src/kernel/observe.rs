@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -33,7 +33,7 @@ pub(super) struct Device {
     /// `None`: in the same.
     pub(super) peer: Option<u32>,
     pub(super) peer_netns: Option<i32>,
-    /// Whether we are removing it.
+    /// Whether we have marked it for removal.
     pub(super) leaving: bool,
 }
 
@@ -106,7 +106,7 @@ fn mac(bytes: &[u8]) -> Option<MacAddr> {
 }
 
 /// An address of a device, with whether it is ours. Kernels before 5.18 keep no mark of it: there
-/// every address of our devices counts that the kernel has not made itself.
+/// every address of our devices counts but those of the loopback range.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Address {
     pub(super) index: u32,
@@ -126,14 +126,10 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
         }
     }
     let network = IpNetwork::new(local.or(remote)?, message.header.prefix_len).ok()?;
-    let by_kernel = match network.ip() {
-        IpAddr::V4(address) => address.is_loopback(),
-        IpAddr::V6(address) => address.is_loopback() || message.header.scope == AddressScope::Link,
-    };
     let ours = match protocol {
         Some(AddressProtocol::Other(number)) => number == PROTOCOL,
         Some(_) => false,
-        None => !by_kernel && !super::reports_address_protocol(),
+        None => !network.ip().is_loopback() && !super::reports_address_protocol(),
     };
     Some(Address { index: message.header.index, network, ours })
 }

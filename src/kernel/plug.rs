@@ -225,7 +225,7 @@ fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
             (Ok(()), _) => {}
             (Err(error), Some(route)) if error.errno == Errno::EEXIST => taken.push(route),
             (Err(error), _) => {
-                return Err(Error::netlink(&*part.action, netns.path().display().to_string())(error));
+                return Err(Error::netlink(&*part.action, netns.label())(error));
             }
         }
     }
@@ -275,7 +275,7 @@ fn are_ours(netlink: &mut Netlink, netns: &Netns, routes: &[(IpNetwork, Hop)]) -
     let mut present = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let found = netlink.dump(&message::route_dump(family, true));
-        let found = found.map_err(Error::netlink("read routes", netns.path().display().to_string()))?;
+        let found = found.map_err(Error::netlink("read routes", netns.label()))?;
         present.extend(found.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(message) => observe::route(message).filter(|route| route.ours),
             _ => None,

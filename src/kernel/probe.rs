@@ -35,8 +35,9 @@ pub fn probe() -> Result<(), Error> {
     }
     let lacking = lacking_capabilities()?;
     if lacking.is_empty() {
-        let tried = std::thread::spawn(try_devices).join();
-        match tried.unwrap_or_else(|_| Err(Error::system("try devices")(Errno::EAGAIN))) {
+        let thread = std::thread::Builder::new().spawn(try_devices);
+        let tried = thread.map_err(Error::system("start a thread"))?.join();
+        match tried.unwrap_or_else(|_| Err(Error::system("try devices")(Errno::EIO))) {
             Ok(found) => missing.extend(found),
             Err(error) => missing.push(error.to_string()),
         }

@@ -108,7 +108,10 @@ impl Sandbox {
         let device = |index: u32| known.get(&index).map(|(device, _)| *device);
         let mut objects = BTreeSet::new();
         for (device, found) in &devices {
-            let link = Link { device: *device, kind: found.kind, mtu: found.mtu, up: found.up };
+            // A mark for removal that is left over, by an agent that was killed, is taken back when
+            // the device is brought up again.
+            let up = found.up && !found.leaving;
+            let link = Link { device: *device, kind: found.kind, mtu: found.mtu, up };
             objects.insert(Object::Link(link));
         }
         for message in self.dump(&message::address_dump(), "addresses")? {
@@ -187,17 +190,22 @@ impl Sandbox {
 
     fn remove_devices(&mut self, run: &[Step], failed: &mut Vec<(Step, Error)>) {
         let devices = run.iter().filter_map(|step| match step {
-            // The namespace's own; it stays.
-            Step::Remove(Object::Link(link)) if link.device != Device::Loopback => Some(link.device),
+            // The namespace's own device stays.
+            Step::Remove(Object::Link(link)) if link.device != Device::Loopback => {
+                Some((step, link.device.to_string()))
+            }
             _ => None,
         });
-        let names: Vec<String> = devices.map(|device| device.to_string()).collect();
-        if let Err(error) = self.remove_links(&names) {
-            tracing::warn!(%error, sandbox = self.name, "devices not removed");
-            let source = |name: &str| Error::netlink(format!("remove {name}"), &*self.name);
-            let gone = NetlinkError { errno: Errno::EBUSY, text: error.to_string() };
-            for (step, name) in run.iter().zip(&names) {
-                failed.push((*step, source(name)(gone.clone())));
+        let (run, names): (Vec<&Step>, Vec<String>) = devices.unzip();
+        let Err(error) = self.remove_links(&names) else { return };
+        tracing::warn!(%error, sandbox = self.name, "devices not removed together");
+        // One that cannot be removed is not to keep the others.
+        for (step, name) in run.into_iter().zip(&names) {
+            match self.netlink.request(Request::new(message::link_delete(name))) {
+                Err(error) if error.errno != Errno::ENODEV => {
+                    failed.push((*step, Error::netlink(format!("remove {name}"), &*self.name)(error)));
+                }
+                _ => {}
             }
         }
     }
@@ -328,7 +336,6 @@ pub fn delete_sandbox(name: &str) -> Result<(), Error> {
             let devices = sandbox.read_devices()?;
             let names = devices.into_iter().filter(|(device, _)| *device != Device::Loopback);
             sandbox.remove_links(&names.map(|(_, found)| found.name).collect::<Vec<_>>())?;
-            sandbox.reaper.finish();
         }
         // Nothing, or only a file, is left of it.
         Err(Error::Path { .. } | Error::NotNetns { .. }) => {}

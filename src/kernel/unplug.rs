@@ -40,21 +40,16 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    /// Waits until the kernel is done with everything.
-    pub(super) fn finish(&mut self) {
-        for thread in self.threads.drain(..) {
-            // Its outcome was seen, or will be by the next reading of the devices.
-            let _ = thread.join();
-        }
-    }
-
-    fn start(&mut self, mut netlink: Netlink) {
+    fn start(&mut self, mut netlink: Netlink) -> Result<(), Error> {
         self.threads.retain(|thread| !thread.is_finished());
         if self.threads.len() >= WAITING {
+            // Its devices have gone; what it still waits for concerns nobody.
             let _ = self.threads.remove(0).join();
         }
         let delete = move || netlink.request(Request::new(message::delete_group())).map(drop);
-        self.threads.push(std::thread::spawn(delete));
+        let thread = std::thread::Builder::new().name("reaper".to_owned()).spawn(delete);
+        self.threads.push(thread.map_err(Error::system("start a thread"))?);
+        Ok(())
     }
 
     /// The outcome of the last removal, once it has one.
@@ -96,7 +91,7 @@ impl Sandbox {
             ))
         })?;
         let (news, deleter) = sockets.map_err(Error::system("open a netlink socket"))?;
-        self.reaper.start(deleter);
+        self.reaper.start(deleter)?;
         self.await_removal(&news, present)
     }
 

@@ -77,6 +77,7 @@ impl Embedded {
             path: path.clone(),
             image: Some(image),
             reserve,
+            full: None,
             compacted: None,
             shared: shared.clone(),
             revision,

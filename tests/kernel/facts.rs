@@ -82,8 +82,8 @@ pub fn what_somebody_removes_is_seen_and_put_back() {
         "ip route del unreachable 10.9.0.0/24 proto 110".to_owned(),
         "ip route replace 10.9.0.128/25 dev lo proto 110".to_owned(),
         "ip -6 route del fd00:9::100/120".to_owned(),
-        format!("ip neigh del 192.0.2.2 dev vx0"),
-        format!("ip neigh replace 192.0.2.2 dev vx0 lladdr 02:00:00:00:00:77 nud permanent"),
+        "ip neigh del 192.0.2.2 dev vx0".to_owned(),
+        "ip neigh replace 192.0.2.2 dev vx0 lladdr 02:00:00:00:00:77 nud permanent".to_owned(),
         format!("bridge fdb del {} dev vx0", b.mac),
         format!("bridge fdb replace {} dev vx0 dst 192.0.2.77 self permanent", b.mac),
         format!("ip link set {device} down"),
@@ -168,6 +168,20 @@ pub fn a_route_is_replaced_by_one_with_its_destination() {
             assert_eq!(routes.collect::<Vec<_>>(), [&route(destination, target)]);
         }
     }
+}
+
+pub fn a_mark_for_removal_that_is_left_over_is_taken_back() {
+    let mut node = Node::alone();
+    let (stays, goes) = (Container::new(10), Container::new(11));
+    node.plug(&stays.plug).unwrap();
+    node.plug(&goes.plug).unwrap();
+    let wanted: BTreeSet<Object> = node.base().union(&stays.objects()).copied().collect();
+    node.reconcile(&wanted.union(&goes.objects()).copied().collect());
+    node.sh(&format!("ip link set {} group 110", stays.device()));
+    assert!(!node.observe().is_superset(&wanted));
+    node.reconcile(&wanted.union(&goes.objects()).copied().collect());
+    node.reconcile(&wanted);
+    assert_eq!(node.observe(), wanted);
 }
 
 pub fn a_failing_step_does_not_stop_the_others() {

@@ -43,7 +43,8 @@ fn main() {
             what_somebody_removes_is_seen_and_put_back, objects_of_others_are_not_seen,
             a_wrong_device_in_the_place_of_ours_is_foreign, a_route_is_replaced_by_one_with_its_destination,
             a_failing_step_does_not_stop_the_others, more_steps_than_fit_in_one_send_are_all_taken,
-            settings_are_put_right, a_vni_is_free_when_its_sandbox_has_gone;
+            settings_are_put_right, a_vni_is_free_when_its_sandbox_has_gone,
+            a_mark_for_removal_that_is_left_over_is_taken_back;
         host: an_uplink_is_made_once_and_put_right, uplinks_that_are_not_wanted_go_and_others_stay,
             forwarding_keeps_router_advertisements, the_inventory_is_without_ours,
             a_table_is_installed_recognised_and_removed, a_script_with_an_error_changes_nothing,

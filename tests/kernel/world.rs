@@ -202,26 +202,18 @@ impl Node {
     /// Applies the difference between what is wanted and what is there, which must succeed.
     pub fn reconcile(&mut self, wanted: &BTreeSet<Object>) {
         let present = self.observe();
-        let change = |object: &Object| {
-            match object {
-            Object::Link(link) => present.iter().any(|other| {
-                matches!(other, Object::Link(o) if (o.device, o.kind) == (link.device, link.kind))
-            }),
-            _ => false,
-        }
+        // Adding replaces what has the same key, but for a device of another kind.
+        let identity = |object: &Object| match object {
+            Object::Link(link) => (object.key(), Some(link.kind)),
+            _ => (object.key(), None),
         };
-        let keys: BTreeSet<_> = wanted.iter().map(Object::key).collect();
-        let stays = |object: &Object| match object {
-            Object::Link(_) => wanted.iter().any(|other| match (object, other) {
-                (Object::Link(a), Object::Link(b)) => (a.device, a.kind) == (b.device, b.kind),
-                _ => false,
-            }),
-            _ => keys.contains(&object.key()),
-        };
-        let surplus: Vec<&Object> = present.difference(wanted).filter(|object| !stays(object)).collect();
+        let there: BTreeSet<_> = present.iter().map(identity).collect();
+        let kept: BTreeSet<_> = wanted.iter().map(identity).collect();
+        let surplus: Vec<&Object> =
+            present.difference(wanted).filter(|object| !kept.contains(&identity(object))).collect();
         let remove = surplus.into_iter().rev().map(|object| Step::Remove(*object));
         let add = wanted.difference(&present).map(|object| match object {
-            Object::Link(link) if change(object) => Step::Change(*link),
+            Object::Link(link) if there.contains(&identity(object)) => Step::Change(*link),
             object => Step::Add(*object),
         });
         let steps: Vec<Step> = remove.chain(add).collect();

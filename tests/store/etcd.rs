@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use netctl::store::etcd::{Etcd, EtcdConfig};
 use netctl::store::{Store, StoreError, Transaction};
-use nix::sys::signal::Signal;
 
 use crate::ground::{Server, Test, commit, eventually, free_port, tests, value};
 
@@ -123,9 +122,9 @@ async fn every_call_fails_within_two_seconds_while_etcd_is_frozen() {
     let server = Server::start().await;
     let store = Etcd::new(server.config()).unwrap();
     commit(&store, Transaction::new().put("a", "1")).await;
-    server.signal(Signal::SIGSTOP);
+    server.freeze().await;
     all_fail_in_time(&store).await;
-    server.signal(Signal::SIGCONT);
+    server.thaw();
     eventually("it works again", async || store.get("a").await.ok()).await;
     commit(&store, Transaction::new().put("a", "3")).await;
 }
@@ -134,7 +133,7 @@ async fn many_calls_at_once_fail_within_two_seconds_while_etcd_is_frozen() {
     let server = Server::start().await;
     let store = std::sync::Arc::new(Etcd::new(server.config()).unwrap());
     commit(&*store, Transaction::new().put("a", "1")).await;
-    server.signal(Signal::SIGSTOP);
+    server.freeze().await;
     for _ in 0..2 {
         let start = Instant::now();
         let mut calls = tokio::task::JoinSet::new();
@@ -148,7 +147,7 @@ async fn many_calls_at_once_fail_within_two_seconds_while_etcd_is_frozen() {
         let elapsed = start.elapsed();
         assert!(elapsed < Duration::from_secs(2), "took {elapsed:?}");
     }
-    server.signal(Signal::SIGCONT);
+    server.thaw();
     eventually("it works again", async || store.get("a").await.ok()).await;
 }
 
@@ -185,12 +184,12 @@ async fn another_endpoint_takes_over_while_the_store_is_used() {
     let endpoints = vec![first.url(), second.url()];
     let store = Etcd::new(EtcdConfig { endpoints, ..first.config() }).unwrap();
     assert_eq!(value(&store, "name").await.as_deref(), Some("first"));
-    first.signal(Signal::SIGSTOP);
+    first.freeze().await;
     assert_eq!(value(&store, "name").await.as_deref(), Some("second"), "within the same call");
-    first.signal(Signal::SIGCONT);
-    second.signal(Signal::SIGSTOP);
+    first.thaw();
+    second.freeze().await;
     assert_eq!(value(&store, "name").await.as_deref(), Some("first"));
-    second.signal(Signal::SIGCONT);
+    second.thaw();
     first.stop();
     assert_eq!(value(&store, "name").await.as_deref(), Some("second"));
 }

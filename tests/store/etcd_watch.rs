@@ -2,9 +2,8 @@
 
 use netctl::store::etcd::Etcd;
 use netctl::store::{Event, Revision, Store, Transaction, Watch};
-use nix::sys::signal::Signal;
 
-use crate::ground::{Mirror, Server, Test, commit, next, tests};
+use crate::ground::{Mirror, Server, Test, commit, free_port, next, tests};
 
 pub fn tests() -> Vec<(&'static str, Test)> {
     tests![
@@ -77,9 +76,9 @@ async fn a_watch_notices_that_etcd_is_frozen_and_goes_on() {
     let first = commit(&store, Transaction::new().put("a", "1")).await;
     let mut watch = store.watch("", None);
     snapshot(&mut watch).await;
-    server.signal(Signal::SIGSTOP);
+    server.freeze().await;
     lost(&mut watch).await;
-    server.signal(Signal::SIGCONT);
+    server.thaw();
     back(&mut watch, first).await;
     commit(&store, Transaction::new().put("a", "2")).await;
     assert!(matches!(next(&mut watch).await, Event::Changes(..)));
@@ -126,20 +125,19 @@ async fn a_watch_whose_history_is_compacted_while_it_is_away_gets_a_snapshot() {
     commit(&store, Transaction::new().put("a", "1").put("b", "1")).await;
     let mut watch = store.watch("", None);
     snapshot(&mut watch).await;
-    // The watch cannot come back before everything is done: the connection is made to hang.
-    server.stop();
-    lost(&mut watch).await;
+    let here = server.port();
+    server.move_to(free_port());
     server.restart().await;
-    server.signal(Signal::SIGSTOP);
-    let mut mirror = Mirror::default();
-    server.signal(Signal::SIGCONT);
-    commit(&store, Transaction::new().delete("a")).await;
-    let last = commit(&store, Transaction::new().put("c", "1")).await;
+    lost(&mut watch).await;
+    let elsewhere = Etcd::new(server.config()).unwrap();
+    commit(&elsewhere, Transaction::new().delete("a")).await;
+    let last = commit(&elsewhere, Transaction::new().put("c", "1")).await;
     compact(&server, last).await;
-    let end = commit(&store, Transaction::new().put("d", "1")).await;
-    mirror.entries = [("a".to_owned(), Vec::new()), ("b".to_owned(), Vec::new())].into();
-    mirror.follow(&mut watch, end).await;
-    assert_eq!(mirror.entries.into_keys().collect::<Vec<_>>(), ["b", "c", "d"]);
+    server.move_to(here);
+    server.restart().await;
+    assert_eq!(snapshot(&mut watch).await, (last, vec!["b".to_owned(), "c".to_owned()]));
+    commit(&store, Transaction::new().put("d", "1")).await;
+    assert!(matches!(next(&mut watch).await, Event::Changes(..)));
 }
 
 async fn a_wiped_store_is_a_snapshot_without_the_keys() {
@@ -165,15 +163,16 @@ async fn a_wiped_store_that_has_overtaken_the_revision_is_a_snapshot() {
     }
     let mut watch = store.watch("", None);
     assert_eq!(snapshot(&mut watch).await.1.len(), 3);
-    server.stop();
+    let here = server.port();
+    server.move_to(free_port());
+    server.wipe().await;
     lost(&mut watch).await;
-    // The other life of the store: the watch is kept away from it by another port.
-    let other = Server::start().await;
-    let elsewhere = Etcd::new(other.config()).unwrap();
+    let elsewhere = Etcd::new(server.config()).unwrap();
     for i in 0..10 {
         commit(&elsewhere, Transaction::new().put(format!("other {i}"), "")).await;
     }
-    server.adopt(other).await;
+    server.move_to(here);
+    server.restart().await;
     let (revision, keys) = snapshot(&mut watch).await;
     assert_eq!(revision, Revision(11));
     assert!(keys.len() == 10 && keys.iter().all(|key| key.starts_with("other")), "{keys:?}");

@@ -160,8 +160,7 @@ impl Server {
         let (port, peer) = (free_port(), free_port());
         let mut flags = flags(port);
         if !flags.iter().any(|flag| flag.starts_with("--listen-client-urls")) {
-            flags.push(format!("--listen-client-urls=http://127.0.0.1:{port}"));
-            flags.push(format!("--advertise-client-urls=http://127.0.0.1:{port}"));
+            flags.extend(plain_urls(port));
         }
         let child = launch(&folder, peer, &flags);
         Self { child, folder, port, peer, flags }
@@ -194,9 +193,27 @@ impl Server {
         etcd_client::Client::connect([self.url()], None).await.unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Stops it as it is; its connections stay. Done when each of its threads is stopped.
+    pub async fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        eventually("etcd is frozen", async || {
+            let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).unwrap().all(stopped).then_some(())
+        })
+        .await;
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
     }
 
     pub fn stop(&mut self) {
@@ -211,10 +228,10 @@ impl Server {
         self.ready().await;
     }
 
-    /// Starts this one with the data of another, which ends.
-    pub async fn adopt(&mut self, mut other: Self) {
-        other.stop();
-        self.restore(&other.data()).await;
+    /// Gives it another port, from its next start on. What is connected to it does not find it.
+    pub fn move_to(&mut self, port: u16) {
+        self.port = port;
+        self.flags = plain_urls(port);
     }
 
     /// A copy of its data, to be made while it is stopped.
@@ -251,6 +268,11 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+fn plain_urls(port: u16) -> Vec<String> {
+    let url = format!("client-urls=http://127.0.0.1:{port}");
+    vec![format!("--listen-{url}"), format!("--advertise-{url}")]
 }
 
 fn copy_folder(from: &Path, to: &Path) {

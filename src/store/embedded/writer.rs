@@ -26,7 +26,7 @@ const GROUP_BYTES: usize = 4 << 20;
 /// From how many bytes less on it is worth to make the file smaller.
 const WORTH_COMPACTING: usize = 128 << 10;
 
-/// How long after a failure the end of a lease is tried again.
+/// How long after a failure the end of a lease, or a full disk, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -96,6 +96,8 @@ pub(super) struct Writer {
     /// None after a failure, until it is opened again.
     pub(super) image: Option<Image>,
     pub(super) reserve: Reserve,
+    /// Until when the disk is taken to be full, and what it said.
+    pub(super) full: Option<(Instant, StoreError)>,
     /// How many bytes there were when the file was made smaller the last time.
     pub(super) compacted: Option<usize>,
     pub(super) shared: Arc<Shared>,
@@ -141,14 +143,7 @@ impl Writer {
 
     /// Does the requests, and ends the leases whose time is over.
     fn process(&mut self, requests: Vec<Request>) -> Result<(), StoreError> {
-        let mut done = match self.has_room() {
-            Ok(()) => self.round(&requests, None),
-            Err(error) => Err(Stopped { error, full: true }),
-        };
-        // The pages that are free in the file may be such that the disk has no room for them.
-        if matches!(done, Err(Stopped { full: true, .. })) && self.compact() {
-            done = self.round(&requests, None);
-        }
+        let mut done = self.all(&requests);
         if let Err(Stopped { error, full: true }) = done {
             self.reserve.release();
             done = self.round(&requests, Some(error));
@@ -165,6 +160,24 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// Makes the requests durable, unless the disk is full or was a moment ago.
+    fn all(&mut self, requests: &[Request]) -> Result<Vec<Answer>, Stopped> {
+        if let Some((until, error)) = &self.full
+            && Instant::now() < *until
+        {
+            return Err(Stopped { error: error.clone(), full: true });
+        }
+        let mut done = self.has_room().and_then(|()| self.round(requests, None));
+        // The pages that are free in the file may be such that the disk has no room for them.
+        if matches!(done, Err(Stopped { full: true, .. })) && self.compact() {
+            done = self.round(requests, None);
+        }
+        if let Err(Stopped { error, full: true }) = &done {
+            self.full = Some((Instant::now() + RETRY, error.clone()));
+        }
+        done
     }
 
     /// Makes the requests durable; when the disk is `full`, only those that need no room.
@@ -200,11 +213,11 @@ impl Writer {
     }
 
     /// Sees to it that there is room for removals after whatever is written now.
-    fn has_room(&mut self) -> Result<(), StoreError> {
+    fn has_room(&mut self) -> Result<(), Stopped> {
         if let Err(error) = self.reserve.hold()
             && !(self.compact() && self.reserve.hold().is_ok())
         {
-            return Err(self.failed(error.to_string()));
+            return Err(Stopped { error: self.failed(error.to_string()), full: true });
         }
         Ok(())
     }

@@ -147,7 +147,9 @@ async fn open(config: &EtcdConfig, index: usize) -> Result<Client, Fault> {
     loop {
         attempts += 1;
         match probe(config, endpoint, options.clone()).await {
-            Err(Fault::Unreachable(reason)) if config.ca.is_some() => {
+            Err(Fault::Unreachable(reason))
+                if config.ca.is_some() && !reason.contains("invalid peer certificate") =>
+            {
                 if attempts == REFUSALS {
                     let reason = format!("TLS: etcd closes the connection at once ({reason})");
                     return Err(Fault::Denied(reason));

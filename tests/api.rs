@@ -1,0 +1,460 @@
+//! The API over a real socket: what the document says is what is answered, whatever is asked.
+
+#[path = "support/memory.rs"]
+mod memory;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use memory::Agent;
+use netctl::api::client::{Client, ClientError};
+use netctl::api::server::{self, BindError, MAX_BODY};
+use netctl::api::{ApiError, AttachRequest, Attached, ErrorCode};
+use nix::unistd::Gid;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+/// Sends one request as it is.
+async fn send(socket: &Path, method: &str, path: &str, kind: &str, body: Vec<u8>) -> (u16, Value) {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(async { drop(connection.await) });
+    let mut request = Request::builder()
+        .method(Method::from_bytes(method.as_bytes()).unwrap())
+        .uri(path)
+        .header("host", "netctl");
+    if !kind.is_empty() {
+        request = request.header("content-type", kind);
+    }
+    let request = request.body(Full::new(Bytes::from(body))).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+    (status, value)
+}
+
+async fn send_json(socket: &Path, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    send(socket, method, path, "application/json", body).await
+}
+
+/// Asserts that an answer is an error of ours and gives its message.
+fn refused(answer: (u16, Value), status: u16, code: &str) -> String {
+    assert_eq!(answer.0, status, "{}", answer.1);
+    let keys: Vec<_> = answer.1.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["code", "message"]);
+    assert_eq!(answer.1["code"], code, "{}", answer.1);
+    answer.1["message"].as_str().unwrap().to_owned()
+}
+
+type Operation = (String, String, u16);
+
+/// Talks to an agent and holds every answer against the document.
+struct Checked<'a> {
+    agent: &'a Agent,
+    document: Value,
+    seen: BTreeSet<Operation>,
+}
+
+impl Checked<'_> {
+    /// All operations of the document with each of their statuses.
+    fn operations(&self) -> BTreeSet<Operation> {
+        let mut all = BTreeSet::new();
+        for (path, methods) in self.document["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                for status in operation["responses"].as_object().unwrap().keys() {
+                    all.insert((method.clone(), path.clone(), status.parse().unwrap()));
+                }
+            }
+        }
+        all
+    }
+
+    fn assert_valid(&self, schema: &Value, value: &Value, what: &str) {
+        let mut schema = schema.clone();
+        schema["components"] = self.document["components"].clone();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{what}: {value}: {errors:?}");
+    }
+
+    /// Sends a request to a path of the document, given as its template with values for its
+    /// parameters, and checks the answer's status and schema.
+    async fn exchange(&mut self, method: &str, path: &str, body: Value, status: u16) -> Value {
+        let plain = path.split('?').next().unwrap();
+        let template = plain.replace("{web}", "{network}").replace("{a}", "{endpoint}");
+        let template = template.replace("{no}", if plain.contains("nodes") { "{node}" } else { "{no}" });
+        let template = match plain.split('/').nth(2) {
+            Some("networks") => template.replace("{no}", "{network}").replace("{A}", "{network}"),
+            Some("endpoints") => template.replace("{no}", "{endpoint}").replace("{A}", "{endpoint}"),
+            _ => template.replace("{n1}", "{node}").replace("{A}", "{node}"),
+        };
+        let operation = self.document["paths"][&template][method].clone();
+        assert!(operation.is_object(), "{method} {template} is not in the document");
+        let request = &operation["requestBody"]["content"]["application/json"]["schema"];
+        if (200..300).contains(&status) && request.is_object() {
+            self.assert_valid(request, &body, &format!("{method} {path}"));
+        }
+        let sent = path.replace(['{', '}'], "");
+        let (found, answer) = send_json(&self.agent.socket, &method.to_uppercase(), &sent, &body).await;
+        assert_eq!(found, status, "{method} {path}: {answer}");
+        let response = &operation["responses"][status.to_string()];
+        assert!(response.is_object(), "{method} {path}: {status} is not in the document");
+        match &response["content"]["application/json"]["schema"] {
+            Value::Null => assert_eq!(answer, Value::Null, "{method} {path}"),
+            schema => self.assert_valid(schema, &answer, &format!("{method} {path} {status}")),
+        }
+        self.seen.insert((method.to_owned(), template, status));
+        answer
+    }
+
+    /// Lets the agent fail with each of the codes that have a documented status.
+    async fn failures(&mut self, method: &str, path: &str, body: Value, statuses: &[u16]) {
+        for &status in statuses {
+            let code = match status {
+                409 => ErrorCode::Exhausted,
+                500 => ErrorCode::Internal,
+                501 => ErrorCode::Unsupported,
+                503 => ErrorCode::StoreReplaced,
+                _ => ErrorCode::Timeout,
+            };
+            self.agent.memory.state().fail_next = Some(code);
+            self.exchange(method, path, body.clone(), status).await;
+        }
+    }
+
+    /// Sends bodies that are refused before the agent sees them.
+    async fn bad_bodies(&mut self, path: &str, bad: Value) {
+        self.exchange("post", path, bad, 400).await;
+        let socket = &self.agent.socket;
+        let large = send(socket, "POST", path, "application/json", vec![b' '; MAX_BODY + 1]).await;
+        refused(large, 413, "invalid");
+        refused(send(socket, "POST", path, "text/plain", b"{}".to_vec()).await, 415, "invalid");
+        self.seen.insert(("post".to_owned(), path.to_owned(), 413));
+        self.seen.insert(("post".to_owned(), path.to_owned(), 415));
+    }
+}
+
+#[tokio::test]
+async fn every_operation_answers_as_documented_with_every_status() {
+    let agent = Agent::start();
+    let (_, document) = send_json(&agent.socket, "GET", "/v1/openapi.json", &Value::Null).await;
+    let mut api = Checked { agent: &agent, document, seen: BTreeSet::new() };
+    assert_eq!(api.document["openapi"].as_str().unwrap().split('.').next(), Some("3"));
+    let none = Value::Null;
+
+    api.exchange("get", "/v1/openapi.json", none.clone(), 200).await;
+    let version = api.exchange("get", "/v1/version", none.clone(), 200).await;
+    assert_eq!(version["node"], "n1");
+
+    let web = json!({
+        "name": "web", "subnets": ["10.9.0.0/24", "fd00:9::/64"], "gateways": ["10.9.0.254"],
+        "ranges": ["10.9.0.128/25"], "reserved": ["10.9.0.9"], "ipv6": false, "vni": 77,
+        "mtu": 1400, "internal": true, "labels": {"team": "shop"},
+    });
+    let made = api.exchange("post", "/v1/networks", web.clone(), 201).await;
+    assert_eq!((&made["vni"], &made["internal"]), (&json!(77), &json!(true)));
+    api.exchange("post", "/v1/networks", web.clone(), 409).await;
+    api.bad_bodies("/v1/networks", json!({"name": "web", "mtu": 1})).await;
+    api.failures("post", "/v1/networks", json!({"name": "x"}), &[500, 503]).await;
+    let all = api.exchange("get", "/v1/networks", none.clone(), 200).await;
+    assert_eq!(all[0], made);
+    api.failures("get", "/v1/networks", none.clone(), &[500, 503]).await;
+    assert_eq!(api.exchange("get", "/v1/networks/{web}", none.clone(), 200).await, made);
+
+    let attach = json!({
+        "network": "web", "name": "a", "netns": "/run/netns/a", "interface": "eth7",
+        "addresses": ["10.9.0.7"], "mac": "02:00:00:00:00:07", "labels": {"x": ""}, "wait_ms": 5,
+    });
+    let endpoint = api.exchange("post", "/v1/endpoints", attach.clone(), 201).await;
+    assert_eq!(endpoint["gateways"], json!(["10.9.0.254"]));
+    assert_eq!(api.exchange("post", "/v1/endpoints", attach.clone(), 200).await, endpoint);
+    let nowhere = json!({"network": "no", "netns": "/n"});
+    api.exchange("post", "/v1/endpoints", nowhere, 404).await;
+    api.bad_bodies("/v1/endpoints", json!({"network": "a/b", "netns": "/n"})).await;
+    api.failures("post", "/v1/endpoints", attach.clone(), &[409, 500, 501, 503, 504]).await;
+    let list = api.exchange("get", "/v1/endpoints?network=web&node=n1", none.clone(), 200).await;
+    assert_eq!(list, json!([endpoint]));
+    let other = api.exchange("get", "/v1/endpoints?node=n2", none.clone(), 200).await;
+    assert_eq!(other, json!([]));
+    api.exchange("get", "/v1/endpoints?node=A", none.clone(), 400).await;
+    api.exchange("get", "/v1/endpoints?network=no", none.clone(), 404).await;
+    api.failures("get", "/v1/endpoints", none.clone(), &[500, 503]).await;
+
+    let one = "/v1/endpoints/{a}?network=web";
+    assert_eq!(api.exchange("get", one, none.clone(), 200).await, endpoint);
+    api.exchange("delete", "/v1/networks/{web}", none.clone(), 409).await;
+    let detached = api.exchange("delete", one, none.clone(), 200).await;
+    assert_eq!(detached["id"], endpoint["id"]);
+    for method in ["get", "delete"] {
+        api.failures(method, "/v1/endpoints/{a}", none.clone(), &[409, 500, 503]).await;
+        api.exchange(method, "/v1/endpoints/{no}", none.clone(), 404).await;
+        api.exchange(method, "/v1/endpoints/{A}", none.clone(), 400).await;
+        api.failures(method, "/v1/networks/{web}", none.clone(), &[500, 503]).await;
+        api.exchange(method, "/v1/networks/{no}", none.clone(), 404).await;
+        api.exchange(method, "/v1/networks/{A}", none.clone(), 400).await;
+    }
+    api.exchange("delete", "/v1/networks/{web}", none.clone(), 204).await;
+
+    let nodes = api.exchange("get", "/v1/nodes", none.clone(), 200).await;
+    assert_eq!(nodes[1]["alive"], false);
+    api.failures("get", "/v1/nodes", none.clone(), &[500, 503]).await;
+    api.exchange("get", "/v1/nodes/{n1}", none.clone(), 200).await;
+    api.exchange("get", "/v1/nodes/{no}", none.clone(), 404).await;
+    api.exchange("get", "/v1/nodes/{A}", none.clone(), 400).await;
+    api.failures("get", "/v1/nodes/{n1}", none.clone(), &[500, 503]).await;
+
+    let missed: Vec<_> = api.operations().difference(&api.seen).cloned().collect();
+    assert!(missed.is_empty(), "documented and not shown: {missed:?}");
+}
+
+#[tokio::test]
+async fn malformed_json_is_refused_with_the_field_or_the_place() {
+    let agent = Agent::start();
+    let post = async |body: &str| {
+        let kind = "application/json; charset=utf-8";
+        let answer = send(&agent.socket, "POST", "/v1/networks", kind, body.into()).await;
+        refused(answer, 400, "invalid")
+    };
+    for (body, part) in [
+        ("", "EOF"),
+        ("{", "EOF"),
+        ("[]", "the body"),
+        ("nul", "the body"),
+        ("{\"name\": 5}", "field name"),
+        ("{\"name\": \"web\", \"subnets\": [\"10.9.0.0/99\"]}", "field subnets[0]"),
+        ("{\"name\": \"web\", \"labels\": {\"a\": 1}}", "field labels.a"),
+        ("{\"name\": \"web\", \"colour\": 1}", "colour"),
+        ("{\"name\": \"web\", \"name\": \"b\"}", "duplicate field"),
+        ("{\"name\": \"web\"} x", "trailing"),
+        ("{\"name\": \"\\u0000\"}", "field name"),
+    ] {
+        let message = post(body).await;
+        assert!(message.contains(part), "{body}: {message}");
+    }
+    let deep = post(&"[".repeat(100_000)).await;
+    assert!(deep.len() < 300, "{deep}");
+    let long = post(&json!({"name": "x".repeat(300)}).to_string()).await;
+    assert!(long.contains("field name") && long.contains("too long") && long.len() < 200, "{long}");
+    assert!(agent.memory.state().networks.is_empty());
+}
+
+#[tokio::test]
+async fn names_that_are_paths_or_endless_are_refused_everywhere() {
+    let agent = Agent::start();
+    let long = "x".repeat(300);
+    let names = ["..", "%2e%2e", "%2E%2E%2F%2E%2E%2Fetc", "a%2Fb", "a%00b", "%ff%fe", "%20", "A", &long];
+    for name in names {
+        for kind in ["networks", "endpoints", "nodes"] {
+            let methods: &[&str] = if kind == "nodes" { &["GET"] } else { &["GET", "DELETE"] };
+            for method in methods {
+                let path = format!("/v1/{kind}/{name}");
+                let message =
+                    refused(send_json(&agent.socket, method, &path, &Value::Null).await, 400, "invalid");
+                assert!(message.len() < 250, "{message}");
+            }
+        }
+        let query = format!("/v1/endpoints?network={name}");
+        refused(send_json(&agent.socket, "GET", &query, &Value::Null).await, 400, "invalid");
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_methods_and_parameters_are_refused_in_our_form() {
+    let agent = Agent::start();
+    let paths = ["/", "/v1", "/v2/version", "/v1/networks/", "/v1/networks/a/b", "/v1/../etc/passwd"];
+    for path in paths {
+        refused(send_json(&agent.socket, "GET", path, &Value::Null).await, 404, "not_found");
+    }
+    for (method, path) in [
+        ("PUT", "/v1/networks"),
+        ("DELETE", "/v1/networks"),
+        ("POST", "/v1/version"),
+        ("PATCH", "/v1/endpoints/a"),
+        ("BREW", "/v1/nodes"),
+    ] {
+        refused(send_json(&agent.socket, method, path, &Value::Null).await, 405, "invalid");
+    }
+    for path in ["/v1/endpoints?netwrok=a", "/v1/endpoints/a?node=b"] {
+        let message = refused(send_json(&agent.socket, "GET", path, &Value::Null).await, 400, "invalid");
+        assert!(message.contains("unknown field"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_cut_off() {
+    let agent = Agent::start();
+    let body = vec![b'x'; 2 * MAX_BODY];
+    let answer = send(&agent.socket, "POST", "/v1/endpoints", "application/json", body).await;
+    assert!(refused(answer, 413, "invalid").contains("too large"));
+    let (status, _) = send_json(&agent.socket, "GET", "/v1/version", &Value::Null).await;
+    assert_eq!(status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_clients_at_once_lose_nothing() {
+    let agent = Agent::start();
+    let client = Client::new(&agent.socket);
+    client.create_network(&serde_json::from_value(json!({"name": "web"})).unwrap()).await.unwrap();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..64 {
+        let client = client.clone();
+        clients.spawn(async move {
+            for round in 0..8 {
+                let request = json!({
+                    "network": "web", "netns": "/n", "name": format!("e{number}-{round}"),
+                });
+                let request: AttachRequest = serde_json::from_value(request).unwrap();
+                let attached = client.attach(&request).await.unwrap();
+                assert!(matches!(attached, Attached::Created(_)));
+                assert!(matches!(client.attach(&request).await.unwrap(), Attached::Existing(_)));
+            }
+        });
+    }
+    clients.join_all().await;
+    assert_eq!(client.endpoints(Some("web"), None).await.unwrap().len(), 64 * 8);
+}
+
+#[tokio::test]
+async fn the_client_gives_what_the_agent_says() {
+    let agent = Agent::start();
+    let client = Client::new(&agent.socket);
+    let spec = serde_json::from_value(json!({"name": "web", "subnets": ["10.9.0.0/24"]})).unwrap();
+    let made = client.create_network(&spec).await.unwrap();
+    assert_eq!(client.network(&made.network.id.to_string()).await.unwrap(), made);
+    assert_eq!(client.networks().await.unwrap(), [made.clone()]);
+    let refused = client.create_network(&spec).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Api(ApiError { code: ErrorCode::Conflict, .. })));
+    for name in ["..", "a/b?c=d", "ä", ""] {
+        let error = client.network(name).await.unwrap_err();
+        let expected = if name.is_empty() { ErrorCode::NotFound } else { ErrorCode::Invalid };
+        assert!(matches!(error, ClientError::Api(e) if e.code == expected), "{name}");
+    }
+    client.remove_network("web").await.unwrap();
+    let gone = client.detach("a", Some("web")).await.unwrap_err();
+    assert!(matches!(gone, ClientError::Api(ApiError { code: ErrorCode::NotFound, .. })));
+    assert_eq!(client.nodes().await.unwrap().len(), 2);
+    assert!(client.node("n1").await.unwrap().this);
+}
+
+#[tokio::test]
+async fn the_client_connects_anew_when_the_agent_was_restarted() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let client = Client::new(&socket);
+    for _ in 0..2 {
+        let agent = Agent::start();
+        let _ = std::fs::remove_file(&socket);
+        std::os::unix::fs::symlink(&agent.socket, &socket).unwrap();
+        for _ in 0..3 {
+            assert_eq!(client.version().await.unwrap().node.as_str(), "n1");
+        }
+    }
+    let error = client.version().await.unwrap_err();
+    assert!(matches!(error, ClientError::NotRunning { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(socket.to_str().unwrap()) && text.contains("systemctl status netctld"));
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn the_socket_is_root_s_or_its_group_s_whatever_the_umask() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run/netctl/netctl.sock");
+    for (group, expected) in [(None, 0o600), (Some(Gid::from_raw(7)), 0o660)] {
+        let listener = server::bind(&path, group).unwrap();
+        assert_eq!(mode(&path), expected);
+        assert_eq!(mode(path.parent().unwrap()), 0o755);
+        if let Some(group) = group {
+            assert_eq!(std::fs::metadata(&path).unwrap().gid(), group.as_raw());
+        }
+        drop(listener);
+    }
+    let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+    assert_eq!(left.len(), 1, "something was left beside the socket: {left:?}");
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("netctl.sock");
+    let live = server::bind(&path, None).unwrap();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    let error = server::bind(&path, None).unwrap_err();
+    assert!(matches!(error, BindError::Live { .. }), "{error}");
+    assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+    drop(live);
+    assert!(std::fs::metadata(&path).unwrap().file_type().is_socket());
+    let again = server::bind(&path, None).unwrap();
+    UnixStream::connect(&path).await.unwrap();
+    drop(again);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_socket_is_never_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("netctl.sock");
+    std::fs::write(&path, "precious").unwrap();
+    assert!(matches!(server::bind(&path, None), Err(BindError::NotASocket { .. })));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    let link = directory.path().join("link.sock");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(matches!(server::bind(&link, None), Err(BindError::NotASocket { .. })));
+    let long = directory.path().join("x".repeat(108));
+    assert!(matches!(server::bind(&long, None), Err(BindError::Path { .. })));
+}
+
+#[tokio::test]
+async fn a_running_request_is_answered_at_shutdown() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let agent = Agent::start();
+    let listener = server::bind(&path, None).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let memory = agent.memory.clone();
+    let server = tokio::spawn(server::serve(listener, memory.clone() as Arc<_>, async {
+        drop(stopped.await);
+    }));
+    let client = Client::new(&path);
+    client.create_network(&serde_json::from_value(json!({"name": "web"})).unwrap()).await.unwrap();
+    memory.close_gate();
+    let request = serde_json::from_value(json!({"network": "web", "netns": "/n"})).unwrap();
+    let attach = tokio::spawn(async move { client.attach(&request).await });
+    while memory.state().attached.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(stop);
+    while UnixStream::connect(&path).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    memory.gate.add_permits(1);
+    assert!(matches!(attach.await.unwrap(), Ok(Attached::Created(_))));
+    server.await.unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_bytes_are_answered_in_another_form(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let agent = Agent::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let body = bytes.clone();
+            let answer = send(&agent.socket, "POST", "/v1/networks", "application/json", body).await;
+            refused(answer, 400, "invalid");
+        });
+    }
+}

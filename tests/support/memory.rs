@@ -1,0 +1,299 @@
+//! An agent without a kernel and without a store, on a real socket, for the tests of the edges.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use netctl::api::server;
+use netctl::api::{
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service,
+    VersionView,
+};
+use netctl::model::{
+    Attachment, Endpoint, EndpointId, MacAddr, Network, NetworkId, NetworkSpec, Node, NodeId, NodeName,
+    Subnet, Vni, subnet,
+};
+use tokio::sync::{Semaphore, oneshot};
+
+/// The agent's state; tests may look at it and set its faults.
+#[derive(Default)]
+pub struct State {
+    pub networks: Vec<Network>,
+    pub endpoints: Vec<Endpoint>,
+    /// The error that the next call answers with.
+    pub fail_next: Option<ErrorCode>,
+    /// The requests to attach, as they came.
+    pub attached: Vec<AttachRequest>,
+    /// The endpoints that were detached.
+    pub detached: Vec<EndpointId>,
+}
+
+pub struct Memory {
+    state: Mutex<State>,
+    /// Attaching waits for a permit; there are plenty unless a test closes the gate.
+    pub gate: Semaphore,
+}
+
+impl Memory {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Lets attaching wait until permits are added to the gate.
+    pub fn close_gate(&self) {
+        self.gate.forget_permits(self.gate.available_permits());
+    }
+
+    /// The state, unless a test wants this call to fail.
+    fn call(&self) -> Result<MutexGuard<'_, State>, ApiError> {
+        let mut state = self.state();
+        match state.fail_next.take() {
+            Some(code) => Err(ApiError::new(code, format!("{code:?}, as the test wants"))),
+            None => Ok(state),
+        }
+    }
+}
+
+fn not_found(reference: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no {reference}"))
+}
+
+impl State {
+    fn network(&self, reference: &str) -> Result<&Network, ApiError> {
+        let found = |n: &&Network| n.name.as_str() == reference || n.id.to_string() == reference;
+        self.networks.iter().find(found).ok_or_else(|| not_found(reference))
+    }
+
+    fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<&Endpoint, ApiError> {
+        let network = network.map(|network| self.network(network)).transpose()?;
+        let within = |e: &&Endpoint| network.is_none_or(|network| network.id == e.network);
+        let named = |e: &&Endpoint| e.name.as_str() == reference || e.id.to_string() == reference;
+        let found: Vec<_> = self.endpoints.iter().filter(within).filter(named).collect();
+        match found[..] {
+            [] => Err(not_found(reference)),
+            [only] => Ok(only),
+            _ => Err(ApiError::new(ErrorCode::Conflict, "several networks have that name")),
+        }
+    }
+
+    fn network_view(&self, network: &Network) -> NetworkView {
+        let members = self.endpoints.iter().filter(|endpoint| endpoint.network == network.id);
+        let effective_mtu = network.mtu.unwrap_or(1450);
+        NetworkView { network: network.clone(), endpoints: members.count(), effective_mtu, revision: 7 }
+    }
+
+    fn endpoint_view(&self, endpoint: &Endpoint) -> EndpointView {
+        let network = self.networks.iter().find(|network| network.id == endpoint.network).unwrap();
+        let subnets: Vec<&Subnet> =
+            endpoint.addresses.iter().filter_map(|a| network.subnet_of(*a)).collect();
+        EndpointView {
+            endpoint: endpoint.clone(),
+            network_name: network.name.clone(),
+            gateways: subnets.iter().map(|subnet| subnet.gateway()).collect(),
+            prefix_lengths: subnets.iter().map(|subnet| subnet.cidr().prefix()).collect(),
+            mtu: 1450,
+        }
+    }
+}
+
+pub fn node(name: &str, alive: bool) -> NodeView {
+    let node = Node {
+        id: NodeId::random(&mut rand::rng()),
+        name: name.parse().unwrap(),
+        underlay: Ipv4Addr::new(192, 0, 2, 1).into(),
+        vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        tunnel_port: 4789,
+        mtu: 1450,
+        subnets_in_use: vec!["192.0.2.0/24".parse().unwrap()],
+        labels: BTreeMap::from([("rack".to_owned(), "7".to_owned())]),
+        version: "0.1.0".to_owned(),
+    };
+    NodeView { node, alive, this: alive }
+}
+
+#[async_trait]
+impl Service for Memory {
+    async fn version(&self) -> VersionView {
+        VersionView {
+            version: "0.1.0".to_owned(),
+            api: "v1".to_owned(),
+            node: "n1".parse().unwrap(),
+            store: "memory".to_owned(),
+            kernel: "6.18".to_owned(),
+        }
+    }
+
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkView, ApiError> {
+        let mut state = self.call()?;
+        let mut subnets =
+            spec.subnets().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+        if state.network(spec.name.as_str()).is_ok() {
+            let message = format!("there is a network {} already", spec.name);
+            return Err(ApiError::new(ErrorCode::Conflict, message));
+        }
+        let count = state.networks.len() as u32;
+        if subnets.is_empty() {
+            let cidr = format!("10.128.{count}.0/24").parse().unwrap();
+            subnets.push(Subnet::new(cidr, None, None, BTreeSet::new()).unwrap());
+        }
+        let network = Network {
+            id: NetworkId::random(&mut rand::rng()),
+            name: spec.name,
+            subnets,
+            vni: spec.vni.unwrap_or_else(|| Vni::new(4097 + count).unwrap()),
+            uplink: count as u16,
+            mtu: spec.mtu,
+            internal: spec.internal,
+            labels: spec.labels,
+            removing: false,
+        };
+        state.networks.push(network.clone());
+        Ok(state.network_view(&network))
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkView>, ApiError> {
+        let state = self.call()?;
+        Ok(state.networks.iter().map(|network| state.network_view(network)).collect())
+    }
+
+    async fn network(&self, reference: &str) -> Result<NetworkView, ApiError> {
+        let state = self.call()?;
+        Ok(state.network_view(state.network(reference)?))
+    }
+
+    async fn remove_network(&self, reference: &str) -> Result<(), ApiError> {
+        let mut state = self.call()?;
+        let id = state.network(reference)?.id;
+        if state.endpoints.iter().any(|endpoint| endpoint.network == id) {
+            return Err(ApiError::new(ErrorCode::InUse, format!("network {reference} has endpoints")));
+        }
+        state.networks.retain(|network| network.id != id);
+        Ok(())
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
+        self.state().attached.push(request.clone());
+        let _permit = self.gate.acquire().await.unwrap();
+        let mut state = self.call()?;
+        let network = state.network(&request.network)?.clone();
+        if let Some(name) = &request.name
+            && let Ok(existing) = state.endpoint(name.as_str(), Some(&request.network))
+        {
+            return Ok(Attached::Existing(state.endpoint_view(existing)));
+        }
+        let id = EndpointId::random(&mut rand::rng());
+        let next = 2 + state.endpoints.len() as u128;
+        let chosen: IpAddr = subnet::address_at(network.subnets[0].cidr().network(), next);
+        let addresses = if request.addresses.is_empty() { vec![chosen] } else { request.addresses };
+        let endpoint = Endpoint {
+            id,
+            name: request.name.unwrap_or_else(|| id.to_string().parse().unwrap()),
+            network: network.id,
+            node: "n1".parse().unwrap(),
+            addresses,
+            mac: request.mac.unwrap_or_else(|| MacAddr::random(&mut rand::rng())),
+            attachment: Attachment {
+                netns: request.netns,
+                inode: 1,
+                boot: "boot".to_owned(),
+                interface: request.interface.unwrap_or_else(|| "eth0".parse().unwrap()),
+            },
+            labels: request.labels,
+        };
+        state.endpoints.push(endpoint.clone());
+        Ok(Attached::Created(state.endpoint_view(&endpoint)))
+    }
+
+    async fn endpoints(
+        &self,
+        network: Option<&str>,
+        node: Option<&NodeName>,
+    ) -> Result<Vec<EndpointView>, ApiError> {
+        let state = self.call()?;
+        let network = network.map(|network| state.network(network)).transpose()?;
+        let wanted = |e: &&Endpoint| {
+            network.is_none_or(|n| n.id == e.network) && node.is_none_or(|node| *node == e.node)
+        };
+        Ok(state.endpoints.iter().filter(wanted).map(|e| state.endpoint_view(e)).collect())
+    }
+
+    async fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<EndpointView, ApiError> {
+        let state = self.call()?;
+        Ok(state.endpoint_view(state.endpoint(reference, network)?))
+    }
+
+    async fn detach(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<Option<EndpointId>, ApiError> {
+        let mut state = self.call()?;
+        let id = match state.endpoint(reference, network) {
+            Ok(endpoint) => endpoint.id,
+            Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        state.endpoints.retain(|endpoint| endpoint.id != id);
+        state.detached.push(id);
+        Ok(Some(id))
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {
+        drop(self.call()?);
+        Ok(vec![node("n1", true), node("n2", false)])
+    }
+
+    async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+        drop(self.call()?);
+        match name.as_str() {
+            "n1" | "n2" => Ok(node(name.as_str(), name.as_str() == "n1")),
+            other => Err(not_found(other)),
+        }
+    }
+}
+
+/// A running agent; it ends with this value.
+pub struct Agent {
+    pub memory: Arc<Memory>,
+    pub socket: PathBuf,
+    _directory: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Agent {
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("netctl.sock");
+        let memory =
+            Arc::new(Memory { state: Mutex::default(), gate: Semaphore::new(Semaphore::MAX_PERMITS) });
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (path, service) = (socket.clone(), memory.clone());
+        let thread = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            runtime.worker_threads(2).enable_all().build().unwrap().block_on(async {
+                let listener = server::bind(&path, None).unwrap();
+                ready.send(()).unwrap();
+                let shutdown = async { drop(stopped.await) };
+                server::serve(listener, service, shutdown).await;
+            });
+        });
+        is_ready.recv().unwrap();
+        Self { memory, socket, _directory: directory, stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
