@@ -336,7 +336,7 @@ async fn the_client_gives_what_the_agent_says() {
     let spec = serde_json::from_value(json!({"name": "web", "subnets": ["10.9.0.0/24"]})).unwrap();
     let made = client.create_network(&spec).await.unwrap();
     assert_eq!(client.network(&made.network.id.to_string()).await.unwrap(), made);
-    assert_eq!(client.networks().await.unwrap(), [made.clone()]);
+    assert_eq!(client.networks().await.unwrap(), std::slice::from_ref(&made));
     let refused = client.create_network(&spec).await.unwrap_err();
     assert!(matches!(refused, ClientError::Api(ApiError { code: ErrorCode::Conflict, .. })));
     for name in ["..", "a/b?c=d", "ä", ""] {
