@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::model::network::NetworkError;
-use crate::model::{EndpointId, Name, NodeName, Snapshot, Versioned, Vni};
+use crate::model::{Endpoint, EndpointId, Name, NodeName, Snapshot, Versioned, Vni};
 use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, schema};
 
 pub use endpoints::{Claim, Claimed};
@@ -261,23 +261,24 @@ pub fn find_endpoint<'a>(
     snapshot: &'a Snapshot,
     reference: &str,
     network: Option<&str>,
-) -> Result<&'a Arc<crate::model::Endpoint>, ClusterError> {
+) -> Result<&'a Arc<Endpoint>, ClusterError> {
     let network = match network {
         Some(text) => {
             Some(snapshot.network(text).ok_or_else(|| ClusterError::NoNetwork(text.to_owned()))?.id)
         }
         None => None,
     };
+    let id: Option<EndpointId> = reference.parse().ok();
     let within = snapshot.members.iter().filter(|(id, _)| network.is_none_or(|wanted| wanted == **id));
     let matches: Vec<_> = within
         .flat_map(|(_, members)| members.endpoints.values())
-        .filter(|endpoint| endpoint.name.as_str() == reference || endpoint.id.to_string() == reference)
+        .filter(|endpoint| endpoint.name.as_str() == reference || id == Some(endpoint.id))
         .collect();
     match matches.as_slice() {
         [] => Err(ClusterError::NoEndpoint(reference.to_owned())),
         [one] => Ok(one),
         several => {
-            let name = |endpoint: &&Arc<crate::model::Endpoint>| {
+            let name = |endpoint: &&Arc<Endpoint>| {
                 snapshot.networks.get(&endpoint.network).map(|n| n.name.to_string())
             };
             let networks = several.iter().filter_map(name).collect::<Vec<_>>().join(", ");

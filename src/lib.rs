@@ -10,13 +10,15 @@
 //! - `cluster`: changes and views of the shared state, as transactions on the store.
 //! - `app`: the agent, where everything is wired; `cli`: the command.
 
-#![warn(missing_docs)]
+#![warn(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod ipam;
+pub mod kernel;
 pub mod model;
 pub mod overlay;
 pub mod reconcile;

@@ -80,7 +80,7 @@ fn links(objects: &BTreeSet<Object>) -> impl Iterator<Item = Link> {
 }
 
 /// The device that an object is or stands on.
-fn device(object: &Object) -> Option<Device> {
+pub fn device(object: &Object) -> Option<Device> {
     match object {
         Object::Link(link) => Some(link.device),
         Object::Address { device, .. } | Object::Neighbour { device, .. } => Some(*device),

@@ -3,12 +3,15 @@
 //! A store is an ordered map from keys (text with `/` between the parts) to values (bytes), with a
 //! revision that grows by one with every transaction that changed something. `embedded` keeps it
 //! in a file on one machine, `etcd` in an etcd cluster; `tests/store.rs` and the network tests run
-//! the same suite over both.
+//! the same suite over both. `schema` is what every store holds first: whose it is.
 
+pub mod embedded;
+pub mod etcd;
 pub mod schema;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -47,7 +50,8 @@ pub struct Listing {
 
 /// A transaction: when every comparison holds, every write is done; else none is.
 ///
-/// A key may be written once in a transaction.
+/// A key may be written once in a transaction, and there are [limits](Transaction::MAX_STEPS);
+/// one that breaks them is an error and does nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Transaction {
     /// What must hold.
@@ -82,6 +86,13 @@ pub enum Write {
 }
 
 impl Transaction {
+    /// The most comparisons, and the most writes, of one transaction (what etcd takes unless it is
+    /// told otherwise).
+    pub const MAX_STEPS: usize = 128;
+
+    /// The most bytes of keys and values together (etcd takes 1.5 MiB with everything around).
+    pub const MAX_BYTES: usize = 1 << 20;
+
     /// A transaction that does nothing yet.
     pub fn new() -> Self {
         Self::default()
@@ -121,6 +132,58 @@ impl Transaction {
         self.writes.push(Write::Delete(key.into()));
         self
     }
+
+    /// The bytes of the keys and values that it writes.
+    fn size(&self) -> usize {
+        self.writes.iter().map(Write::size).sum()
+    }
+
+    /// What breaks the rules, so that every store refuses the same transactions.
+    fn problem(&self) -> Option<String> {
+        let steps = self.comparisons.len().max(self.writes.len());
+        if steps > Self::MAX_STEPS {
+            return Some(format!("{steps} steps in a transaction, {} are allowed", Self::MAX_STEPS));
+        }
+        let bytes = self.size();
+        if bytes > Self::MAX_BYTES {
+            return Some(format!("{bytes} bytes in a transaction, {} are allowed", Self::MAX_BYTES));
+        }
+        for comparison in &self.comparisons {
+            let (Comparison::Absent(key) | Comparison::Modified(key, _)) = comparison;
+            if key.is_empty() {
+                return Some("a comparison with an empty key".to_owned());
+            }
+            if matches!(comparison, Comparison::Modified(_, Revision(0))) {
+                return Some(format!("key {key:?} compared with revision 0, which wrote nothing"));
+            }
+        }
+        let mut written = BTreeSet::new();
+        for key in self.writes.iter().map(Write::key) {
+            if key.is_empty() {
+                return Some("a write with an empty key".to_owned());
+            }
+            if !written.insert(key) {
+                return Some(format!("key {key:?} is written twice in a transaction"));
+            }
+        }
+        None
+    }
+}
+
+impl Write {
+    /// The key that is set or removed.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete(key) => key,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Put { key, value, .. } => key.len() + value.len(),
+            Self::Delete(key) => key.len(),
+        }
+    }
 }
 
 /// How a transaction ended.
@@ -139,9 +202,12 @@ pub enum Event {
     /// history since the last report is not to be had any more (compaction, a new connection to a
     /// store that was restored). What it does not mention does not exist.
     Snapshot(Listing),
-    /// The changes of one or more transactions, complete up to this revision.
+    /// The changes of one or more transactions, complete up to this revision. A transaction's
+    /// changes are never divided over two reports. Without any change in it, it says that the
+    /// store is back after [`Event::Lost`] and nothing was missed.
     Changes(Revision, Vec<Change>),
-    /// The store cannot be reached; the watch goes on by itself as soon as it can.
+    /// The store cannot be reached; the watch goes on by itself as soon as it can. Said once in
+    /// an outage; the next report says that it is over.
     Lost(String),
 }
 
@@ -183,6 +249,14 @@ pub enum StoreError {
         /// Which store.
         store: String,
         /// What it said.
+        reason: String,
+    },
+    /// Its file cannot be used.
+    #[error("cannot open the store {}: {reason}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// Its content is of a newer version than this program.
@@ -233,7 +307,8 @@ pub trait Store: Send + Sync + 'static {
     /// Watches all keys that begin with `prefix`: with `from`, the changes after that revision
     /// (or a snapshot, where the history is not that long); without, a snapshot first.
     ///
-    /// Dropping the receiver ends the watch.
+    /// Dropping the receiver ends the watch. A receiver that is slow delays nobody: what it has
+    /// missed reaches it as one report, or as a snapshot. To be called within a Tokio runtime.
     fn watch(&self, prefix: &str, from: Option<Revision>) -> Watch;
 
     /// Makes a lease that ends when it is not kept alive for `ttl` (whole seconds, at least one).
@@ -253,4 +328,24 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be reached or refuses.
     async fn revoke(&self, lease: Lease) -> Result<(), StoreError>;
+}
+
+/// A lease's time in the seconds that a store counts: rounded up, from 1 to etcd's highest.
+fn whole_seconds(ttl: Duration) -> u64 {
+    let up = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
+    up.clamp(1, 9_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_never_shorter_than_asked() {
+        let cases = [(0, 1), (1, 1), (1000, 1), (1001, 2), (2500, 3)];
+        for (asked, seconds) in cases {
+            assert_eq!(whole_seconds(Duration::from_millis(asked)), seconds);
+        }
+        assert_eq!(whole_seconds(Duration::MAX), 9_000_000_000);
+    }
 }

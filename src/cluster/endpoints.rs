@@ -88,14 +88,14 @@ impl Cluster {
     ) -> Result<Claimed, ClusterError> {
         check(network, claim)?;
         let mut network = network.clone();
-        let mut taken = taken.clone();
-        let mut certain = false;
+        // What the store says itself, once it had to be asked.
+        let mut certain: Option<Taken> = None;
         for attempt in 0..TRIES {
-            let chosen = match choose(&network, claim, &taken, last, attempt) {
+            let chosen = match choose(&network, claim, certain.as_ref().unwrap_or(taken), last, attempt)
+            {
                 Ok(chosen) => chosen,
-                Err(_) if !certain => {
-                    taken = self.taken(network.id).await?;
-                    certain = true;
+                Err(_) if certain.is_none() => {
+                    certain = Some(self.taken(network.id).await?);
                     continue;
                 }
                 Err(exhausted) => return Err(exhausted),
@@ -112,9 +112,9 @@ impl Cluster {
             if network.removing {
                 return Err(ClusterError::Removing(network.name.clone()));
             }
-            taken = self.taken(network.id).await?;
-            certain = true;
-            refuse_taken(&network, claim, &taken)?;
+            let now = self.taken(network.id).await?;
+            refuse_taken(&network, claim, &now)?;
+            certain = Some(now);
         }
         Err(ClusterError::Contention(format!("network {}", network.name)))
     }

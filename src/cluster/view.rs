@@ -280,7 +280,8 @@ impl Follower {
             return false;
         }
         if let Event::Lost(reason) = event {
-            if self.now.health != Health::Replaced {
+            // Before the first complete view there is nothing that could be out of date.
+            if self.now.health == Health::Current {
                 warn!(reason, "store lost: what runs goes on");
                 self.now.health = Health::Lost(reason);
             }

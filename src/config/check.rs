@@ -223,7 +223,8 @@ fn pool(text: &str, ipv4: bool) -> Result<IpNetwork, String> {
     if range.is_ipv4() != ipv4 {
         return Err(format!("{range} is not an {family} range"));
     }
-    Subnet::new(range, None, None, Default::default()).map_err(|error| error.to_string())?;
+    Subnet::new(range, None, None, std::collections::BTreeSet::default())
+        .map_err(|error| error.to_string())?;
     Ok(range)
 }
 

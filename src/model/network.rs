@@ -124,15 +124,14 @@ impl NetworkSpec {
     }
 
     fn subnet(&self, cidr: IpNetwork) -> Result<Subnet, NetworkError> {
-        let gateway = self.only("gateway", cidr, &self.gateways, |gateway| *gateway)?;
-        let range = self.only("range", cidr, &self.ranges, |range| range.network())?;
+        let gateway = Self::only("gateway", cidr, &self.gateways, |gateway| *gateway)?;
+        let range = Self::only("range", cidr, &self.ranges, IpNetwork::network)?;
         let reserved = self.reserved.iter().copied().filter(|a| cidr.contains(*a)).collect();
         Ok(Subnet::new(cidr, gateway, range, reserved)?)
     }
 
     /// The one of `values` that lies within `cidr`.
     fn only<T: Copy>(
-        &self,
         what: &'static str,
         cidr: IpNetwork,
         values: &[T],

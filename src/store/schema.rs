@@ -1,6 +1,6 @@
 //! What every store holds first: the schema of its content, and whose it is.
 //!
-//! The key `cluster` holds `{"schema":1,"id":"0123456789ab"}`. An agent remembers the id: a store
+//! The key `base/cluster` holds `{"schema":1,"id":"0123456789ab"}`. An agent remembers the id: a store
 //! that has another, or none any more, was wiped or replaced, and what it does not mention must
 //! not be taken for deleted.
 

@@ -169,7 +169,7 @@ mod tests {
             (r#"{"name":"A"}"#, "name"),
             (r#"{"name":"web","vni":0}"#, "vni"),
             (r#"{"name":"web","colour":"red"}"#, "colour"),
-            (r#"{}"#, "name"),
+            ("{}", "name"),
         ] {
             let message = message::<NetworkSpec>(json);
             assert!(message.contains(field), "{json}: {message}");

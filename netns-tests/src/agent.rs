@@ -1,0 +1,227 @@
+//! A running agent.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::Signal;
+
+use crate::etcd::Etcd;
+use crate::node::Node;
+use crate::process::Process;
+
+/// A program that was built beside the running test program.
+///
+/// # Panics
+/// When it is not there, or older than its sources: a test of yesterday's program says nothing.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a program has a path");
+    let folder = std::env::var_os("NETCTL_BIN_DIR")
+        .map(PathBuf::from)
+        .or_else(|| Some(test.parent()?.parent()?.to_owned()))
+        .expect("the test program is in target/PROFILE/deps");
+    let path = folder.join(name);
+    let built = fs::metadata(&path).and_then(|data| data.modified());
+    let built = built.unwrap_or_else(|error| panic!("{}: {error}: {BUILD}", path.display()));
+    let sources = newest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../src"));
+    assert!(sources.is_none_or(|time| time <= built), "{} is too old: {BUILD}", path.display());
+    path
+}
+
+const BUILD: &str = "run `cargo build --bins` first";
+
+/// When a file below a folder was last written; `None`: the sources are not on this machine.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let time = |entry: fs::DirEntry| match entry.file_type().ok()?.is_dir() {
+        true => newest(&entry.path()),
+        false => entry.metadata().ok()?.modified().ok(),
+    };
+    fs::read_dir(folder).ok()?.flatten().filter_map(time).max()
+}
+
+/// An agent's configuration file, as far as it differs from the test ground's own.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    keys: BTreeMap<String, String>,
+    store: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// With the embedded store.
+    pub fn embedded() -> Self {
+        Self::default().store("kind", "embedded")
+    }
+
+    /// With this etcd.
+    pub fn etcd(etcd: &Etcd) -> Self {
+        let mut config = Self::default().store("kind", "etcd").store("timeout", "1s");
+        config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint()));
+        config
+    }
+
+    /// With this etcd, over IPv6.
+    pub fn etcd6(etcd: &Etcd) -> Self {
+        let mut config = Self::etcd(etcd);
+        config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint6()));
+        config
+    }
+
+    /// Sets a key to a text.
+    #[must_use]
+    pub fn set(self, key: &str, value: &str) -> Self {
+        self.raw(key, &format!("{value:?}"))
+    }
+
+    /// Sets a key to a number, list or whatever else TOML has.
+    #[must_use]
+    pub fn raw(mut self, key: &str, value: &str) -> Self {
+        self.keys.insert(key.into(), value.into());
+        self
+    }
+
+    /// Leaves out a key that the test ground would set.
+    #[must_use]
+    pub fn without(self, key: &str) -> Self {
+        self.raw(key, "")
+    }
+
+    /// Sets a key of the store to a text.
+    #[must_use]
+    pub fn store(mut self, key: &str, value: &str) -> Self {
+        self.store.insert(key.into(), format!("{value:?}"));
+        self
+    }
+
+    /// Writes the file for a node and returns its path.
+    pub(crate) fn write(&self, node: &Node) -> PathBuf {
+        let dir = node.dir();
+        let path = |name: &str| format!("\"{}\"", dir.join(name).display());
+        let mut keys = BTreeMap::from([
+            ("node".to_owned(), format!("{:?}", node.name())),
+            ("underlay".to_owned(), format!("{:?}", node.ipv4())),
+            ("state_dir".to_owned(), path("state")),
+            ("run_dir".to_owned(), path("run")),
+            ("socket".to_owned(), path("netctl.sock")),
+            ("log".to_owned(), "\"debug\"".to_owned()),
+        ]);
+        keys.extend(self.keys.clone());
+        let lines = |keys: &BTreeMap<String, String>| {
+            let set = keys.iter().filter(|(_, value)| !value.is_empty());
+            set.map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join("\n")
+        };
+        let file = dir.join("netctld.toml");
+        let text = format!("{}\n[store]\n{}\n", lines(&keys), lines(&self.store));
+        fs::write(&file, text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        file
+    }
+}
+
+/// An agent that was started; dropping it kills it without a chance to clean up.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    notices: UnixDatagram,
+    log: PathBuf,
+}
+
+impl Agent {
+    pub(crate) fn start(node: &Node, config: &Config, wrapper: &[&str]) -> Self {
+        let config = config.write(node);
+        let (log, notify) = (node.dir().join("netctld.log"), node.dir().join("notify"));
+        // Of an earlier agent; that there was none is no error.
+        let _ = fs::remove_file(&notify);
+        let notices =
+            UnixDatagram::bind(&notify).unwrap_or_else(|error| panic!("{}: {error}", notify.display()));
+        let program = binary("netctld");
+        let mut words = wrapper.iter().map(PathBuf::from).chain([program]);
+        let mut command = node.space.command(words.next().expect("there is a program"));
+        command.args(words).arg("--config").arg(config).env("NOTIFY_SOCKET", &notify);
+        let process = Process::start(&mut command, &append(&log));
+        Self { process, notices, log }
+    }
+
+    /// Waits until the agent says that it is ready.
+    ///
+    /// # Panics
+    /// When it ends instead, or says nothing for 20 seconds.
+    #[track_caller]
+    pub fn wait_ready(&mut self) {
+        let ready = self.told("READY=1");
+        assert!(ready, "the agent is not ready; its log ends with:\n{}", self.log_tail());
+    }
+
+    /// Waits until the agent tells its service manager a line such as `READY=1`; `false` when it
+    /// ended or 20 seconds passed before.
+    pub fn told(&mut self, line: &str) -> bool {
+        let start = Instant::now();
+        let mut buffer = [0; 4096];
+        let step = Some(Duration::from_millis(50));
+        self.notices.set_read_timeout(step).expect("a socket has a time-out");
+        while start.elapsed() < Duration::from_secs(20) {
+            if let Ok(length) = self.notices.recv(&mut buffer) {
+                if String::from_utf8_lossy(&buffer[..length]).lines().any(|told| told == line) {
+                    return true;
+                }
+            } else if self.process.status().is_some() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// The agent's process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid().as_raw()
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.process.status().is_none()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits up to ten seconds for its end.
+    pub fn ended(&mut self) -> bool {
+        self.process.ended()
+    }
+
+    /// Kills it without warning, and waits for the end.
+    pub fn kill(mut self) {
+        self.process.stop(Signal::SIGKILL);
+    }
+
+    /// Asks it to end, as a service manager does.
+    ///
+    /// # Panics
+    /// When it does not end with status 0.
+    #[track_caller]
+    pub fn terminate(mut self) {
+        let status = self.process.stop(Signal::SIGTERM);
+        assert!(status.success(), "the agent ended with {status}:\n{}", self.log_tail());
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        tail(&self.log, 30)
+    }
+}
+
+/// Opens a log at its end.
+pub(crate) fn append(path: &Path) -> File {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The last lines of a file.
+pub(crate) fn tail(path: &Path, count: usize) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}

@@ -1,0 +1,35 @@
+//! Machines for tests: network namespaces with a real agent, a real store and a real kernel.
+//!
+//! A test makes a [`World`], in it nodes, outside hosts, containers and an etcd, and looks at what
+//! the containers can reach. Nothing leaves the process tree: [`seal`] puts the whole test program
+//! into namespaces of its own before the first thread starts, and they end with it.
+//!
+//! Everything here panics when the ground itself fails: it is for tests only.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::missing_panics_doc, reason = "it is all for tests")]
+
+mod agent;
+mod client;
+mod dump;
+mod etcd;
+mod node;
+mod packet;
+mod probe;
+mod process;
+mod seal;
+mod space;
+mod wait;
+mod world;
+
+pub use agent::{Agent, Config, binary};
+pub use client::{Client, Response};
+pub use dump::KernelState;
+pub use etcd::Etcd;
+pub use node::{Container, Node, NodeOptions};
+pub use packet::{ethernet, ipv4_udp, ipv6_udp, send_frame, vxlan};
+pub use probe::{Inbox, Stream, StreamReport, connects, datagram, tcp_transfer};
+pub use process::{Output, Process, as_nobody, become_nobody, output};
+pub use seal::seal;
+pub use space::Space;
+pub use wait::{DEADLINE, eventually, wait_for};
+pub use world::World;

@@ -1,0 +1,67 @@
+# shellcheck shell=bash
+# What the scripts share: messages, and installing what is missing.
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$'\e[1m' green=$'\e[32m' yellow=$'\e[33m' red=$'\e[31m' plain=$'\e[0m'
+else
+    bold='' green='' yellow='' red='' plain=''
+fi
+
+# Debian's packages, by what they are needed for.
+# shellcheck disable=SC2034  # the scripts that read this file use them
+{
+    BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
+    RUN_PACKAGES=(nftables iproute2 util-linux)
+    TEST_PACKAGES=(etcd-server etcd-client iputils-ping strace procps shellcheck)
+    DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
+    BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod)
+}
+
+# The oldest Rust that builds netctl: rust-version in Cargo.toml.
+RUST_VERSION=1.95
+
+step() { printf '%s==> %s%s\n' "$bold" "$*" "$plain"; }
+good() { printf '%s%s%s\n' "$green" "$*" "$plain"; }
+warn() { printf '%s%s%s\n' "$yellow" "$*" "$plain" >&2; }
+
+die() {
+    printf '%s%s: %s%s\n' "$red" "${0##*/}" "$*" "$plain" >&2
+    exit 1
+}
+
+need_root() {
+    [ "$(id -u)" = 0 ] || die "this makes network namespaces: run it as root (sudo $0)"
+}
+
+# Installs the named Debian packages that are not there yet.
+need_packages() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+            missing+=("$package")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    command -v apt-get >/dev/null ||
+        die "these are missing and there is no apt-get to install them: ${missing[*]}"
+    [ "$(id -u)" = 0 ] || die "these packages are missing: apt-get install ${missing[*]}"
+    step "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    local install=(apt-get install -y --no-install-recommends "${missing[@]}")
+    # On a fresh machine the lists of packages are missing or old.
+    "${install[@]}" || { apt-get update && "${install[@]}"; }
+    # Debian starts what it installs; only our own etcd, in its namespace, is wanted.
+    if [[ " ${missing[*]} " = *" etcd-server "* ]] && [ -d /run/systemd/system ]; then
+        systemctl disable --now etcd
+    fi
+}
+
+# Checks that cargo is there and new enough.
+need_rust() {
+    local found
+    [ -d "$HOME/.cargo/bin" ] && PATH=$PATH:$HOME/.cargo/bin
+    command -v cargo >/dev/null ||
+        die "Rust is missing: install version $RUST_VERSION or newer from https://rustup.rs"
+    found=$(cargo --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$RUST_VERSION" "$found" | sort -V | head -1)" = "$RUST_VERSION" ] ||
+        die "Rust $found is too old: netctl needs $RUST_VERSION or newer (rustup update)"
+}

@@ -1,0 +1,262 @@
+//! The agent: where everything is wired.
+//!
+//! Data flows one way. The store's watches become the view's snapshots; the dataplane turns them
+//! into kernel state. Requests of the API are transactions on the store first, then the dataplane
+//! does for this node at once what the watch would tell it a moment later.
+
+mod agent;
+mod dataplane;
+mod errors;
+mod front;
+mod gate;
+mod identity;
+mod join;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::api::{VersionView, server};
+use crate::cluster::{Cluster, ClusterError, Defaults, Health, View};
+use crate::config::{Config, LogFormat};
+use crate::kernel;
+use crate::model::{Endpoint, Node};
+
+use agent::Agent;
+use dataplane::{Dataplane, Settings};
+use front::Front;
+use identity::Identity;
+
+/// How often the node's record is compared with its interfaces and routes.
+const DESCRIBE: Duration = Duration::from_secs(60);
+/// How soon an endpoint whose container is gone is released after the store could not be reached.
+const RELEASE_AGAIN: Duration = Duration::from_secs(2);
+
+/// Removes every kernel object of ours from this node.
+///
+/// # Errors
+/// Everything that could not be removed.
+pub fn cleanup() -> anyhow::Result<()> {
+    let errors = kernel::cleanup(&mut kernel::Host::open()?);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = errors.iter().map(|error| format!("  {error}")).collect();
+    anyhow::bail!("not everything was removed:\n{}", lines.join("\n"))
+}
+
+/// Runs the agent until it is told to stop; the data path stays as it is then.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    start_log(config)?;
+    kernel::probe()?;
+    let mut identity = Identity::load(&config.state_dir)?;
+    let node = join::describe(config, &identity)?;
+    info!(node = %node.name, underlay = %node.underlay, mtu = node.mtu, version = node.version, "netctld starts");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(config, &mut identity, node))
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let store = join::open_store(config)?;
+    let front = Arc::new(Front::new(VersionView {
+        version: node.version.clone(),
+        api: "v1".to_owned(),
+        node: node.name.clone(),
+        store: store.name(),
+        kernel: kernel_release(),
+    }));
+    let listener = server::bind(&config.socket, config.socket_group.as_ref().map(|group| group.gid))?;
+    let (stop, stopped) = watch::channel(false);
+    let api = tokio::spawn(server::serve(listener, front.clone(), stopped_when(stopped)));
+
+    let running = async {
+        let cluster = Arc::new(join::join(&store, config, identity, &node, &front).await?);
+        start_agent(config, &node, cluster, &front).await
+    };
+    let agent = tokio::select! {
+        agent = running => Some(agent?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    if let Some((agent, dataplane)) = agent {
+        info!(node = %node.name, "ready");
+        tell(&[NotifyState::Ready, NotifyState::Status("ready")]);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tell(&[NotifyState::Stopping]);
+        info!("stopping: the data path stays as it is");
+        let _ = stop.send(true);
+        agent.dataplane.stop();
+        let joined = tokio::task::spawn_blocking(move || dataplane.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            error!("the dataplane's thread did not end in order");
+        }
+    } else {
+        tell(&[NotifyState::Stopping]);
+        let _ = stop.send(true);
+    }
+    api.await.context("the API's task did not end in order")?;
+    Ok(())
+}
+
+/// Completes when the agent is to stop.
+async fn stopped_when(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Tells systemd; that nobody listens is no failure.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "systemd not told");
+    }
+}
+
+async fn start_agent(
+    config: &Config,
+    node: &Node,
+    cluster: Arc<Cluster>,
+    front: &Arc<Front>,
+) -> anyhow::Result<(Arc<Agent>, std::thread::JoinHandle<()>)> {
+    let networks = cluster.local_networks().await?;
+    let view = View::start(cluster.clone(), node.name.clone(), networks);
+    let (gone, gone_endpoints) = mpsc::unbounded_channel();
+    let settings = Settings { resync: config.resync };
+    let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
+    let dataplane = Arc::new(dataplane);
+    let defaults = Defaults {
+        pools: config.pools.clone(),
+        pool_prefix: config.pool_prefix,
+        pools6: config.pools6.clone(),
+        pool6_prefix: config.pool6_prefix,
+        vnis: (config.vni_first, config.vni_last),
+    };
+    let boot = kernel::boot_id()?;
+    let agent = Arc::new(Agent::new(
+        node.clone(),
+        cluster.clone(),
+        view.clone(),
+        dataplane.clone(),
+        defaults,
+        boot,
+    ));
+
+    tokio::spawn(forward_view(view.clone(), dataplane));
+    tokio::spawn(stay_alive(cluster.clone(), node.clone(), config.lease));
+    tokio::spawn(describe_again(cluster, node.clone()));
+    tokio::spawn(release_gone(agent.clone(), gone_endpoints));
+
+    let mut known = view.subscribe();
+    known
+        .wait_for(|published| published.health == Health::Current)
+        .await
+        .context("the view has ended")?;
+    front.open(agent.clone());
+    Ok((agent, thread))
+}
+
+/// Wakes the dataplane whenever the view has changed.
+async fn forward_view(view: View, dataplane: Arc<Dataplane>) {
+    let mut published = view.subscribe();
+    while published.changed().await.is_ok() {
+        published.mark_unchanged();
+        dataplane.sync();
+    }
+}
+
+/// Holds the node's lease.
+async fn stay_alive(cluster: Arc<Cluster>, node: Node, ttl: Duration) {
+    let mut lease = None;
+    let mut alive = true;
+    loop {
+        let held = match lease {
+            Some(lease) => cluster.stay_alive(lease, node.id, ttl).await,
+            None => cluster.come_alive(node.id, ttl).await,
+        };
+        let pause = match held {
+            Ok(held) => {
+                lease = Some(held);
+                alive = true;
+                ttl / 3
+            }
+            Err(error) => {
+                if alive {
+                    warn!(%error, "lease not renewed: other nodes will take this one for dead");
+                }
+                alive = false;
+                Duration::from_secs(1)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Keeps the node's record true: its interfaces and routes change.
+async fn describe_again(cluster: Arc<Cluster>, mut node: Node) {
+    loop {
+        tokio::time::sleep(DESCRIBE).await;
+        let read = tokio::task::spawn_blocking(|| kernel::Host::open()?.inventory()).await;
+        let Ok(Ok(inventory)) = read else { continue };
+        let subnets = join::subnets(&inventory);
+        if subnets != node.subnets_in_use {
+            node.subnets_in_use = subnets;
+            if let Err(error) = cluster.join(&node).await {
+                warn!(%error, "node's record not renewed");
+                node.subnets_in_use.clear();
+            }
+        }
+    }
+}
+
+/// Releases endpoints whose container does not exist any more.
+async fn release_gone(agent: Arc<Agent>, mut gone: mpsc::UnboundedReceiver<Arc<Endpoint>>) {
+    while let Some(endpoint) = gone.recv().await {
+        if let Err(error) = release_once(&agent, &endpoint).await {
+            // The dataplane reports it again when it looks again.
+            warn!(endpoint = %endpoint.id, %error, "endpoint of a vanished container not released yet");
+            tokio::time::sleep(RELEASE_AGAIN).await;
+        }
+    }
+}
+
+async fn release_once(agent: &Agent, endpoint: &Endpoint) -> Result<(), crate::api::ApiError> {
+    match agent.cluster.verify().await {
+        Ok(()) => agent.release(endpoint).await.map(drop),
+        Err(error @ ClusterError::Replaced(_)) => {
+            warn!(%error, "endpoint of a vanished container kept");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned())
+}

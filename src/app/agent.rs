@@ -1,0 +1,400 @@
+//! What the agent does on request: the operations behind the API.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::dataplane::{Dataplane, Stopped};
+use super::gate::Gate;
+use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
+use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Defaults, View};
+use crate::kernel::{self, Netns};
+use crate::model::{
+    Attachment, Endpoint, EndpointId, IfName, Network, NetworkId, NetworkSpec, Node, NodeName, Snapshot,
+    Versioned,
+};
+use crate::overlay::effective_mtu;
+use crate::store::StoreError;
+
+/// How long an attach waits when the request does not say.
+const WAIT: Duration = Duration::from_secs(10);
+/// How long an attach waits for a network that the store does not have: one that is just being
+/// created is worth it, a mistyped name is not.
+const WAIT_UNKNOWN: Duration = Duration::from_secs(2);
+/// How long a repeated request waits until the view shows the first one's result.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// The agent, once it belongs to a cluster.
+pub(super) struct Agent {
+    pub(super) me: Node,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) view: View,
+    pub(super) dataplane: Arc<Dataplane>,
+    pub(super) defaults: Defaults,
+    pub(super) boot: String,
+    /// The addresses given out last on each network: the search for the next begins there.
+    last: Mutex<BTreeMap<NetworkId, Vec<IpAddr>>>,
+    /// Attaches of one namespace to one network come one after the other.
+    attaching: Gate<(NetworkId, u64)>,
+}
+
+/// A namespace that an attach is for.
+struct Place {
+    attachment: Attachment,
+    any_interface: bool,
+}
+
+impl Agent {
+    pub(super) fn new(
+        me: Node,
+        cluster: Arc<Cluster>,
+        view: View,
+        dataplane: Arc<Dataplane>,
+        defaults: Defaults,
+        boot: String,
+    ) -> Self {
+        let (last, attaching) = (Mutex::default(), Gate::new());
+        Self { me, cluster, view, dataplane, defaults, boot, last, attaching }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.view.latest().snapshot
+    }
+
+    pub(super) async fn create_network(&self, spec: &NetworkSpec) -> Result<NetworkView, ApiError> {
+        let network = self.cluster.create_network(spec, &self.defaults).await?;
+        info!(network = %network.name, id = %network.id, vni = %network.vni, "network created");
+        Ok(self.network_view(network, 0))
+    }
+
+    fn network_view(&self, network: Versioned<Network>, endpoints: usize) -> NetworkView {
+        let effective_mtu = effective_mtu(&self.me, &network);
+        NetworkView { revision: network.revision, network: network.value, endpoints, effective_mtu }
+    }
+
+    pub(super) async fn networks(&self) -> Result<Vec<NetworkView>, ApiError> {
+        let mut networks = match self.cluster.networks().await {
+            Ok(networks) => networks,
+            // Without the store the view answers: it is what this node works by.
+            Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
+                self.snapshot().networks.values().map(|network| Versioned::clone(network)).collect()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        networks.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut views = Vec::with_capacity(networks.len());
+        for network in networks {
+            let endpoints = self.endpoint_count(network.id).await?;
+            views.push(self.network_view(network, endpoints));
+        }
+        Ok(views)
+    }
+
+    async fn endpoint_count(&self, network: NetworkId) -> Result<usize, ApiError> {
+        match self.cluster.endpoint_count(network).await {
+            Ok(count) => Ok(count),
+            Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
+                Ok(self.snapshot().members.get(&network).map_or(0, |members| members.endpoints.len()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) async fn network(&self, reference: &str) -> Result<NetworkView, ApiError> {
+        let network = match self.cluster.network(reference).await {
+            Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
+                let snapshot = self.snapshot();
+                let network = snapshot.network(reference);
+                Versioned::clone(network.ok_or_else(|| ClusterError::NoNetwork(reference.to_owned()))?)
+            }
+            other => other?,
+        };
+        let endpoints = self.endpoint_count(network.id).await?;
+        Ok(self.network_view(network, endpoints))
+    }
+
+    pub(super) async fn remove_network(&self, reference: &str) -> Result<(), ApiError> {
+        let id = self.cluster.remove_network(reference).await?;
+        info!(network = reference, %id, "network removed");
+        Ok(())
+    }
+
+    pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
+        let deadline = Instant::now() + request.wait_ms.map_or(WAIT, Duration::from_millis);
+        let network = self.find_network(&request.network, deadline).await?;
+        let not_ready = || {
+            let text = format!("network {} was not ready on this node in time: try again", network.name);
+            ApiError::new(ErrorCode::Timeout, text)
+        };
+        let using = timeout_at(deadline, self.view.use_network(network.id)).await;
+        let _using = using.map_err(|_| not_ready())?.ok_or_else(not_ready)?;
+
+        let place = self.place(&request).await?;
+        let gate = self.attaching.pass((network.id, place.attachment.inode)).await;
+        if let Some(existing) = self.same_place(&network, &request, &place) {
+            return self.complete(&network, existing).await;
+        }
+        let claim = Claim {
+            name: request.name,
+            addresses: request.addresses,
+            mac: request.mac,
+            attachment: place.attachment,
+            any_interface: place.any_interface,
+            labels: request.labels,
+        };
+        let snapshot = self.snapshot();
+        let nothing = BTreeMap::new();
+        let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
+        match self.cluster.claim(&network, &claim, taken, &self.last(network.id)).await? {
+            Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint)).await,
+            Claimed::New(endpoint, revision) => {
+                self.lock_last().insert(network.id, endpoint.addresses.clone());
+                let endpoint = Arc::new(endpoint);
+                self.plug_new(&network, endpoint.clone(), revision).await?;
+                self.hold_until_seen(gate, network.id, revision);
+                Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
+            }
+        }
+    }
+
+    fn lock_last(&self) -> std::sync::MutexGuard<'_, BTreeMap<NetworkId, Vec<IpAddr>>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self, network: NetworkId) -> Vec<IpAddr> {
+        self.lock_last().get(&network).cloned().unwrap_or_default()
+    }
+
+    /// The network, also when it is created while we look.
+    async fn find_network(
+        &self,
+        reference: &str,
+        deadline: Instant,
+    ) -> Result<Arc<Versioned<Network>>, ApiError> {
+        if let Some(network) = self.snapshot().network(reference) {
+            return Ok(network.clone());
+        }
+        if let Ok(network) = self.cluster.network(reference).await {
+            return Ok(Arc::new(network));
+        }
+        let deadline = deadline.min(Instant::now() + WAIT_UNKNOWN);
+        let mut view = self.view.subscribe();
+        let found = view.wait_for(|published| published.snapshot.network(reference).is_some());
+        if let Ok(Ok(published)) = timeout_at(deadline, found).await
+            && let Some(network) = published.snapshot.network(reference)
+        {
+            return Ok(network.clone());
+        }
+        Ok(Arc::new(self.cluster.network(reference).await?))
+    }
+
+    /// Opens the namespace and settles the interface's name.
+    async fn place(&self, request: &AttachRequest) -> Result<Place, ApiError> {
+        let (netns, boot) = (request.netns.clone(), self.boot.clone());
+        let wanted = request.interface.clone();
+        let any_interface = wanted.is_none();
+        let look = move || -> Result<Attachment, kernel::Error> {
+            let opened = Netns::open(&netns)?;
+            let interface = match wanted {
+                Some(interface) => interface,
+                None => free_interface(&opened)?,
+            };
+            Ok(Attachment { inode: opened.inode(), netns, boot, interface })
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        let attachment =
+            looked.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
+        Ok(Place { attachment, any_interface })
+    }
+
+    /// The endpoint that an unnamed request made before: the same namespace, the same network.
+    fn same_place(
+        &self,
+        network: &Network,
+        request: &AttachRequest,
+        place: &Place,
+    ) -> Option<Arc<Endpoint>> {
+        if request.name.is_some() {
+            return None;
+        }
+        let claim = Claim {
+            name: None,
+            addresses: request.addresses.clone(),
+            mac: request.mac,
+            attachment: place.attachment.clone(),
+            any_interface: place.any_interface,
+            labels: BTreeMap::new(),
+        };
+        let snapshot = self.snapshot();
+        let endpoints = snapshot.members.get(&network.id)?.endpoints.values();
+        let same =
+            |e: &&Arc<Endpoint>| cluster::endpoints::difference(e, &self.me.name, &claim).is_none();
+        endpoints.into_iter().find(same).cloned()
+    }
+
+    /// Makes sure that an endpoint which exists already is plugged in.
+    async fn complete(&self, network: &Network, endpoint: Arc<Endpoint>) -> Result<Attached, ApiError> {
+        self.dataplane.plug(endpoint.clone(), 0).await.map_err(stopped)??;
+        Ok(Attached::Existing(self.endpoint_view(network, &endpoint)))
+    }
+
+    /// Plugs a new endpoint in, or takes it back.
+    async fn plug_new(
+        &self,
+        network: &Network,
+        endpoint: Arc<Endpoint>,
+        revision: u64,
+    ) -> Result<(), ApiError> {
+        let id = endpoint.id;
+        match self.dataplane.plug(endpoint.clone(), revision).await.map_err(stopped)? {
+            Ok(()) => {
+                info!(endpoint = %id, name = %endpoint.name, network = %network.name, addresses = ?endpoint.addresses, "endpoint attached");
+                Ok(())
+            }
+            Err(refused) => {
+                if let Err(error) = self.cluster.release(&endpoint).await {
+                    warn!(endpoint = %id, %error, "endpoint that could not be plugged in is left in the store");
+                }
+                Err(refused.into())
+            }
+        }
+    }
+
+    /// Keeps a gate shut until the view shows what was written: a request that is repeated
+    /// meanwhile then finds the first one's endpoint.
+    fn hold_until_seen(&self, gate: OwnedMutexGuard<()>, network: NetworkId, revision: u64) {
+        let mut view = self.view.subscribe();
+        tokio::spawn(async move {
+            let seen = view.wait_for(|published| {
+                published
+                    .snapshot
+                    .members
+                    .get(&network)
+                    .is_none_or(|members| members.revision >= revision)
+            });
+            // Should the view lag longer, the store's transaction still decides about names.
+            let _ = tokio::time::timeout(SETTLE, seen).await.is_ok();
+            drop(gate);
+        });
+    }
+
+    fn endpoint_view(&self, network: &Network, endpoint: &Endpoint) -> EndpointView {
+        let subnets = endpoint.addresses.iter().filter_map(|address| network.subnet_of(*address));
+        let (gateways, prefix_lengths) = subnets.map(|s| (s.gateway(), s.cidr().prefix())).unzip();
+        EndpointView {
+            endpoint: endpoint.clone(),
+            network_name: network.name.clone(),
+            gateways,
+            prefix_lengths,
+            mtu: effective_mtu(&self.me, network),
+        }
+    }
+
+    pub(super) async fn endpoints(
+        &self,
+        network: Option<&str>,
+        node: Option<&NodeName>,
+    ) -> Result<Vec<EndpointView>, ApiError> {
+        let networks = match network {
+            Some(reference) => vec![self.cluster.network(reference).await?],
+            None => self.cluster.networks().await?,
+        };
+        let mut views = Vec::new();
+        for network in networks {
+            let endpoints = self.cluster.endpoints(network.id).await?;
+            let chosen =
+                endpoints.iter().filter(|endpoint| node.is_none_or(|name| *name == endpoint.node));
+            views.extend(chosen.map(|endpoint| self.endpoint_view(&network, endpoint)));
+        }
+        views.sort_by(|a, b| {
+            (&a.network_name, &a.endpoint.name).cmp(&(&b.network_name, &b.endpoint.name))
+        });
+        Ok(views)
+    }
+
+    pub(super) async fn endpoint(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<EndpointView, ApiError> {
+        let all = self.endpoints(network, None).await?;
+        let is = |view: &EndpointView| {
+            view.endpoint.name.as_str() == reference || view.endpoint.id.to_string() == reference
+        };
+        let mut matches: Vec<EndpointView> = all.into_iter().filter(is).collect();
+        match (matches.pop(), matches.is_empty()) {
+            (Some(only), true) => Ok(only),
+            (None, _) => Err(ClusterError::NoEndpoint(reference.to_owned()).into()),
+            (Some(last), false) => {
+                matches.push(last);
+                let networks: Vec<&str> =
+                    matches.iter().map(|view| view.network_name.as_str()).collect();
+                let networks = networks.join(", ");
+                Err(ClusterError::Ambiguous { name: reference.to_owned(), networks }.into())
+            }
+        }
+    }
+
+    pub(super) async fn detach(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<Option<EndpointId>, ApiError> {
+        let seen = cluster::find_endpoint(&self.snapshot(), reference, network).cloned();
+        let endpoint = match seen {
+            Ok(endpoint) => endpoint,
+            Err(ambiguous @ ClusterError::Ambiguous { .. }) => return Err(ambiguous.into()),
+            // The view may not show yet what was attached just now.
+            Err(_) => match self.endpoint(reference, network).await {
+                Ok(view) => Arc::new(view.endpoint),
+                Err(error) if error.code == ErrorCode::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        if endpoint.node != self.me.name {
+            let node = endpoint.node.clone();
+            return Err(ClusterError::Elsewhere { endpoint: endpoint.id, node }.into());
+        }
+        self.release(&endpoint).await
+    }
+
+    /// Releases an endpoint of this node and takes it out. `None`: it was released already.
+    pub(super) async fn release(&self, endpoint: &Endpoint) -> Result<Option<EndpointId>, ApiError> {
+        let Some(revision) = self.cluster.release(endpoint).await? else { return Ok(None) };
+        self.dataplane.unplug(endpoint.network, endpoint.id, revision).await.map_err(stopped)??;
+        info!(endpoint = %endpoint.id, name = %endpoint.name, "endpoint detached");
+        Ok(Some(endpoint.id))
+    }
+
+    pub(super) fn nodes(&self) -> Vec<NodeView> {
+        let snapshot = self.snapshot();
+        let view = |node: &Arc<Node>| NodeView {
+            node: Node::clone(node),
+            alive: snapshot.alive.contains(&node.name),
+            this: node.name == self.me.name,
+        };
+        snapshot.nodes.values().map(view).collect()
+    }
+}
+
+fn stopped(_: Stopped) -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, "netctld is stopping: try again when it is back")
+}
+
+/// The first of `eth0`, `eth1`, … that a namespace does not have.
+fn free_interface(netns: &Netns) -> Result<IfName, kernel::Error> {
+    let taken = netns.enter(|| {
+        let has = |number: &u32| nix::net::if_::if_nametoindex(format!("eth{number}").as_str()).is_ok();
+        (0..).take_while(has).count()
+    })?;
+    let name = format!("eth{taken}").parse();
+    name.map_err(|_| kernel::Error::Conflict {
+        what: "every ethN".into(),
+        netns: netns.path().to_owned(),
+    })
+}

@@ -1,0 +1,116 @@
+//! The dataplane: one thread that owns all kernel state of this node.
+//!
+//! It follows the view of the cluster, takes requests to plug and unplug and the kernel's notices,
+//! and works off what has queued up as one piece, so a burst costs few system calls. Nothing else
+//! in the agent touches the kernel's objects.
+
+mod slot;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+
+use crate::cluster::view::Published;
+use crate::kernel::{self, Notice};
+use crate::model::{Endpoint, EndpointId, NetworkId, Node};
+
+pub use worker::Settings;
+
+/// What the dataplane is asked for.
+enum Command {
+    /// The view of the cluster has changed.
+    Sync,
+    /// Plug an endpoint of this node in; it was written at this revision.
+    Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), kernel::Error>>),
+    /// Take an endpoint of this node out; it was released at this revision.
+    Unplug(NetworkId, EndpointId, u64, oneshot::Sender<Result<(), kernel::Error>>),
+    /// The kernel says that something has changed which we did not do.
+    Notice(Notice),
+    /// End; the kernel's state stays.
+    Stop,
+}
+
+/// The agent's handle on the dataplane's thread.
+pub struct Dataplane {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The dataplane has ended, so nothing can be asked of it.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the dataplane has stopped")]
+pub struct Stopped;
+
+impl Dataplane {
+    /// Starts the thread. Endpoints whose container is gone are sent to `gone`.
+    ///
+    /// # Errors
+    /// When the thread, its sockets or its monitor cannot be made.
+    pub fn start(
+        me: Node,
+        settings: Settings,
+        view: watch::Receiver<Published>,
+        gone: async_mpsc::UnboundedSender<Arc<Endpoint>>,
+    ) -> Result<(Self, std::thread::JoinHandle<()>), kernel::Error> {
+        let (commands, queue) = mpsc::channel();
+        let notices = commands.clone();
+        let (started, has_started) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("dataplane".into()).spawn(move || {
+            // A notice that finds no thread has nobody to tell.
+            let notify = move |notice| drop(notices.send(Command::Notice(notice)));
+            match worker::Worker::new(me, settings, view, gone, notify) {
+                Ok(mut worker) => {
+                    let _ = started.send(Ok(()));
+                    worker.run(&queue);
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+        });
+        let system = |source| kernel::Error::System { action: "start the dataplane's thread", source };
+        let thread = thread.map_err(system)?;
+        let ended = || system(std::io::Error::other("it ended at once"));
+        has_started.recv().map_err(|_| ended())??;
+        Ok((Self { commands }, thread))
+    }
+
+    /// Tells that the view of the cluster has changed.
+    pub fn sync(&self) {
+        // A stopped dataplane needs to know nothing.
+        let _ = self.commands.send(Command::Sync);
+    }
+
+    /// Plugs an endpoint in and waits until packets flow.
+    ///
+    /// # Errors
+    /// The kernel's refusal; then nothing of the endpoint is left in the kernel.
+    pub async fn plug(
+        &self,
+        endpoint: Arc<Endpoint>,
+        revision: u64,
+    ) -> Result<Result<(), kernel::Error>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Plug(endpoint, revision, reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Takes an endpoint out and waits until its interface is gone.
+    ///
+    /// # Errors
+    /// The kernel's refusal; it is tried again by itself.
+    pub async fn unplug(
+        &self,
+        network: NetworkId,
+        endpoint: EndpointId,
+        revision: u64,
+    ) -> Result<Result<(), kernel::Error>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Unplug(network, endpoint, revision, reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Ends the thread after what is queued; the kernel's state stays as it is.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+}

@@ -1,0 +1,237 @@
+//! One network on this node: its sandbox, and what is known to be in it.
+
+use std::collections::BTreeSet;
+
+use tracing::{info, warn};
+
+use crate::kernel::{self, Host, Sandbox, nft};
+use crate::model::object::{self, Device, Link, Object, Plug, Step, Uplink, sandbox_name};
+use crate::model::{EndpointId, NetworkId};
+use crate::reconcile;
+
+/// A network's sandbox and the objects last known to be there.
+pub(super) struct Slot {
+    sandbox: Sandbox,
+    observed: BTreeSet<Object>,
+    firewall: Option<Firewall>,
+}
+
+/// A table as we installed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Firewall {
+    script: String,
+    fingerprint: Option<nft::Fingerprint>,
+}
+
+impl Firewall {
+    /// Puts the table in place of the present one.
+    pub(super) fn install(netns: &kernel::Netns, script: &str) -> Result<Self, kernel::Error> {
+        nft::install(netns, script)?;
+        Ok(Self { script: script.to_owned(), fingerprint: nft::fingerprint(netns)? })
+    }
+
+    /// Whether this script is installed.
+    pub(super) fn is(&self, script: &str) -> bool {
+        self.script == script
+    }
+
+    /// Whether the table is as it was installed.
+    pub(super) fn stands(&self, netns: &kernel::Netns) -> bool {
+        nft::fingerprint(netns).is_ok_and(|now| now == self.fingerprint)
+    }
+}
+
+/// What converging could not do.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Whether something failed and must be tried again.
+    pub(super) failed: bool,
+    /// Endpoints whose container does not exist any more.
+    pub(super) gone: Vec<EndpointId>,
+}
+
+impl Slot {
+    /// Opens the network's sandbox, making it where it is missing, and reads what is in it.
+    pub(super) fn open(network: NetworkId) -> Result<Self, kernel::Error> {
+        let mut sandbox = Sandbox::create(&sandbox_name(network))?;
+        let observed = sandbox.observe()?;
+        Ok(Self { sandbox, observed, firewall: None })
+    }
+
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// Puts the host's end of the uplink right, and makes the pair where it is missing.
+    pub(super) fn ensure_uplink(
+        &mut self,
+        host: &mut Host,
+        uplink: &Uplink,
+    ) -> Result<(), kernel::Error> {
+        host.ensure_uplink(&mut self.sandbox, uplink)
+    }
+
+    /// Reads everything again: somebody may have changed it.
+    pub(super) fn reread(&mut self) -> Result<(), kernel::Error> {
+        if self.sandbox.netns().ensure_named(self.sandbox.name())? {
+            warn!(sandbox = self.sandbox.name(), "sandbox lost its name: it has it again");
+        }
+        self.sandbox.check_settings()?;
+        self.observed = self.sandbox.observe()?;
+        let netns = self.sandbox.netns();
+        if self.firewall.as_ref().is_some_and(|firewall| !firewall.stands(netns)) {
+            warn!(sandbox = self.sandbox.name(), "nftables table was changed: it is put back");
+            self.firewall = None;
+        }
+        Ok(())
+    }
+
+    /// Makes the sandbox what it should be. Goes on after a failure.
+    pub(super) fn converge(
+        &mut self,
+        desired: &object::Sandbox,
+        host: &mut Host,
+        plug_of: impl Fn(EndpointId) -> Option<Plug>,
+    ) -> Left {
+        let mut left = Left::default();
+        // Rules come before anything that they guard.
+        if !self.firewall.as_ref().is_some_and(|firewall| firewall.is(&desired.firewall)) {
+            match Firewall::install(self.sandbox.netns(), &desired.firewall) {
+                Ok(firewall) => self.firewall = Some(firewall),
+                Err(error) => {
+                    warn!(sandbox = self.sandbox.name(), %error, "nftables table not installed");
+                    left.failed = true;
+                    return left;
+                }
+            }
+        }
+        let steps = reconcile::plan(&desired.objects, &self.observed);
+        if steps.is_empty() {
+            return left;
+        }
+        let (unplugged, removals, links, plugged, rest) = sort(&steps);
+        left.failed |= !self.apply(host, &removals);
+        left.failed |= self.unplug(&unplugged).is_err();
+        if let Some(uplink) = &desired.uplink
+            && links.iter().any(|step| added(step).is_some_and(|link| link.device == Device::Uplink))
+            && let Err(error) = host.ensure_uplink(&mut self.sandbox, uplink)
+        {
+            warn!(uplink = uplink.name, %error, "uplink not made");
+            left.failed = true;
+        }
+        left.failed |= !self.apply(host, &links);
+        let plugs: Vec<Plug> = plugged.iter().filter_map(|id| plug_of(*id)).collect();
+        for (plug, result) in plugs.iter().zip(self.plug(&plugs)) {
+            match result {
+                Ok(()) => info!(endpoint = %plug.endpoint, "endpoint plugged in again"),
+                Err(error) if error.namespace_is_gone() => left.gone.push(plug.endpoint),
+                Err(error) => {
+                    warn!(endpoint = %plug.endpoint, %error, "endpoint not plugged in");
+                    left.failed = true;
+                }
+            }
+        }
+        // What stands on a container's device makes sense only where the device is.
+        let present = |step: &Step| match device_of(step) {
+            Some(device @ Device::Endpoint(_)) => self.has(device),
+            _ => true,
+        };
+        let rest: Vec<Step> = rest.into_iter().filter(present).collect();
+        left.failed |= !self.apply(host, &rest);
+        left
+    }
+
+    /// Connects containers and the objects that belong to them. One result for each plug.
+    pub(super) fn plug(&mut self, plugs: &[Plug]) -> Vec<Result<(), kernel::Error>> {
+        let results = self.sandbox.plug_all(plugs, &mut rand::rng());
+        for (plug, result) in plugs.iter().zip(&results) {
+            if result.is_ok() {
+                let (device, kind) = (Device::Endpoint(plug.endpoint), object::LinkKind::Veth);
+                let link = Link { device, kind, mtu: plug.mtu, up: true };
+                reconcile::record(&mut self.observed, &Step::Add(Object::Link(link)));
+            }
+        }
+        results
+    }
+
+    /// Adds objects that are not there yet. `false`: at least one was refused.
+    pub(super) fn add(&mut self, host: &mut Host, objects: impl IntoIterator<Item = Object>) -> bool {
+        let missing = objects.into_iter().filter(|object| !self.observed.contains(object));
+        let mut steps: Vec<Step> = missing.map(Step::Add).collect();
+        // The kernel layer batches neighbouring steps of one sort.
+        steps.sort_by_key(|step| match step {
+            Step::Add(object) | Step::Remove(object) => *object,
+            Step::Change(link) => Object::Link(*link),
+        });
+        self.apply(host, &steps)
+    }
+
+    /// Disconnects containers: their interfaces are gone when this returns.
+    pub(super) fn unplug(&mut self, endpoints: &[EndpointId]) -> Result<(), kernel::Error> {
+        if endpoints.is_empty() {
+            return Ok(());
+        }
+        let unplugged = self.sandbox.unplug_all(endpoints);
+        if let Err(error) = &unplugged {
+            warn!(sandbox = self.sandbox.name(), %error, "endpoints not unplugged");
+        } else {
+            let devices: BTreeSet<Device> = endpoints.iter().map(|id| Device::Endpoint(*id)).collect();
+            self.observed.retain(|object| {
+                reconcile::device(object).is_none_or(|device| !devices.contains(&device))
+            });
+        }
+        unplugged
+    }
+
+    fn has(&self, device: Device) -> bool {
+        self.observed.iter().any(|object| matches!(object, Object::Link(link) if link.device == device))
+    }
+
+    fn apply(&mut self, host: &mut Host, steps: &[Step]) -> bool {
+        if steps.is_empty() {
+            return true;
+        }
+        let failures = self.sandbox.apply(host, steps);
+        for (step, error) in &failures {
+            warn!(sandbox = self.sandbox.name(), ?step, %error, "step failed");
+        }
+        for step in steps {
+            if !failures.iter().any(|(failed, _)| failed == step) {
+                reconcile::record(&mut self.observed, step);
+            }
+        }
+        failures.is_empty()
+    }
+}
+
+type Sorted = (Vec<EndpointId>, Vec<Step>, Vec<Step>, Vec<EndpointId>, Vec<Step>);
+
+/// Sorts a plan: endpoints to unplug, other removals, devices to add or change, endpoints to plug,
+/// other additions.
+fn sort(steps: &[Step]) -> Sorted {
+    let (mut unplugged, mut removals, mut links, mut plugged, mut rest) = Sorted::default();
+    for step in steps {
+        match step {
+            Step::Remove(Object::Link(Link { device: Device::Endpoint(id), .. })) => unplugged.push(*id),
+            Step::Add(Object::Link(Link { device: Device::Endpoint(id), .. })) => plugged.push(*id),
+            Step::Remove(_) => removals.push(*step),
+            Step::Add(Object::Link(_)) | Step::Change(_) => links.push(*step),
+            Step::Add(_) => rest.push(*step),
+        }
+    }
+    (unplugged, removals, links, plugged, rest)
+}
+
+fn added(step: &Step) -> Option<Link> {
+    match step {
+        Step::Add(Object::Link(link)) | Step::Change(link) => Some(*link),
+        Step::Add(_) | Step::Remove(_) => None,
+    }
+}
+
+fn device_of(step: &Step) -> Option<Device> {
+    match step {
+        Step::Add(object) | Step::Remove(object) => reconcile::device(object),
+        Step::Change(link) => Some(link.device),
+    }
+}

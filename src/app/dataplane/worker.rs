@@ -1,0 +1,422 @@
+//! The dataplane's thread: from the view and requests to the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+use super::Command;
+use super::slot::{Firewall, Left, Slot};
+use crate::cluster::Health;
+use crate::cluster::view::Published;
+use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
+use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
+use crate::overlay::{self, Surroundings};
+
+/// How long the first notice of a burst waits for the others.
+const DEBOUNCE: Duration = Duration::from_millis(30);
+/// The name of the host's namespace in notices.
+const HOST: &str = "host";
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How the dataplane works.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How often everything is compared with the kernel, notices or not.
+    pub resync: Duration,
+}
+
+type Reply = oneshot::Sender<Result<(), kernel::Error>>;
+
+/// What this node did itself and the view may not show yet, each with its revision.
+#[derive(Default)]
+struct Ahead {
+    added: BTreeMap<EndpointId, (Arc<Endpoint>, u64)>,
+    removed: BTreeMap<EndpointId, u64>,
+}
+
+/// What has queued up.
+#[derive(Default)]
+struct Batch {
+    plugs: BTreeMap<NetworkId, Vec<(Arc<Endpoint>, u64, Reply)>>,
+    unplugs: BTreeMap<NetworkId, Vec<(EndpointId, u64, Reply)>>,
+    stop: bool,
+}
+
+pub(super) struct Worker {
+    me: Node,
+    settings: Settings,
+    view: watch::Receiver<Published>,
+    gone: async_mpsc::UnboundedSender<Arc<Endpoint>>,
+    host: Host,
+    monitor: Monitor,
+    firewall: Option<Firewall>,
+    slots: BTreeMap<NetworkId, Slot>,
+    snapshot: Snapshot,
+    /// Whether a complete snapshot has come: before that nothing is known to be superfluous.
+    synced: bool,
+    ahead: BTreeMap<NetworkId, Ahead>,
+    /// Networks whose desired state may differ from what is known to be there.
+    changed: BTreeSet<NetworkId>,
+    host_changed: bool,
+    /// Namespaces that must be read again; `None` is the host's.
+    dirty: BTreeSet<Option<NetworkId>>,
+    check_at: Option<Instant>,
+    resync_at: Instant,
+}
+
+impl Worker {
+    pub(super) fn new(
+        me: Node,
+        settings: Settings,
+        view: watch::Receiver<Published>,
+        gone: async_mpsc::UnboundedSender<Arc<Endpoint>>,
+        notify: impl Fn(Notice) + Send + 'static,
+    ) -> Result<Self, kernel::Error> {
+        let host = Host::open()?;
+        let monitor = Monitor::start(notify)?;
+        monitor.add(HOST, host.netns(), Scope::Host)?;
+        Ok(Self {
+            me,
+            settings,
+            view,
+            gone,
+            host,
+            monitor,
+            firewall: None,
+            slots: BTreeMap::new(),
+            snapshot: Snapshot::default(),
+            synced: false,
+            ahead: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            host_changed: true,
+            dirty: BTreeSet::new(),
+            check_at: None,
+            resync_at: Instant::now() + settings.resync,
+        })
+    }
+
+    pub(super) fn run(&mut self, queue: &mpsc::Receiver<Command>) {
+        loop {
+            let due = self.check_at.map_or(self.resync_at, |check| check.min(self.resync_at));
+            let first = match queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(command) => Some(command),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            let mut batch = Batch::default();
+            for command in first.into_iter().chain(queue.try_iter()) {
+                self.take(command, &mut batch);
+            }
+            self.follow_view();
+            for (network, plugs) in batch.plugs {
+                self.plug(network, plugs);
+            }
+            for (network, unplugs) in batch.unplugs {
+                self.unplug(network, unplugs);
+            }
+            self.read_again();
+            self.converge();
+            if batch.stop {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command, batch: &mut Batch) {
+        match command {
+            Command::Sync => {}
+            Command::Plug(endpoint, revision, reply) => {
+                batch.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
+            }
+            Command::Unplug(network, id, revision, reply) => {
+                batch.unplugs.entry(network).or_default().push((id, revision, reply));
+            }
+            Command::Notice(notice) => {
+                let network =
+                    notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
+                self.dirty.insert(network);
+                self.check_at.get_or_insert(Instant::now() + DEBOUNCE);
+            }
+            Command::Stop => batch.stop = true,
+        }
+    }
+
+    /// Takes the latest snapshot and marks what differs from the one before.
+    fn follow_view(&mut self) {
+        if !self.view.has_changed().unwrap_or(false) {
+            return;
+        }
+        let published = self.view.borrow_and_update().clone();
+        if published.health == Health::Starting {
+            return;
+        }
+        let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
+        let nodes_changed = !Arc::ptr_eq(&old.nodes, &new.nodes) && old.nodes != new.nodes;
+        for (id, members) in &new.members {
+            let same_members = old.members.get(id).is_some_and(|before| Arc::ptr_eq(before, members));
+            let same_network = match (old.networks.get(id), new.networks.get(id)) {
+                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                _ => false,
+            };
+            if nodes_changed || !same_members || !same_network {
+                self.changed.insert(*id);
+            }
+        }
+        self.host_changed |= nodes_changed || old.members.len() != new.members.len();
+        if !self.synced {
+            self.synced = true;
+            self.host_changed = true;
+            self.remove_stale_sandboxes();
+        }
+        for (id, ahead) in &mut self.ahead {
+            let known = self.snapshot.members.get(id).map_or(0, |members| members.revision);
+            ahead.added.retain(|_, (_, revision)| *revision > known);
+            ahead.removed.retain(|_, revision| *revision > known);
+        }
+        self.ahead.retain(|_, ahead| !ahead.added.is_empty() || !ahead.removed.is_empty());
+    }
+
+    fn network(&self, id: NetworkId) -> Option<Arc<Versioned<Network>>> {
+        self.snapshot.members.get(&id)?;
+        self.snapshot.networks.get(&id).cloned()
+    }
+
+    /// The endpoints of a network: those of the snapshot, and what this node did since.
+    fn endpoints(&self, network: NetworkId) -> BTreeMap<EndpointId, Arc<Endpoint>> {
+        let mut endpoints = self
+            .snapshot
+            .members
+            .get(&network)
+            .map(|members| members.endpoints.clone())
+            .unwrap_or_default();
+        if let Some(ahead) = self.ahead.get(&network) {
+            for (id, (endpoint, _)) in &ahead.added {
+                endpoints.insert(*id, endpoint.clone());
+            }
+            endpoints.retain(|id, _| !ahead.removed.contains_key(id));
+        }
+        endpoints
+    }
+
+    fn plug(&mut self, id: NetworkId, requests: Vec<(Arc<Endpoint>, u64, Reply)>) {
+        let Some(network) = self.ready_slot(id) else {
+            for (_, _, reply) in requests {
+                let source = std::io::Error::other("the network is not ready on this node");
+                let _ =
+                    reply.send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
+            }
+            return;
+        };
+        let plugs: Vec<_> =
+            requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
+        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let results = slot.plug(&plugs);
+        let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
+        let objects = objects
+            .flat_map(|((endpoint, ..), _)| overlay::endpoint_objects(around, &network, endpoint));
+        if !slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
+            self.retry(Some(id));
+        }
+        let ahead = self.ahead.entry(id).or_default();
+        for ((endpoint, revision, reply), result) in requests.into_iter().zip(results) {
+            if result.is_ok() && revision > 0 {
+                ahead.added.insert(endpoint.id, (endpoint, revision));
+            }
+            // The caller may have given up; then reconciliation finds what to do.
+            let _ = reply.send(result);
+        }
+    }
+
+    /// Makes sure that a network's sandbox stands, and gives the network.
+    fn ready_slot(&mut self, id: NetworkId) -> Option<Arc<Versioned<Network>>> {
+        let network = self.network(id)?;
+        if self.host_changed {
+            self.converge_host();
+        }
+        if !self.slots.contains_key(&id) {
+            self.converge_network(id);
+        }
+        self.slots.contains_key(&id).then_some(network)
+    }
+
+    fn unplug(&mut self, network: NetworkId, requests: Vec<(EndpointId, u64, Reply)>) {
+        let ahead = self.ahead.entry(network).or_default();
+        for (id, revision, _) in &requests {
+            ahead.added.remove(id);
+            ahead.removed.insert(*id, *revision);
+        }
+        let ids: Vec<EndpointId> = requests.iter().map(|(id, ..)| *id).collect();
+        let result = self.slots.get_mut(&network).map_or(Ok(()), |slot| slot.unplug(&ids));
+        if result.is_err() {
+            self.retry(Some(network));
+        }
+        let failure = result.err().map(|error| error.to_string());
+        for (_, _, reply) in requests {
+            let result = failure.as_ref().map_or(Ok(()), |text| {
+                let source = std::io::Error::other(text.clone());
+                Err(kernel::Error::System { action: "unplug the endpoint", source })
+            });
+            let _ = reply.send(result);
+        }
+    }
+
+    fn retry(&mut self, what: Option<NetworkId>) {
+        self.dirty.insert(what);
+        self.check_at.get_or_insert(Instant::now() + RETRY);
+    }
+
+    /// Reads namespaces that are due again.
+    fn read_again(&mut self) {
+        let now = Instant::now();
+        if now >= self.resync_at {
+            self.resync_at = now + self.settings.resync;
+            self.dirty.insert(None);
+            self.dirty.extend(self.slots.keys().copied().map(Some));
+        } else if self.check_at.is_none_or(|check| now < check) {
+            return;
+        }
+        self.check_at = None;
+        for namespace in std::mem::take(&mut self.dirty) {
+            match namespace {
+                None => self.read_host_again(),
+                Some(id) => {
+                    self.changed.insert(id);
+                    let reread = self.slots.get_mut(&id).map_or(Ok(()), Slot::reread);
+                    if let Err(error) = reread {
+                        warn!(network = %id, %error, "sandbox cannot be read: it is opened anew");
+                        self.close(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_host_again(&mut self) {
+        self.host_changed = true;
+        if self.firewall.as_ref().is_some_and(|firewall| !firewall.stands(self.host.netns())) {
+            warn!("nftables table of the host was changed: it is put back");
+            self.firewall = None;
+        }
+    }
+
+    /// Brings the kernel to the desired state where the two may differ.
+    fn converge(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let unwanted: Vec<NetworkId> =
+            self.slots.keys().filter(|id| self.network(**id).is_none()).copied().collect();
+        for id in unwanted {
+            self.remove(id);
+        }
+        if self.host_changed {
+            self.converge_host();
+        }
+        for id in std::mem::take(&mut self.changed) {
+            self.converge_network(id);
+        }
+    }
+
+    fn converge_host(&mut self) {
+        self.host_changed = false;
+        let networks: Vec<_> = self.snapshot.members.keys().filter_map(|id| self.network(*id)).collect();
+        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let desired = overlay::host(around, networks.iter().map(|network| &network.value));
+        if let Err(error) = self.apply_host(&desired) {
+            warn!(%error, "host's namespace not as it should be");
+            self.host_changed = true;
+            self.retry(None);
+        }
+    }
+
+    fn apply_host(&mut self, desired: &object::Host) -> Result<(), kernel::Error> {
+        if !self.firewall.as_ref().is_some_and(|firewall| firewall.is(&desired.firewall)) {
+            self.firewall = Some(Firewall::install(self.host.netns(), &desired.firewall)?);
+        }
+        self.host.forward(desired.forward4, desired.forward6)?;
+        let wanted: BTreeSet<String> =
+            desired.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+        for error in self.host.remove_uplinks_but(&wanted) {
+            warn!(%error, "uplink not removed");
+        }
+        // An uplink is one pair: it is made with its sandbox, here its host end is put right.
+        for uplink in &desired.uplinks {
+            let id = uplink.name.strip_prefix(object::UPLINK_PREFIX).and_then(|id| id.parse().ok());
+            if let Some(slot) = id.and_then(|id: NetworkId| self.slots.get_mut(&id)) {
+                slot.ensure_uplink(&mut self.host, uplink)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn converge_network(&mut self, id: NetworkId) {
+        let Some(network) = self.network(id) else { return };
+        if !self.slots.contains_key(&id) {
+            match self.open(id) {
+                Ok(slot) => drop(self.slots.insert(id, slot)),
+                Err(error) => {
+                    warn!(network = %network.name, %error, "sandbox not made");
+                    self.changed.insert(id);
+                    self.retry(Some(id));
+                    return;
+                }
+            }
+        }
+        let endpoints = self.endpoints(id);
+        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let desired = overlay::sandbox(around, &network, endpoints.values().map(Arc::as_ref));
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let plug_of = |endpoint| endpoints.get(&endpoint).map(|e| overlay::plug(&self.me, &network, e));
+        let Left { failed, gone } = slot.converge(&desired, &mut self.host, plug_of);
+        if failed {
+            self.retry(Some(id));
+        }
+        for endpoint in gone.iter().filter_map(|id| endpoints.get(id)) {
+            info!(endpoint = %endpoint.id, name = %endpoint.name, "container is gone: its endpoint is released");
+            let _ = self.gone.send(endpoint.clone());
+        }
+    }
+
+    fn open(&mut self, id: NetworkId) -> Result<Slot, kernel::Error> {
+        let slot = Slot::open(id)?;
+        self.monitor.add(&sandbox_name(id), slot.sandbox().netns(), Scope::Sandbox)?;
+        Ok(slot)
+    }
+
+    fn close(&mut self, id: NetworkId) {
+        self.monitor.remove(&sandbox_name(id));
+        self.slots.remove(&id);
+    }
+
+    fn remove(&mut self, id: NetworkId) {
+        self.close(id);
+        self.ahead.remove(&id);
+        self.host_changed = true;
+        match kernel::delete_sandbox(&sandbox_name(id)) {
+            Ok(()) => info!(network = %id, "sandbox removed: the network is not used here"),
+            Err(error) => warn!(network = %id, %error, "sandbox not removed"),
+        }
+    }
+
+    /// Removes sandboxes of networks that this node does not use any more.
+    fn remove_stale_sandboxes(&mut self) {
+        let names = Netns::sandboxes().unwrap_or_else(|error| {
+            warn!(%error, "sandboxes cannot be listed");
+            Vec::new()
+        });
+        for name in names {
+            let id = name.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse::<NetworkId>().ok());
+            if let Some(id) = id
+                && self.network(id).is_none()
+            {
+                self.remove(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What the agent's failures are for the API's clients.
+
+use crate::api::{ApiError, ErrorCode};
+use crate::cluster::ClusterError;
+use crate::kernel;
+use crate::store::StoreError;
+
+impl From<ClusterError> for ApiError {
+    fn from(error: ClusterError) -> Self {
+        let code = match &error {
+            ClusterError::Store(StoreError::Failed { .. }) | ClusterError::Unreadable { .. } => {
+                ErrorCode::Internal
+            }
+            ClusterError::Store(_) | ClusterError::Contention(_) => ErrorCode::Unavailable,
+            ClusterError::Replaced(_) => ErrorCode::StoreReplaced,
+            ClusterError::Invalid(_)
+            | ClusterError::Address { .. }
+            | ClusterError::MtuTooLarge { .. } => ErrorCode::Invalid,
+            ClusterError::NoNetwork(_) | ClusterError::NoEndpoint(_) => ErrorCode::NotFound,
+            ClusterError::NetworkExists(_)
+            | ClusterError::Removing(_)
+            | ClusterError::VniTaken { .. }
+            | ClusterError::AddressTaken { .. }
+            | ClusterError::EndpointExists { .. }
+            | ClusterError::Ambiguous { .. }
+            | ClusterError::Elsewhere { .. }
+            | ClusterError::NodeTaken { .. } => ErrorCode::Conflict,
+            ClusterError::InUse { .. } => ErrorCode::InUse,
+            ClusterError::NoneLeft(..) | ClusterError::Exhausted { .. } => ErrorCode::Exhausted,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<kernel::Error> for ApiError {
+    fn from(error: kernel::Error) -> Self {
+        let code = match &error {
+            kernel::Error::NotNetns { .. } | kernel::Error::Path { .. } => ErrorCode::Invalid,
+            kernel::Error::Conflict { .. } | kernel::Error::Replaced { .. } => ErrorCode::Conflict,
+            kernel::Error::Unsupported { .. } | kernel::Error::NftMissing | kernel::Error::Probe(_) => {
+                ErrorCode::Unsupported
+            }
+            _ => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}

@@ -1,0 +1,103 @@
+//! The API's service: the agent behind it, or why there is none yet.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+
+use super::agent::Agent;
+use crate::api::{
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service,
+    VersionView,
+};
+use crate::model::{EndpointId, NetworkSpec, NodeName};
+
+/// Answers the API from the moment the agent starts: until it belongs to its cluster, with the
+/// reason why it does not.
+pub(super) struct Front {
+    version: VersionView,
+    agent: OnceLock<Arc<Agent>>,
+    obstacle: Mutex<ApiError>,
+}
+
+impl Front {
+    pub(super) fn new(version: VersionView) -> Self {
+        let starting =
+            ApiError::new(ErrorCode::Unavailable, "netctld is starting: try again in a moment");
+        Self { version, agent: OnceLock::new(), obstacle: Mutex::new(starting) }
+    }
+
+    /// Says why the agent does not belong to its cluster.
+    pub(super) fn hindered_by(&self, obstacle: ApiError) {
+        *self.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = obstacle;
+    }
+
+    /// Hands over to the agent.
+    pub(super) fn open(&self, agent: Arc<Agent>) {
+        // It is opened once; a second time would change nothing.
+        let _ = self.agent.set(agent);
+    }
+
+    fn agent(&self) -> Result<&Agent, ApiError> {
+        let obstacle = || self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.agent.get().map(Arc::as_ref).ok_or_else(obstacle)
+    }
+}
+
+#[async_trait]
+impl Service for Front {
+    async fn version(&self) -> VersionView {
+        self.version.clone()
+    }
+
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkView, ApiError> {
+        self.agent()?.create_network(&spec).await
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkView>, ApiError> {
+        self.agent()?.networks().await
+    }
+
+    async fn network(&self, reference: &str) -> Result<NetworkView, ApiError> {
+        self.agent()?.network(reference).await
+    }
+
+    async fn remove_network(&self, reference: &str) -> Result<(), ApiError> {
+        self.agent()?.remove_network(reference).await
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
+        self.agent()?.attach(request).await
+    }
+
+    async fn endpoints(
+        &self,
+        network: Option<&str>,
+        node: Option<&NodeName>,
+    ) -> Result<Vec<EndpointView>, ApiError> {
+        self.agent()?.endpoints(network, node).await
+    }
+
+    async fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<EndpointView, ApiError> {
+        self.agent()?.endpoint(reference, network).await
+    }
+
+    async fn detach(
+        &self,
+        reference: &str,
+        network: Option<&str>,
+    ) -> Result<Option<EndpointId>, ApiError> {
+        self.agent()?.detach(reference, network).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {
+        Ok(self.agent()?.nodes())
+    }
+
+    async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+        let nodes = self.agent()?.nodes();
+        nodes.into_iter().find(|view| view.node.name == *name).ok_or_else(|| {
+            let text = format!("node {name} does not exist: `netctl node ls` lists those that do");
+            ApiError::new(ErrorCode::NotFound, text)
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! The agent: one on every node, as root.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use netctl::config::{Config, Flags};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    if flags.cleanup {
+        return end(netctl::app::cleanup());
+    }
+    let config = match Config::load(&flags, std::env::vars_os()) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("netctld: the configuration cannot be used:\n{errors}");
+            return ExitCode::from(2);
+        }
+    };
+    if flags.check_config {
+        print!("{}", config.to_toml());
+        return ExitCode::SUCCESS;
+    }
+    end(netctl::app::run(&config))
+}
+
+fn end(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netctld: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

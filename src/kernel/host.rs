@@ -1,0 +1,272 @@
+//! The host's own namespace: the uplinks' host ends, forwarding, and what else is there.
+
+use std::collections::BTreeSet;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::nsid::NsidAttribute;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+
+use super::message::{self, Dev, Hop, VethEnd};
+use super::netlink::{Netlink, NetlinkError, Request};
+use super::netns::Netns;
+use super::sandbox::Sandbox;
+use super::{Error, observe, sysctl};
+use crate::model::NetworkId;
+use crate::model::object::{Device, LinkKind, UPLINK_PREFIX, Uplink};
+
+const HOST: &str = "the host's namespace";
+
+/// The host's namespace and a socket in it.
+pub struct Host {
+    pub(super) netns: Netns,
+    pub(super) netlink: Netlink,
+}
+
+/// What the host has beside ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Its interfaces, without `lo`.
+    pub interfaces: Vec<Interface>,
+    /// The subnets of its interfaces and the destinations of its main table's routes, without
+    /// default routes and link-local IPv6 ones.
+    pub subnets: BTreeSet<IpNetwork>,
+}
+
+/// An interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its addresses, without link-local IPv6 ones.
+    pub addresses: Vec<IpNetwork>,
+}
+
+impl Host {
+    /// Opens the calling thread's namespace.
+    pub fn open() -> Result<Self, Error> {
+        let netlink = Netlink::open().map_err(Error::system("open a netlink socket"))?;
+        Ok(Self { netns: Netns::current()?, netlink })
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Makes the pair between host and sandbox where it is missing, or is not what it should be,
+    /// and puts addresses, MTU and state of its host end right.
+    pub fn ensure_uplink(&mut self, sandbox: &mut Sandbox, uplink: &Uplink) -> Result<(), Error> {
+        let (name, mtu) = (uplink.name.as_str(), uplink.mtu);
+        let index = match self.device(name)? {
+            Some(found) if self.leads_to(&found, sandbox)? => {
+                if !found.up || found.mtu != mtu {
+                    let request = Request::new(message::link_up(Dev::Index(found.index), Some(mtu)));
+                    self.netlink
+                        .request(request)
+                        .map_err(Error::netlink(format!("set up {name}"), HOST))?;
+                }
+                found.index
+            }
+            found => {
+                if found.is_some() {
+                    self.remove(name)?;
+                }
+                self.make_uplink(sandbox, uplink)?
+            }
+        };
+        self.set_addresses(index, uplink)
+    }
+
+    fn make_uplink(&mut self, sandbox: &mut Sandbox, uplink: &Uplink) -> Result<u32, Error> {
+        let far_name = Device::Uplink.to_string();
+        let near = VethEnd { name: &uplink.name, mac: None };
+        let far = VethEnd { name: &far_name, mac: None };
+        let request = Request::create_device(message::veth(&near, &far, sandbox.netns(), uplink.mtu));
+        let mut made = self.netlink.request(request.clone());
+        if made.as_ref().is_err_and(|error| error.errno == Errno::EEXIST) {
+            // The name is free here, so it is taken in the sandbox, where all such names are ours.
+            sandbox.remove_links(std::slice::from_ref(&far_name))?;
+            made = self.netlink.request(request);
+        }
+        let fail = || Error::netlink(format!("make {}", uplink.name), HOST);
+        made.map_err(fail())?;
+        let up = Request::new(message::link_up(Dev::Name(&far_name), None));
+        sandbox
+            .netlink
+            .request(up)
+            .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
+        let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
+        self.device(&uplink.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
+    }
+
+    fn set_addresses(&mut self, index: u32, uplink: &Uplink) -> Result<(), Error> {
+        use RouteNetlinkMessage as M;
+        let present: BTreeSet<IpNetwork> = self
+            .addresses()?
+            .into_iter()
+            .filter(|found| found.index == index)
+            .map(|a| a.network)
+            .collect();
+        let wanted: BTreeSet<IpNetwork> = uplink.addresses.iter().copied().collect();
+        let message = |address: &IpNetwork| message::address(index, *address, false);
+        let remove = present.difference(&wanted).map(|old| Request::new(M::DelAddress(message(old))));
+        let add = wanted.difference(&present).map(|new| Request::replace(M::NewAddress(message(new))));
+        let requests: Vec<Request> = remove.chain(add).collect();
+        let result: Result<Vec<()>, _> = self.netlink.batch(&requests).into_iter().collect();
+        result.map(drop).map_err(Error::netlink(format!("set the addresses of {}", uplink.name), HOST))
+    }
+
+    /// Removes the uplinks that are not among `wanted`; goes on after one that fails.
+    pub fn remove_uplinks_but(&mut self, wanted: &BTreeSet<String>) -> Vec<Error> {
+        let devices = match self.devices() {
+            Ok(devices) => devices,
+            Err(error) => return vec![error],
+        };
+        let ours = devices.into_iter().filter(is_uplink).map(|found| found.name);
+        ours.filter(|name| !wanted.contains(name)).filter_map(|name| self.remove(&name).err()).collect()
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), Error> {
+        match self.netlink.request(Request::new(message::link_delete(name))) {
+            Err(error) if error.errno == Errno::ENODEV => Ok(()),
+            result => result.map(drop).map_err(Error::netlink(format!("remove {name}"), HOST)),
+        }
+    }
+
+    /// Makes the host forward packets of these families. It never switches forwarding off: others
+    /// may need it.
+    ///
+    /// A host that forwards IPv6 ignores router advertisements unless `accept_ra` is 2, and so
+    /// would lose its default route: where they are accepted now, they stay accepted.
+    pub fn forward(&self, ipv4: bool, ipv6: bool) -> Result<(), Error> {
+        self.netns.enter(|| {
+            if ipv4 {
+                sysctl::write("ipv4/ip_forward", "1")?;
+            }
+            if ipv6 && sysctl::has_ipv6() && sysctl::read("ipv6/conf/all/forwarding")? != "1" {
+                for interface in sysctl::ipv6_interfaces()? {
+                    let setting = format!("ipv6/conf/{interface}/accept_ra");
+                    // An interface that has gone meanwhile needs nothing.
+                    if sysctl::read(&setting).is_ok_and(|value| value == "1") {
+                        sysctl::write(&setting, "2")?;
+                    }
+                }
+                sysctl::write("ipv6/conf/all/forwarding", "1")?;
+            }
+            Ok(())
+        })?
+    }
+
+    /// Reads what the host has beside ours.
+    pub fn inventory(&mut self) -> Result<Inventory, Error> {
+        let mut inventory = Inventory::default();
+        let devices = self.devices()?;
+        let foreign = |found: &&observe::Device| found.kind != LinkKind::Loopback && !is_uplink(found);
+        let mut indexes = BTreeSet::new();
+        let addresses = self.addresses()?;
+        for found in devices.iter().filter(foreign) {
+            indexes.insert(found.index);
+            let own = addresses.iter().filter(|address| address.index == found.index);
+            let addresses: Vec<IpNetwork> = own.map(|address| address.network).collect();
+            inventory.subnets.extend(addresses.iter().filter_map(subnet));
+            let (name, mtu, up) = (found.name.clone(), found.mtu, found.up);
+            inventory.interfaces.push(Interface { name, mtu, up, addresses });
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let routes = self.netlink.dump(&message::route_dump(family, false));
+            for message in routes.map_err(Error::netlink("read routes", HOST))? {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+                let Some(route) = observe::route(&message).filter(|route| !route.ours) else { continue };
+                let elsewhere = match route.hop {
+                    Hop::Unreachable => true,
+                    Hop::Device(index) | Hop::Via(index, _) => indexes.contains(&index),
+                };
+                let counts = elsewhere && route.destination.prefix() > 0;
+                inventory.subnets.extend(counts.then(|| subnet(&route.destination)).flatten());
+            }
+        }
+        Ok(inventory)
+    }
+
+    fn devices(&mut self) -> Result<Vec<observe::Device>, Error> {
+        let messages = self.netlink.dump(&message::link_dump());
+        let messages = messages.map_err(Error::netlink("read devices", HOST))?;
+        Ok(messages.iter().filter_map(as_device).collect())
+    }
+
+    fn device(&mut self, name: &str) -> Result<Option<observe::Device>, Error> {
+        match self.netlink.request(Request::new(message::link_get(name))) {
+            Err(error) if error.errno == Errno::ENODEV => Ok(None),
+            result => {
+                let replies = result.map_err(Error::netlink(format!("read {name}"), HOST))?;
+                Ok(replies.iter().find_map(as_device))
+            }
+        }
+    }
+
+    fn addresses(&mut self) -> Result<Vec<observe::Address>, Error> {
+        let messages = self.netlink.dump(&message::address_dump());
+        let messages = messages.map_err(Error::netlink("read addresses", HOST))?;
+        let addresses = messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => observe::address(message),
+            _ => None,
+        });
+        Ok(addresses.filter(|found| !is_link_local6(&found.network)).collect())
+    }
+
+    /// Whether a device's other end is the sandbox's uplink.
+    fn leads_to(&mut self, found: &observe::Device, sandbox: &mut Sandbox) -> Result<bool, Error> {
+        let id = nsid(&mut self.netlink, sandbox.netns())
+            .map_err(Error::netlink("identify a namespace", HOST))?;
+        if found.kind != LinkKind::Veth || id.is_none() || found.peer_netns != id {
+            return Ok(false);
+        }
+        let devices = sandbox.read_devices()?;
+        Ok(devices
+            .iter()
+            .any(|(device, end)| *device == Device::Uplink && Some(end.index) == found.peer))
+    }
+}
+
+/// The number by which a socket's namespace knows another one; `None`: it does not.
+pub(super) fn nsid(netlink: &mut Netlink, other: &Netns) -> Result<Option<i32>, NetlinkError> {
+    let replies = netlink.request(Request::new(message::nsid_get(other)))?;
+    let id = replies.iter().find_map(|reply| match reply {
+        RouteNetlinkMessage::NewNsId(reply) => {
+            reply.attributes.iter().find_map(|attribute| match attribute {
+                NsidAttribute::Id(id) => Some(*id),
+                _ => None,
+            })
+        }
+        _ => None,
+    });
+    Ok(id.filter(|id| *id >= 0))
+}
+
+fn as_device(message: &RouteNetlinkMessage) -> Option<observe::Device> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => observe::device(message),
+        _ => None,
+    }
+}
+
+fn is_uplink(found: &observe::Device) -> bool {
+    let id = found.name.strip_prefix(UPLINK_PREFIX);
+    found.kind == LinkKind::Veth && id.is_some_and(|id| id.parse::<NetworkId>().is_ok())
+}
+
+fn is_link_local6(network: &IpNetwork) -> bool {
+    matches!(network, IpNetwork::V6(network) if network.ip().is_unicast_link_local())
+}
+
+/// The subnet of an address, where it is one that could be in others' way.
+fn subnet(address: &IpNetwork) -> Option<IpNetwork> {
+    let multicast = address.ip().is_multicast();
+    let subnet = IpNetwork::new(address.network(), address.prefix()).ok()?;
+    (!multicast && !is_link_local6(&subnet)).then_some(subnet)
+}

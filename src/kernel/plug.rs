@@ -1,0 +1,292 @@
+//! Connecting containers: the pair of devices, and the container's end of it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+use rand::Rng;
+
+use super::message::{self, Dev, Hop, VethEnd};
+use super::netlink::{Answer, Netlink, NetlinkError, Request};
+use super::netns::Netns;
+use super::sandbox::Sandbox;
+use super::{Error, host, observe, sysctl};
+use crate::model::object::{Device, LinkKind, Plug};
+use crate::model::{EndpointId, MacAddr};
+
+/// The destinations of default routes; no prefix is shorter than 0, and the compiler checks it.
+const ANY4: IpNetwork = IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap());
+const ANY6: IpNetwork = IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).unwrap());
+
+/// A pair that leads to a container.
+struct Pair {
+    /// The sandbox's end.
+    index: u32,
+    mac: MacAddr,
+    /// The container's end.
+    inner: u32,
+    /// Whether it was made just now.
+    new: bool,
+}
+
+/// The kernel's answers to making a pair: whether it was made, and the sandbox's end if there is
+/// one now.
+struct Attempt {
+    made: Result<(), NetlinkError>,
+    found: Option<observe::Device>,
+}
+
+impl Attempt {
+    /// Takes the next two answers.
+    fn from(answers: &mut impl Iterator<Item = Answer>) -> Self {
+        let made = answers.next().map_or_else(|| Err(lost()), |answer| answer.result);
+        let found = answers.next().and_then(|answer| first_device(answer.replies));
+        Self { made, found }
+    }
+
+    /// Whether something has the name of one of the ends.
+    fn is_taken(&self) -> bool {
+        self.made.as_ref().is_err_and(|error| error.errno == Errno::EEXIST)
+    }
+}
+
+/// What became of one plug so far.
+type Progress<'a> = Result<(&'a Plug, Netns, Pair), Error>;
+
+impl Sandbox {
+    /// Connects containers. One that is connected already is completed.
+    ///
+    /// # Errors
+    ///
+    /// For each plug on its own. One that fails leaves nothing behind of what was made for it.
+    pub fn plug_all(&mut self, plugs: &[Plug], rng: &mut impl Rng) -> Vec<Result<(), Error>> {
+        let mut progress = self.make_pairs(plugs, rng);
+        let pairs = || progress.iter().filter_map(|progress| progress.as_ref().ok());
+        let indexes: Vec<_> = pairs().map(|(plug, _, pair)| (plug.endpoint, pair.index)).collect();
+        for (endpoint, index) in &indexes {
+            self.learn_index(Device::Endpoint(*endpoint), *index);
+        }
+        let quick: Vec<Request> =
+            indexes.iter().map(|(_, index)| Request::new(message::no_proxy_delay(*index))).collect();
+        for ((endpoint, _), result) in indexes.iter().zip(self.netlink.batch(&quick)) {
+            if let Err(error) = result {
+                tracing::warn!(%endpoint, %error, "proxy_delay not set: the first packet may be late");
+            }
+        }
+        let mut undo = Vec::new();
+        let mut results = Vec::with_capacity(plugs.len());
+        for progress in progress.drain(..) {
+            results.push(progress.and_then(|(plug, netns, pair)| {
+                let done = netns.enter(|| configure(plug, &netns, &pair)).flatten();
+                if done.is_err() && pair.new {
+                    undo.push(plug.endpoint);
+                }
+                done
+            }));
+        }
+        self.undo(&undo);
+        results
+    }
+
+    fn undo(&mut self, endpoints: &[EndpointId]) {
+        if let Err(error) = self.unplug_all(endpoints) {
+            tracing::warn!(%error, sandbox = self.name, "half-made connections not removed");
+        }
+    }
+
+    /// Makes the pairs of all plugs, or finds them.
+    fn make_pairs<'a>(&mut self, plugs: &'a [Plug], rng: &mut impl Rng) -> Vec<Progress<'a>> {
+        let mut opened = Vec::with_capacity(plugs.len());
+        let mut requests = Vec::with_capacity(2 * plugs.len());
+        for plug in plugs {
+            let netns = open(plug);
+            if let Ok(netns) = &netns {
+                requests.extend(pair_requests(plug, netns, rng));
+            }
+            opened.push(netns);
+        }
+        let mut answers = self.netlink.exchange(&requests).into_iter();
+        let mut progress = Vec::with_capacity(plugs.len());
+        for (plug, netns) in plugs.iter().zip(opened) {
+            progress.push(netns.and_then(|netns| {
+                let attempt = Attempt::from(&mut answers);
+                let pair = self.settle_pair(plug, &netns, attempt, rng)?;
+                Ok((plug, netns, pair))
+            }));
+        }
+        progress
+    }
+
+    /// Decides what the kernel's answers to making a pair mean.
+    fn settle_pair(
+        &mut self,
+        plug: &Plug,
+        netns: &Netns,
+        mut attempt: Attempt,
+        rng: &mut impl Rng,
+    ) -> Result<Pair, Error> {
+        let name = Device::Endpoint(plug.endpoint).to_string();
+        if let (true, Some(found)) = (attempt.is_taken(), &attempt.found) {
+            if self.leads_to(found, plug, netns)?
+                && let Some(pair) = pair(found, false)
+            {
+                return Ok(pair);
+            }
+            // It is ours by its name, and of an earlier container or shape.
+            self.remove_links(std::slice::from_ref(&name))?;
+            let answers = self.netlink.exchange(&pair_requests(plug, netns, rng));
+            attempt = Attempt::from(&mut answers.into_iter());
+        }
+        if attempt.is_taken() && attempt.found.is_none() {
+            let what = format!("an interface {}", plug.interface);
+            return Err(Error::Conflict { what, netns: plug.netns.clone() });
+        }
+        let made = attempt
+            .made
+            .and_then(|()| attempt.found.and_then(|found| pair(&found, true)).ok_or_else(lost));
+        made.map_err(Error::netlink(format!("make {name} to {}", plug.netns.display()), &*self.name))
+    }
+
+    /// Whether the other end of a device is the interface that the plug describes.
+    fn leads_to(&mut self, found: &observe::Device, plug: &Plug, netns: &Netns) -> Result<bool, Error> {
+        let id = host::nsid(&mut self.netlink, netns);
+        let id = id.map_err(Error::netlink("identify a namespace", &*self.name))?;
+        if found.kind != LinkKind::Veth || id.is_none() || found.peer_netns != id {
+            return Ok(false);
+        }
+        let inner = netns.enter(|| {
+            let mut netlink = Netlink::open().map_err(Error::system("open a netlink socket"))?;
+            match netlink.request(Request::new(message::link_get(plug.interface.as_str()))) {
+                Err(error) if error.errno == Errno::ENODEV => Ok(None),
+                result => {
+                    let action = format!("read {}", plug.interface);
+                    let replies =
+                        result.map_err(Error::netlink(action, plug.netns.display().to_string()))?;
+                    Ok(first_device(replies))
+                }
+            }
+        });
+        let inner = inner.flatten()?;
+        Ok(inner.is_some_and(|inner| Some(inner.index) == found.peer && inner.mac == Some(plug.mac)))
+    }
+}
+
+fn open(plug: &Plug) -> Result<Netns, Error> {
+    let netns = Netns::open(&plug.netns)?;
+    let (path, expected, found) = (plug.netns.clone(), plug.inode, netns.inode());
+    if found == expected { Ok(netns) } else { Err(Error::Replaced { path, expected, found }) }
+}
+
+/// Makes the pair and asks for its near end.
+fn pair_requests(plug: &Plug, netns: &Netns, rng: &mut impl Rng) -> [Request; 2] {
+    let name = &*Device::Endpoint(plug.endpoint).to_string();
+    let near = VethEnd { name, mac: Some(MacAddr::random(rng)) };
+    let far = VethEnd { name: plug.interface.as_str(), mac: Some(plug.mac) };
+    let make = Request::create_device(message::veth(&near, &far, netns, plug.mtu));
+    [make, Request::new(message::link_get(name))]
+}
+
+fn pair(found: &observe::Device, new: bool) -> Option<Pair> {
+    Some(Pair { index: found.index, mac: found.mac?, inner: found.peer?, new })
+}
+
+fn first_device(replies: Vec<RouteNetlinkMessage>) -> Option<observe::Device> {
+    replies.iter().find_map(|reply| match reply {
+        RouteNetlinkMessage::NewLink(message) => observe::device(message),
+        _ => None,
+    })
+}
+
+fn lost() -> NetlinkError {
+    NetlinkError { errno: Errno::ENODEV, text: "the device has gone again".to_owned() }
+}
+
+/// One thing that the container's end needs, with what it is called in an error.
+struct Part {
+    request: Request,
+    action: String,
+    /// The route that it makes, where it makes one.
+    route: Option<(IpNetwork, Hop)>,
+}
+
+/// Sets up the container's end. The calling thread is in the container's namespace.
+fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
+    if plug.addresses.iter().any(IpNetwork::is_ipv6) && sysctl::has_ipv6() {
+        // Engines switch IPv6 off where they give no such address themselves.
+        sysctl::write(&format!("ipv6/conf/{}/disable_ipv6", plug.interface), "0")?;
+    }
+    let mut netlink = Netlink::open().map_err(Error::system("open a netlink socket"))?;
+    let parts = parts(plug, pair);
+    let requests: Vec<Request> = parts.iter().map(|part| part.request.clone()).collect();
+    let mut taken = Vec::new();
+    for (part, result) in parts.iter().zip(netlink.batch(&requests)) {
+        match (result, part.route) {
+            (Ok(()), _) => {}
+            (Err(error), Some(route)) if error.errno == Errno::EEXIST => taken.push(route),
+            (Err(error), _) => {
+                return Err(Error::netlink(&*part.action, netns.label())(error));
+            }
+        }
+    }
+    if taken.is_empty() { Ok(()) } else { are_ours(&mut netlink, netns, &taken) }
+}
+
+fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {
+    use RouteNetlinkMessage as M;
+    let interface = &plug.interface;
+    let part = |request, action| Part { request, action, route: None };
+    let index = Dev::Index(pair.inner);
+    let mut parts = vec![
+        part(Request::new(message::link_up(Dev::Name("lo"), None)), "set up lo".to_owned()),
+        part(Request::new(message::link_up(index, Some(plug.mtu))), format!("set up {interface}")),
+    ];
+    for address in &plug.addresses {
+        let request = Request::replace(M::NewAddress(message::address(pair.inner, *address, true)));
+        parts.push(part(request, format!("add address {address} to {interface}")));
+    }
+    let mut route = |destination: IpNetwork, hop: Hop| {
+        let request = Request::create(M::NewRoute(message::route(destination, hop, None)));
+        let action = format!("add route {destination} to {interface}");
+        parts.push(Part { request, action, route: Some((destination, hop)) });
+    };
+    for gateway in &plug.gateways {
+        route(IpNetwork::from(*gateway), Hop::Device(pair.inner));
+    }
+    for gateway in &plug.gateways {
+        let via = Hop::Via(pair.inner, *gateway);
+        for destination in plug.routes.iter().filter(|range| range.is_ipv4() == gateway.is_ipv4()) {
+            route(*destination, via);
+        }
+        if plug.default_route {
+            route(if gateway.is_ipv4() { ANY4 } else { ANY6 }, via);
+        }
+    }
+    for gateway in &plug.gateways {
+        let request =
+            Request::replace(M::NewNeighbour(message::neighbour(pair.inner, *gateway, pair.mac)));
+        parts.push(part(request, format!("add neighbour {gateway} to {interface}")));
+    }
+    parts
+}
+
+/// Whether routes that were there already are those that we would have made.
+fn are_ours(netlink: &mut Netlink, netns: &Netns, routes: &[(IpNetwork, Hop)]) -> Result<(), Error> {
+    let mut present = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let found = netlink.dump(&message::route_dump(family, true));
+        let found = found.map_err(Error::netlink("read routes", netns.label()))?;
+        present.extend(found.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => observe::route(message).filter(|route| route.ours),
+            _ => None,
+        }));
+    }
+    for (destination, hop) in routes {
+        let same = |route: &observe::Route| route.destination == *destination && route.hop == *hop;
+        if !present.iter().any(same) {
+            let what = format!("a route {destination}");
+            return Err(Error::Conflict { what, netns: netns.path().to_owned() });
+        }
+    }
+    Ok(())
+}
