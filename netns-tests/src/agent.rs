@@ -104,7 +104,7 @@ impl Config {
             ("state_dir".to_owned(), path("state")),
             ("run_dir".to_owned(), path("run")),
             ("socket".to_owned(), path("netctl.sock")),
-            ("log".to_owned(), "\"debug\"".to_owned()),
+            ("log".to_owned(), "\"info,netctl=debug\"".to_owned()),
         ]);
         keys.extend(self.keys.clone());
         let lines = |keys: &BTreeMap<String, String>| {

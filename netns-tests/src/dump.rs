@@ -10,14 +10,19 @@ use crate::space::Space;
 
 /// What is read of each namespace: what it is called, and the command that shows it.
 ///
-/// Learned neighbours and nftables' counters come and go by themselves, so they are left out.
+/// What comes and goes by itself is left out: learned neighbours, nftables' counters, and what the
+/// kernel adds for IPv6 once a link-local address has been found to be unique.
 const VIEWS: [(&str, &str); 7] = [
     ("links", "ip -d link show"),
-    ("addresses", "ip -o address show"),
-    ("routes", "ip -4 route show table all | sort; ip -6 route show table all | sort"),
+    ("addresses", "ip -o address show | grep -v ' fe80::'"),
+    (
+        "routes",
+        "ip -4 route show table all | sort
+         ip -6 route show table all | grep -v 'fe80::.* proto kernel\\|ff00::/8' | sort",
+    ),
     ("rules", "ip -4 rule show; ip -6 rule show"),
     ("neighbours", "ip neighbour show nud permanent | sort"),
-    ("fdb", "bridge fdb show | sort"),
+    ("fdb", "bridge fdb show | grep -v '^33:33:' | sort"),
     ("nftables", "nft -s list ruleset"),
 ];
 
@@ -103,12 +108,14 @@ impl fmt::Display for KernelState {
 
 /// A line as it would be for the same device made anew; `None`: it would be another.
 fn shape(line: &str) -> Option<String> {
-    let volatile = ["link/ether", "fe80::", "ff00::"];
-    if volatile.iter().any(|word| line.contains(word)) {
+    if line.contains("link/ether") {
         return None;
     }
     // `7: eth0@if3: <…> … link-netnsid 2`
-    let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':' || c == ' ');
+    let line = match line.split_once(": ") {
+        Some((index, rest)) if index.parse::<u32>().is_ok() => rest,
+        _ => line,
+    };
     let line = line.split(" link-netnsid ").next().unwrap_or_default();
     Some(match line.split_once("@if") {
         Some((name, rest)) => format!("{name}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())),
@@ -124,7 +131,7 @@ fn is_namespace(path: &str) -> bool {
 fn read_into(views: &mut BTreeMap<(String, &'static str), Vec<String>>, name: &str, space: &Space) {
     const MARK: &str = "----next----";
     let script: Vec<_> = VIEWS.iter().map(|(_, command)| *command).collect();
-    let output = space.try_sh(&format!("set +e; {}", script.join(&format!("; echo {MARK}; "))));
+    let output = space.try_sh(&format!("set +e\n{}", script.join(&format!("\necho {MARK}\n"))));
     for ((view, _), text) in VIEWS.iter().zip(output.stdout.split(&format!("{MARK}\n"))) {
         let lines = text.lines().map(|line| line.trim_end().to_owned()).collect();
         views.insert((name.to_owned(), view), lines);

@@ -134,7 +134,6 @@ impl Node {
     pub fn container(&self, name: &str) -> Container {
         let path = format!("/run/netns/{name}");
         let space = self.space.new_net(&format!("{}/{name}", self.name), || {
-            fs::create_dir_all("/run/netns").expect("a folder can be made in /run");
             File::create(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
             let own = Some("/proc/thread-self/ns/net");
             mount(own, path.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
@@ -244,4 +243,10 @@ fn furnish(dir: &Path) {
     }
     fs::create_dir_all(FILES).unwrap_or_else(|error| panic!("{FILES}: {error}"));
     bind(Path::new(&format!("/proc/self/fd/{}", files.as_raw_fd())), Path::new(FILES));
+    // As ip-netns(8) and the container engines do before they make the first namespace.
+    let names = Path::new("/run/netns");
+    fs::create_dir_all(names).unwrap_or_else(|error| panic!("{}: {error}", names.display()));
+    bind(names, names);
+    mount(NONE, names, NONE, MsFlags::MS_SHARED, NONE)
+        .unwrap_or_else(|error| panic!("share {}: {error}", names.display()));
 }

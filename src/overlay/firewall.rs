@@ -115,6 +115,7 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
     }}
     chain input {{
         type filter hook input priority -450; policy accept;
+        iifname "{UPLINK_PREFIX}*" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname "{UPLINK_PREFIX}*" ct state != {{ established, related }} counter drop comment "container-to-host"
     }}
     chain postrouting {{

@@ -119,7 +119,7 @@ fn what_is_not_ours_is_left_alone(world: &World) {
     host.sh("ip route add 10.77.0.0/16 via 192.168.50.99 dev eth0
              ip link add name nc0 type bridge
              ip address add 10.78.0.1/24 dev nc0
-             nft 'table inet admin { chain input { type filter hook input priority 0; ct state new accept; } }'
+             nft 'table inet admin { chain input { type filter hook input priority 0; ct state new accept; }; }'
              ip netns add netctl");
     sandbox.sh("ip route add 10.79.0.0/16 dev up0
                 nft add table inet admin");

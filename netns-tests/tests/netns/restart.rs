@@ -71,9 +71,8 @@ fn cleanup_leaves_the_node_as_it_was(world: &World) {
     n1.space.sh("nft add table inet admin");
     let before = n1.kernel_state();
     cluster.start(0);
-    for (network, options) in [("shop", ""), ("books", "--internal")] {
-        n1.ok(&format!("network create {network} {DUAL} {options}"));
-    }
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("network create books --subnet 10.10.0.0/24 --subnet fd00:10::/64 --internal");
     n1.ok(&format!("endpoint attach --network shop --name c1 --netns {}", c1.path));
     n1.ok(&format!("endpoint attach --network books --name c2 --netns {}", c2.path));
     n1.ok(&format!("endpoint attach --network books --name c3 --netns {}", c1.path));

@@ -93,8 +93,8 @@ fn a_stranger_on_the_underlay_cannot_inject(world: &World) {
     let send = |content: &[u8]| datagram(&stranger.space, None, n1.ipv4(), 4789, content).unwrap();
     send(&plain);
     n1.space.sh("nft 'table inet admin {
-        chain early { type filter hook prerouting priority -500; accept; }
-        chain input { type filter hook input priority -500; udp dport 4789 accept; } }'");
+        chain early { type filter hook prerouting priority -500; accept; };
+        chain input { type filter hook input priority -500; udp dport 4789 accept; }; }'");
     send(&accepted);
     assert!(!inbox.gets(b"plain") && inbox.sender_of(b"accepted").is_none());
     scene.disarm(0);
@@ -126,7 +126,7 @@ fn a_container_cannot_send_into_a_tunnel(world: &World) {
     for (space, out) in [(&sandbox, "up0"), (&n1.space, "eth0")] {
         space.sh(&format!(
             "nft 'table inet own {{ chain out {{ type nat hook postrouting priority 100;
-             oifname \"{out}\" masquerade; }} }}'"
+             oifname \"{out}\" masquerade; }}; }}'"
         ));
     }
     send(&disarmed);
@@ -226,7 +226,7 @@ fn a_container_does_not_reach_another_network(world: &World) {
     cluster.kill(0);
     disarm(&n1.space);
     n1.space.sh(
-        "nft 'table inet own { chain out { type nat hook postrouting priority 100; masquerade; } }'",
+        "nft 'table inet own { chain out { type nat hook postrouting priority 100; masquerade; }; }'",
     );
     wait_for("the other uplink answers without our rules", || red.space.ping(&uplink));
 }
