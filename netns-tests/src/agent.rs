@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 
@@ -15,7 +15,7 @@ use crate::process::Process;
 /// A program that was built beside the running test program.
 ///
 /// # Panics
-/// When it is not there.
+/// When it is not there, or older than its sources: a test of yesterday's program says nothing.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a program has a path");
     let folder = std::env::var_os("NETCTL_BIN_DIR")
@@ -23,8 +23,22 @@ pub fn binary(name: &str) -> PathBuf {
         .or_else(|| Some(test.parent()?.parent()?.to_owned()))
         .expect("the test program is in target/PROFILE/deps");
     let path = folder.join(name);
-    assert!(path.is_file(), "{} is not there: run `cargo build --bins` first", path.display());
+    let built = fs::metadata(&path).and_then(|data| data.modified());
+    let built = built.unwrap_or_else(|error| panic!("{}: {error}: {BUILD}", path.display()));
+    let sources = newest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../src"));
+    assert!(sources.is_none_or(|time| time <= built), "{} is too old: {BUILD}", path.display());
     path
+}
+
+const BUILD: &str = "run `cargo build --bins` first";
+
+/// When a file below a folder was last written; `None`: the sources are not on this machine.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let time = |entry: fs::DirEntry| match entry.file_type().ok()?.is_dir() {
+        true => newest(&entry.path()),
+        false => entry.metadata().ok()?.modified().ok(),
+    };
+    fs::read_dir(folder).ok()?.flatten().filter_map(time).max()
 }
 
 /// An agent's configuration file, as far as it differs from the test ground's own.
@@ -44,6 +58,13 @@ impl Config {
     pub fn etcd(etcd: &Etcd) -> Self {
         let mut config = Self::default().store("kind", "etcd").store("timeout", "1s");
         config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint()));
+        config
+    }
+
+    /// With this etcd, over IPv6.
+    pub fn etcd6(etcd: &Etcd) -> Self {
+        let mut config = Self::etcd(etcd);
+        config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint6()));
         config
     }
 
@@ -158,6 +179,11 @@ impl Agent {
     /// Whether it runs.
     pub fn runs(&mut self) -> bool {
         self.process.status().is_none()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Waits up to ten seconds for its end.

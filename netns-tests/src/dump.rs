@@ -61,6 +61,17 @@ impl KernelState {
         text
     }
 
+    /// The same without what changes when a device is made anew: indexes, and what the kernel
+    /// derives from a device's random Ethernet address.
+    pub fn shape(&self) -> Self {
+        let views = self.views.iter().map(|((name, view), lines)| {
+            let mut lines: Vec<_> = lines.iter().filter_map(|line| shape(line)).collect();
+            lines.sort();
+            ((name.clone(), *view), lines)
+        });
+        Self { views: views.collect() }
+    }
+
     /// The names of the namespaces in /run/netns.
     pub fn namespaces(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.views.keys().map(|(name, _)| name.as_str()).collect();
@@ -88,6 +99,21 @@ impl fmt::Display for KernelState {
         }
         Ok(())
     }
+}
+
+/// A line as it would be for the same device made anew; `None`: it would be another.
+fn shape(line: &str) -> Option<String> {
+    let volatile = ["link/ether", "fe80::", "ff00::"];
+    if volatile.iter().any(|word| line.contains(word)) {
+        return None;
+    }
+    // `7: eth0@if3: <…> … link-netnsid 2`
+    let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':' || c == ' ');
+    let line = line.split(" link-netnsid ").next().unwrap_or_default();
+    Some(match line.split_once("@if") {
+        Some((name, rest)) => format!("{name}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())),
+        None => line.to_owned(),
+    })
 }
 
 fn is_namespace(path: &str) -> bool {

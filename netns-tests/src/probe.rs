@@ -183,6 +183,23 @@ pub fn tcp_transfer(from: &Space, to: &Space, address: &str, length: usize) -> i
     }
 }
 
+/// Sends one datagram, from `source` where it is given.
+///
+/// # Errors
+/// When the kernel refuses to send it.
+pub fn datagram(
+    from: &Space,
+    source: Option<&str>,
+    address: &str,
+    port: u16,
+    content: &[u8],
+) -> io::Result<()> {
+    let address: IpAddr = parse(address);
+    let source = source.map_or_else(|| unspecified(address), parse);
+    let socket = from.enter(|| UdpSocket::bind((source, 0)))?;
+    socket.send_to(content, (address, port)).map(drop)
+}
+
 /// Opens a TCP connection, and closes it again.
 ///
 /// # Errors

@@ -11,8 +11,28 @@
     reason = "the functions here are the tests"
 )]
 
+#[path = "netns/addresses.rs"]
+mod addresses;
+#[path = "netns/cluster.rs"]
+mod cluster;
 #[path = "netns/ground.rs"]
 mod ground;
+#[path = "netns/reach.rs"]
+mod reach;
+#[path = "netns/refusals.rs"]
+mod refusals;
+#[path = "netns/repair.rs"]
+mod repair;
+#[path = "netns/restart.rs"]
+mod restart;
+#[path = "netns/run.rs"]
+mod run;
+#[path = "netns/security.rs"]
+mod security;
+#[path = "netns/single.rs"]
+mod single;
+#[path = "netns/store.rs"]
+mod store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -38,17 +58,28 @@ fn main() -> ExitCode {
     }
     // Two cores: more at once would only make the waits longer.
     arguments.test_threads.get_or_insert(2);
-    let suites = [("ground", ground::TESTS)];
+    let suites = [
+        ("ground", ground::TESTS),
+        ("single", single::TESTS),
+        ("reach", reach::TESTS),
+        ("run", run::TESTS),
+        ("refusals", refusals::TESTS),
+        ("addresses", addresses::TESTS),
+        ("repair", repair::TESTS),
+        ("restart", restart::TESTS),
+        ("security", security::TESTS),
+        ("store", store::TESTS),
+    ];
     let trials = suites.into_iter().flat_map(|(suite, tests)| {
         tests.iter().map(move |&(name, test)| {
             let name = format!("{suite}::{name}");
-            Trial::test(name.clone(), move || run(&name, test))
+            Trial::test(name.clone(), move || run_in_world(&name, test))
         })
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn run(name: &str, test: fn(&World)) -> Result<(), Failed> {
+fn run_in_world(name: &str, test: fn(&World)) -> Result<(), Failed> {
     let world = World::new(&name.replace("::", "."));
     catch_unwind(AssertUnwindSafe(|| test(&world))).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

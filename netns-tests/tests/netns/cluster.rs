@@ -1,0 +1,90 @@
+//! What most tests begin with: some machines with agents over one etcd.
+
+use std::sync::Arc;
+
+use world::{Agent, Config, Etcd, Node, NodeOptions, World};
+
+/// Machines `n1`, `n2`, … with an agent on each.
+pub(crate) struct Cluster {
+    agents: Vec<Option<Agent>>,
+    /// The machines.
+    pub nodes: Vec<Arc<Node>>,
+    /// Their configurations.
+    pub configs: Vec<Config>,
+    /// Their store.
+    pub etcd: Etcd,
+}
+
+impl Cluster {
+    /// `count` machines on a usual underlay.
+    #[track_caller]
+    pub fn new(world: &World, count: usize) -> Self {
+        Self::with(world, count, &NodeOptions::default(), |config| config)
+    }
+
+    /// `count` machines; `adjust` changes each agent's configuration.
+    #[track_caller]
+    pub fn with(
+        world: &World,
+        count: usize,
+        options: &NodeOptions,
+        adjust: impl Fn(Config) -> Config,
+    ) -> Self {
+        let mut cluster =
+            Self { agents: Vec::new(), nodes: Vec::new(), configs: Vec::new(), etcd: world.etcd() };
+        for number in 1..=count {
+            let node = world.node_with(&format!("n{number}"), options);
+            let config = if options.ipv4 {
+                Config::etcd(&cluster.etcd)
+            } else {
+                Config::etcd6(&cluster.etcd).set("underlay", node.ipv6())
+            };
+            cluster.nodes.push(node);
+            cluster.configs.push(adjust(config));
+            cluster.agents.push(None);
+            cluster.start(number - 1);
+        }
+        cluster
+    }
+
+    /// The first machine.
+    pub fn n1(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    /// The second machine.
+    pub fn n2(&self) -> &Node {
+        &self.nodes[1]
+    }
+
+    /// Starts a machine's agent.
+    #[track_caller]
+    pub fn start(&mut self, index: usize) {
+        self.agents[index] = Some(self.nodes[index].agent(&self.configs[index]));
+    }
+
+    /// Kills a machine's agent without warning.
+    #[track_caller]
+    pub fn kill(&mut self, index: usize) {
+        self.agents[index].take().expect("the agent runs").kill();
+    }
+
+    /// Ends a machine's agent as a service manager does.
+    #[track_caller]
+    pub fn terminate(&mut self, index: usize) {
+        self.agents[index].take().expect("the agent runs").terminate();
+    }
+
+    /// Whether a machine's agent has not ended by itself.
+    pub fn agent_runs(&mut self, index: usize) -> bool {
+        self.agents[index].as_mut().is_some_and(Agent::runs)
+    }
+
+    /// The running agent of a machine.
+    pub fn agent(&self, index: usize) -> &Agent {
+        self.agents[index].as_ref().expect("the agent runs")
+    }
+}
+
+/// The subnets of a network of both families, as most tests use it.
+pub(crate) const DUAL: &str = "--subnet 10.9.0.0/24 --subnet fd00:9::/64";

@@ -1,0 +1,165 @@
+//! Who reaches whom, and how.
+
+use world::{Container, Inbox, Node, NodeOptions, Stream, World, connects, datagram, tcp_transfer};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    containers_of_two_nodes_reach_each_other_over_an_ipv4_underlay,
+    containers_of_three_nodes_reach_each_other_over_an_ipv6_underlay,
+    a_network_of_one_family_works_over_an_underlay_of_the_other,
+    an_address_that_nobody_has_fails_at_once,
+    networks_with_the_same_subnet_do_not_see_each_other,
+    the_tunnel_port_can_be_chosen,
+    what_leaves_a_node_has_the_nodes_address,
+    an_internal_network_has_no_way_out,
+    a_smaller_underlay_makes_smaller_interfaces,
+    an_mtu_can_be_asked_for,
+];
+
+/// A container that is plugged in, with its addresses.
+struct Member {
+    container: Container,
+    addresses: Vec<String>,
+}
+
+fn member(node: &Node, name: &str) -> Member {
+    let container = node.attach("shop", name);
+    Member { container, addresses: node.addresses("shop", name) }
+}
+
+/// Every pair: echo, TCP, UDP, and packets of exactly the MTU but not a byte more.
+fn all_reach_all(members: &[Member], mtu: usize) {
+    for (i, from) in members.iter().enumerate() {
+        for to in members.iter().skip(i + 1) {
+            for address in &to.addresses {
+                let (a, b) = (&from.container.space, &to.container.space);
+                let pair = format!("{} to {} at {address}", a.name(), b.name());
+                assert!(a.reaches(address), "{pair}");
+                tcp_transfer(a, b, address, 1 << 20).unwrap_or_else(|e| panic!("TCP, {pair}: {e}"));
+                let stream = Stream::start(a, b, address, 1000);
+                stream.wait(200);
+                let report = stream.stop();
+                assert_eq!((report.lost, report.duplicated), (0, 0), "UDP, {pair}: {report:?}");
+                let headers = if address.contains(':') { 48 } else { 28 };
+                let ping = |size: usize| {
+                    a.try_sh(&format!("ping -n -c 1 -W 2 -M do -s {} {address}", size - headers))
+                };
+                assert!(ping(mtu).success(), "MTU {mtu}, {pair}: {}", ping(mtu));
+                assert!(!ping(mtu + 1).success(), "MTU {mtu} + 1, {pair}");
+            }
+        }
+    }
+}
+
+fn containers_of_two_nodes_reach_each_other_over_an_ipv4_underlay(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let members = [member(cluster.n1(), "a"), member(cluster.n1(), "b"), member(cluster.n2(), "c")];
+    all_reach_all(&members, 1450);
+}
+
+fn containers_of_three_nodes_reach_each_other_over_an_ipv6_underlay(world: &World) {
+    let options = NodeOptions { ipv4: false, ..NodeOptions::default() };
+    let cluster = Cluster::with(world, 3, &options, |config| config);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let members: Vec<_> =
+        cluster.nodes.iter().map(|node| member(node, &format!("on-{}", node.name()))).collect();
+    all_reach_all(&members, 1430);
+}
+
+fn a_network_of_one_family_works_over_an_underlay_of_the_other(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    cluster.n1().ok("network create shop --subnet fd00:9::/64");
+    let members = [member(cluster.n1(), "a"), member(cluster.n2(), "b")];
+    assert_eq!(members[0].addresses.len(), 1);
+    all_reach_all(&members, 1450);
+}
+
+fn an_address_that_nobody_has_fails_at_once(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let a = cluster.n1().attach("shop", "a");
+    let error = connects(&a.space, "10.9.0.200", 80).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");
+    let error = connects(&a.space, "fd00:9::200", 80).unwrap_err();
+    // The kernel answers an IPv6 unreachable route with "no route" (net/ipv6/route.c).
+    let told = [Some(libc::EHOSTUNREACH), Some(libc::ENETUNREACH)];
+    assert!(told.contains(&error.raw_os_error()), "{error}");
+}
+
+fn networks_with_the_same_subnet_do_not_see_each_other(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    let mut inboxes = Vec::new();
+    let mut senders = Vec::new();
+    for network in ["red", "blue"] {
+        n1.ok(&format!("network create {network} --subnet 10.9.0.0/24"));
+        senders.push(n1.attach(network, &format!("{network}-a")));
+        let to = n2.attach_with(network, &format!("{network}-b"), "--ip 10.9.0.50");
+        inboxes.push((Inbox::open(&to.space, 7002), to));
+    }
+    n2.attach_with("blue", "blue-only", "--ip 10.9.0.60");
+    assert!(senders[1].space.reaches("10.9.0.60"));
+    assert!(!senders[0].space.ping("10.9.0.60"));
+    for (sender, content) in senders.iter().zip([b"red", &b"blue"[..]]) {
+        assert!(sender.space.reaches("10.9.0.50"));
+        datagram(&sender.space, None, "10.9.0.50", 7002, content).unwrap();
+    }
+    assert!(inboxes[0].0.gets(b"red") && inboxes[1].0.gets(b"blue"));
+    assert!(inboxes[0].0.sender_of(b"blue").is_none() && inboxes[1].0.sender_of(b"red").is_none());
+}
+
+fn the_tunnel_port_can_be_chosen(world: &World) {
+    let cluster =
+        Cluster::with(world, 2, &NodeOptions::default(), |config| config.raw("tunnel_port", "4790"));
+    cluster.n1().ok("network create shop --subnet 10.9.0.0/24");
+    let (a, _b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    assert!(a.space.reaches(&cluster.n2().addresses("shop", "b")[0]));
+    let links = cluster.n1().sandbox("shop").sh("ip -d link show vx0");
+    assert!(links.contains("dstport 4790"), "{links}");
+}
+
+fn what_leaves_a_node_has_the_nodes_address(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let outside = world.outside("client");
+    let inbox = Inbox::open(&outside.space, 7002);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    for (address, own) in [(outside.ipv4(), n1.ipv4()), (outside.ipv6(), n1.ipv6())] {
+        assert!(a.space.reaches(address), "{address}");
+        datagram(&a.space, None, address, 7002, own.as_bytes()).unwrap();
+        assert!(inbox.gets(own.as_bytes()), "{address}");
+        let seen = inbox.sender_of(own.as_bytes()).unwrap().ip().to_canonical();
+        assert_eq!(seen.to_string(), own);
+        tcp_transfer(&a.space, &outside.space, address, 1 << 20).unwrap();
+    }
+}
+
+fn an_internal_network_has_no_way_out(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let outside = world.outside("client");
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL} --internal"));
+    let (a, _b) = (n1.attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    assert!(a.space.reaches(&cluster.n2().addresses("shop", "b")[0]));
+    for address in [outside.ipv4(), outside.ipv6(), n1.ipv4(), cluster.n2().ipv4()] {
+        assert!(connects(&a.space, address, 22).is_err() && !a.space.ping(address), "{address}");
+    }
+    let links = n1.sandbox("shop").sh("ip -o link");
+    assert!(!links.contains("up0"), "{links}");
+}
+
+fn a_smaller_underlay_makes_smaller_interfaces(world: &World) {
+    let options = NodeOptions { mtu: 1400, ..NodeOptions::default() };
+    let cluster = Cluster::with(world, 2, &options, |config| config);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    all_reach_all(&[member(cluster.n1(), "a"), member(cluster.n2(), "b")], 1350);
+}
+
+fn an_mtu_can_be_asked_for(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL} --mtu 1300"));
+    all_reach_all(&[member(cluster.n1(), "a"), member(cluster.n2(), "b")], 1300);
+}

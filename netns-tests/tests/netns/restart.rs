@@ -1,0 +1,176 @@
+//! The agent ends, at any time and in any way.
+
+use std::process::Command;
+use std::time::Duration;
+
+use world::{Config, Process, Stream, World, eventually, wait_for};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing,
+    a_stopped_agent_leaves_the_data_path,
+    an_agent_says_ready_and_stopping,
+    cleanup_leaves_the_node_as_it_was,
+    what_was_detached_while_the_agent_was_away_is_collected,
+    an_agent_killed_at_any_step_of_an_attach_leaves_nothing_behind,
+];
+
+fn a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    let address = cluster.n2().addresses("shop", "b")[0].clone();
+    assert!(a.space.reaches(&address));
+    let before: Vec<_> = cluster.nodes.iter().map(|node| node.kernel_state()).collect();
+    let stream = Stream::start(&a.space, &b.space, &address, 5000);
+    stream.wait(2000);
+    for index in [0, 1] {
+        cluster.kill(index);
+        stream.wait(2000);
+        cluster.start(index);
+        stream.wait(2000);
+    }
+    let report = stream.stop();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    for (node, before) in cluster.nodes.iter().zip(before) {
+        assert_eq!(before.difference(&node.kernel_state()), "", "on {}", node.name());
+    }
+}
+
+fn a_stopped_agent_leaves_the_data_path(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    let address = cluster.n2().addresses("shop", "b")[0].clone();
+    assert!(a.space.reaches(&address));
+    let stream = Stream::start(&a.space, &b.space, &address, 5000);
+    stream.wait(1000);
+    cluster.terminate(0);
+    cluster.terminate(1);
+    stream.wait(5000);
+    let report = stream.stop();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+fn an_agent_says_ready_and_stopping(world: &World) {
+    let n1 = world.node("n1");
+    let mut agent = n1.agent(&Config::embedded());
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(agent.told("STOPPING=1"), "{}", agent.log_tail());
+    agent.terminate();
+    assert_eq!(n1.ctl("version").code, Some(3));
+}
+
+fn cleanup_leaves_the_node_as_it_was(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    let n1 = cluster.nodes[0].clone();
+    cluster.kill(0);
+    assert!(n1.netctld(&cluster.configs[0], &["--cleanup"]).success());
+    let (c1, c2) = (n1.container("c1"), n1.container("c2"));
+    n1.space.sh("nft add table inet admin");
+    let before = n1.kernel_state();
+    cluster.start(0);
+    for (network, options) in [("shop", ""), ("books", "--internal")] {
+        n1.ok(&format!("network create {network} {DUAL} {options}"));
+    }
+    n1.ok(&format!("endpoint attach --network shop --name c1 --netns {}", c1.path));
+    n1.ok(&format!("endpoint attach --network books --name c2 --netns {}", c2.path));
+    n1.ok(&format!("endpoint attach --network books --name c3 --netns {}", c1.path));
+    assert_ne!(before.difference(&n1.kernel_state()), "");
+    cluster.terminate(0);
+    let output = n1.netctld(&cluster.configs[0], &["--cleanup"]);
+    assert!(output.success(), "{output}");
+    assert_eq!(before.difference(&n1.kernel_state()), "");
+    let again = n1.netctld(&cluster.configs[0], &["--cleanup"]);
+    assert!(again.success(), "{again}");
+}
+
+fn what_was_detached_while_the_agent_was_away_is_collected(world: &World) {
+    let mut cluster =
+        Cluster::with(world, 1, &world::NodeOptions::default(), |config| config.set("rest", "0s"));
+    let n1 = cluster.nodes[0].clone();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let keys = cluster.etcd.keys();
+    n1.attach("shop", "a");
+    cluster.kill(0);
+    n1.space.sh("ip netns del a");
+    cluster.start(0);
+    wait_for("the endpoint of a namespace that is gone is released", || {
+        n1.ok("-o json endpoint ls").json().as_array().is_some_and(Vec::is_empty)
+    });
+    wait_for("nothing is left in the store", || cluster.etcd.keys().keys().eq(keys.keys()));
+}
+
+/// The system calls that change something outside of the agent.
+const STEPS: &str = "sendmsg,sendto,write,writev,mount,umount2,setns,unshare,fsync,rename";
+
+fn an_agent_killed_at_any_step_of_an_attach_leaves_nothing_behind(world: &World) {
+    let mut cluster =
+        Cluster::with(world, 1, &world::NodeOptions::default(), |config| config.set("rest", "0s"));
+    let n1 = cluster.nodes[0].clone();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let c1 = n1.container("c1");
+    let attach = format!("endpoint attach --network shop --name c1 --netns {}", c1.path);
+    let detach = "endpoint detach --network shop c1";
+    n1.ok(&attach);
+    n1.ok(detach);
+    let (state, keys) = (n1.kernel_state().shape(), cluster.etcd.keys());
+    let mut injured = 0;
+    // A thread counts its own calls only, so one whole attach without a kill may be luck.
+    let mut whole = 0;
+    for step in 1..=200 {
+        let mut strace = trace(&n1, cluster.agent(0).pid(), step);
+        let outcome = n1.ctl(&attach);
+        if outcome.success() && cluster.agent_runs(0) {
+            whole += 1;
+            strace.signal(nix::sys::signal::Signal::SIGINT);
+            assert!(strace.ended(), "strace ends");
+        } else {
+            injured += 1;
+            whole = 0;
+            assert!(strace.ended(), "step {step}: the agent was killed: {outcome}");
+            cluster.kill(0);
+            cluster.start(0);
+            let again = n1.ctl(&attach);
+            assert!(again.success(), "step {step}: {again}");
+        }
+        assert!(c1.space.reaches("10.9.0.1"), "step {step}");
+        n1.ok(detach);
+        let settled = eventually(Duration::from_secs(20), || {
+            state.difference(&n1.kernel_state().shape()).is_empty()
+                && cluster.etcd.keys().keys().eq(keys.keys())
+        });
+        assert!(
+            settled,
+            "step {step}: {}{:?} instead of {:?}",
+            state.difference(&n1.kernel_state().shape()),
+            cluster.etcd.keys().keys(),
+            keys.keys()
+        );
+        if whole == 3 {
+            assert!(injured > 5, "only {injured} steps were found");
+            return;
+        }
+    }
+    panic!("an attach has more than 200 steps");
+}
+
+/// Lets a running agent's every thread be killed at its `step`th system call from now on.
+fn trace(node: &world::Node, pid: i32, step: usize) -> Process {
+    let log_path = node.dir().join("strace.log");
+    let log = std::fs::File::create(&log_path).unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", &format!("trace={STEPS}")]);
+    command.args(["-e", &format!("inject={STEPS}:signal=SIGKILL:when={step}")]);
+    command.args(["-p", &pid.to_string()]);
+    let process = Process::start(&mut command, &log);
+    wait_for("strace holds the agent", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        tasks.flatten().all(|task| {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            status.contains(&format!("TracerPid:\t{}", process.pid()))
+        })
+    });
+    process
+}

@@ -1,0 +1,60 @@
+//! One machine, as the README begins: no etcd, nothing to configure.
+
+use world::{Config, World, tcp_transfer};
+
+use crate::cluster::DUAL;
+
+crate::tests![
+    one_machine_needs_no_store_of_its_own,
+    the_embedded_store_outlives_the_agent,
+    a_reboot_keeps_networks_and_forgets_containers,
+];
+
+fn one_machine_needs_no_store_of_its_own(world: &World) {
+    let n1 = world.node("n1");
+    let outside = world.outside("client");
+    let _agent = n1.agent(&Config::embedded());
+    n1.ok("network create shop");
+    let (a, b) = (n1.attach("shop", "a"), n1.attach("shop", "b"));
+    let address = n1.addresses("shop", "b")[0].clone();
+    assert!(a.space.reaches(&address));
+    tcp_transfer(&a.space, &b.space, &address, 1 << 20).unwrap();
+    assert!(a.space.reaches(outside.ipv4()));
+    assert_eq!(n1.ctl("network rm shop").code, Some(5));
+    n1.ok("endpoint detach --network shop a");
+    n1.ok("endpoint detach --network shop b");
+    n1.ok("network rm shop");
+}
+
+fn the_embedded_store_outlives_the_agent(world: &World) {
+    let n1 = world.node("n1");
+    let agent = n1.agent(&Config::embedded());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (a, _b) = (n1.attach("shop", "a"), n1.attach("shop", "b"));
+    let address = n1.addresses("shop", "b")[0].clone();
+    let (before, endpoints) = (n1.kernel_state(), n1.ok("-o json endpoint ls").json());
+    agent.kill();
+    assert!(a.space.ping(&address));
+    let agent = n1.agent(&Config::embedded());
+    assert_eq!(n1.ok("-o json endpoint ls").json(), endpoints);
+    assert_eq!(before.difference(&n1.kernel_state()), "");
+    agent.terminate();
+}
+
+fn a_reboot_keeps_networks_and_forgets_containers(world: &World) {
+    let n1 = world.node("n1");
+    let agent = n1.agent(&Config::embedded());
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.attach("shop", "a");
+    agent.kill();
+    // What a reboot takes: all namespaces, links and rules.
+    let id = n1.space.sh("ls /run/netns | grep netctl-");
+    n1.space.sh(&format!(
+        "ip netns del {id}; ip netns del a; rm -rf /run/netctl; nft flush ruleset",
+        id = id.trim()
+    ));
+    let _agent = n1.agent(&Config::embedded());
+    n1.ok("network inspect shop");
+    let again = n1.attach("shop", "a");
+    assert!(again.space.reaches("10.9.0.1"));
+}

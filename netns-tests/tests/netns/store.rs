@@ -1,0 +1,170 @@
+//! The store is down, slow, gone or somebody else's.
+
+use std::time::{Duration, Instant};
+
+use world::{Config, Node, NodeOptions, Stream, World, wait_for};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    traffic_and_attached_containers_do_not_need_the_store,
+    a_change_without_the_store_fails_soon_and_names_the_store,
+    a_frozen_store_is_as_good_as_none,
+    a_wiped_store_tears_nothing_down_and_takes_no_changes,
+    an_agent_starts_without_the_store_and_keeps_what_runs,
+    a_dead_node_is_seen_as_dead,
+    a_store_of_a_newer_version_is_refused,
+];
+
+/// Expects a change to be refused within two seconds (and what starting a program takes).
+#[track_caller]
+fn refused_soon(node: &Node, endpoint: &str) {
+    let start = Instant::now();
+    let output = node.ctl("network create later --subnet 10.10.0.0/24");
+    let took = start.elapsed();
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stderr.contains(endpoint), "the store is named: {output}");
+    assert!(took < Duration::from_secs(3), "it took {took:?}");
+}
+
+#[track_caller]
+fn accepted_again(node: &Node) {
+    wait_for("changes are accepted again", || {
+        node.ctl("network create later --subnet 10.10.0.0/24").success()
+    });
+}
+
+fn traffic_and_attached_containers_do_not_need_the_store(world: &World) {
+    let mut cluster =
+        Cluster::with(world, 2, &NodeOptions::default(), |config| config.set("lease", "2s"));
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    let address = cluster.n2().addresses("shop", "b")[0].clone();
+    assert!(a.space.reaches(&address));
+    let before: Vec<_> = cluster.nodes.iter().map(|node| node.kernel_state()).collect();
+    let stream = Stream::start(&a.space, &b.space, &address, 5000);
+    cluster.etcd.stop();
+    // Longer than the leases last.
+    stream.wait(20_000);
+    cluster.etcd.start();
+    stream.wait(10_000);
+    let report = stream.stop();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    for (node, before) in cluster.nodes.iter().zip(before) {
+        assert_eq!(before.difference(&node.kernel_state()), "", "on {}", node.name());
+    }
+    accepted_again(cluster.n1());
+    wait_for("both nodes are alive again", || alive(cluster.n1()) == ["n1", "n2"]);
+}
+
+fn a_change_without_the_store_fails_soon_and_names_the_store(world: &World) {
+    let mut cluster = Cluster::new(world, 1);
+    let endpoint = cluster.etcd.endpoint();
+    cluster.etcd.stop();
+    refused_soon(cluster.n1(), &endpoint);
+    cluster.etcd.start();
+    accepted_again(cluster.n1());
+}
+
+fn a_frozen_store_is_as_good_as_none(world: &World) {
+    let mut cluster = Cluster::new(world, 1);
+    let endpoint = cluster.etcd.endpoint();
+    cluster.etcd.freeze();
+    refused_soon(cluster.n1(), &endpoint);
+    cluster.etcd.thaw();
+    // The create that was given up may have been done after all: the name tells.
+    wait_for("changes are accepted again", || {
+        cluster.n1().ctl("network create after --subnet 10.11.0.0/24").success()
+    });
+}
+
+fn a_wiped_store_tears_nothing_down_and_takes_no_changes(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let (a, _b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    let address = cluster.n2().addresses("shop", "b")[0].clone();
+    assert!(a.space.reaches(&address));
+    let before: Vec<_> = cluster.nodes.iter().map(|node| node.kernel_state()).collect();
+    cluster.etcd.wipe();
+    let unchanged = |cluster: &Cluster| {
+        for (node, before) in cluster.nodes.iter().zip(&before) {
+            assert_eq!(before.difference(&node.kernel_state()), "", "on {}", node.name());
+        }
+        assert!(a.space.ping(&address));
+    };
+    let refused = |cluster: &Cluster| {
+        for node in &cluster.nodes {
+            wait_for("a change is refused", || {
+                let output = node.ctl("network create later --subnet 10.10.0.0/24");
+                output.code == Some(1) && output.stderr.contains(&cluster.etcd.endpoint())
+            });
+        }
+        assert!(cluster.etcd.keys().keys().all(|key| !key.contains("networks/")), "it stays empty");
+    };
+    refused(&cluster);
+    unchanged(&cluster);
+    for index in [0, 1] {
+        cluster.kill(index);
+        cluster.start(index);
+    }
+    refused(&cluster);
+    unchanged(&cluster);
+}
+
+fn an_agent_starts_without_the_store_and_keeps_what_runs(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let (a, _b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
+    let address = cluster.n2().addresses("shop", "b")[0].clone();
+    assert!(a.space.reaches(&address));
+    let before = cluster.n1().kernel_state();
+    cluster.etcd.stop();
+    cluster.kill(0);
+    let config = cluster.configs[0].clone();
+    let mut agent = cluster.nodes[0].agent_under(&config, &[]);
+    wait_for("the agent answers or ends", || cluster.n1().ctl("version").success() || !agent.runs());
+    assert!(agent.runs(), "it waits for the store: {}", agent.log_tail());
+    assert_eq!(before.difference(&cluster.n1().kernel_state()), "");
+    assert!(a.space.ping(&address));
+    cluster.etcd.start();
+    accepted_again(cluster.n1());
+    assert_eq!(before.difference(&cluster.n1().kernel_state()), "");
+    agent.terminate();
+}
+
+/// The nodes that `node ls` shows as alive.
+fn alive(node: &Node) -> Vec<String> {
+    let nodes = node.ctl("-o json node ls");
+    let nodes = if nodes.success() { nodes.json() } else { return Vec::new() };
+    let nodes = nodes.as_array().cloned().unwrap_or_default();
+    let alive = nodes.iter().filter(|node| node["alive"] == true);
+    alive.map(|node| node["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+fn a_dead_node_is_seen_as_dead(world: &World) {
+    let mut cluster =
+        Cluster::with(world, 2, &NodeOptions::default(), |config| config.set("lease", "2s"));
+    wait_for("both nodes are alive", || alive(cluster.n1()) == ["n1", "n2"]);
+    cluster.kill(1);
+    wait_for("the killed one is dead", || alive(cluster.n1()) == ["n1"]);
+    cluster.start(1);
+    wait_for("it is alive again", || alive(cluster.n1()) == ["n1", "n2"]);
+    world.connect(&cluster.nodes[1], false);
+    wait_for("the one that is cut off is dead", || alive(cluster.n1()) == ["n1"]);
+    world.connect(&cluster.nodes[1], true);
+    wait_for("it is alive again", || alive(cluster.n1()) == ["n1", "n2"]);
+    cluster.terminate(1);
+    wait_for("one that is stopped leaves at once", || alive(cluster.n1()) == ["n1"]);
+}
+
+fn a_store_of_a_newer_version_is_refused(world: &World) {
+    let etcd = world.etcd();
+    let n1 = world.node("n1");
+    etcd.put("netctl/cluster", r#"{"schema":99,"id":"0123456789ab"}"#);
+    let (keys, kernel) = (etcd.keys(), n1.kernel_state());
+    let output = n1.netctld(&Config::etcd(&etcd), &[]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.text().contains("schema 99") && output.text().contains("upgrade"), "{output}");
+    assert_eq!(etcd.keys(), keys);
+    assert_eq!(kernel.difference(&n1.kernel_state()), "");
+}
