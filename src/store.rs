@@ -133,13 +133,18 @@ impl Transaction {
         self
     }
 
+    /// The bytes of the keys and values that it writes.
+    fn size(&self) -> usize {
+        self.writes.iter().map(Write::size).sum()
+    }
+
     /// What breaks the rules, so that every store refuses the same transactions.
     fn problem(&self) -> Option<String> {
         let steps = self.comparisons.len().max(self.writes.len());
         if steps > Self::MAX_STEPS {
             return Some(format!("{steps} steps in a transaction, {} are allowed", Self::MAX_STEPS));
         }
-        let bytes: usize = self.writes.iter().map(Write::size).sum();
+        let bytes = self.size();
         if bytes > Self::MAX_BYTES {
             return Some(format!("{bytes} bytes in a transaction, {} are allowed", Self::MAX_BYTES));
         }

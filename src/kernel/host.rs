@@ -86,7 +86,7 @@ impl Host {
         let far_name = Device::Uplink.to_string();
         let near = VethEnd { name: &uplink.name, mac: None };
         let far = VethEnd { name: &far_name, mac: None };
-        let request = Request::create(message::veth(&near, &far, sandbox.netns(), uplink.mtu));
+        let request = Request::create_device(message::veth(&near, &far, sandbox.netns(), uplink.mtu));
         let mut made = self.netlink.request(request.clone());
         if made.as_ref().is_err_and(|error| error.errno == Errno::EEXIST) {
             // The name is free here, so it is taken in the sandbox, where all such names are ours.

@@ -1,8 +1,9 @@
 //! Tells when somebody else changes what we have in the kernel.
 //!
 //! One thread sleeps until the kernel has news from any of the namespaces that it was given. What
-//! our own sockets did is passed over where the kernel says who did it; it does not for forwarding
-//! entries, nor before Linux 6.2 for devices: these are reported also when they are our own.
+//! our own sockets did is passed over where the kernel says who did it. It does not for forwarding
+//! entries, IPv6 addresses and devices that are changed, nor before Linux 6.2 for new devices: these
+//! are reported in any case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -273,7 +274,7 @@ fn route_change(
             // A device that gets another name was of ours before, or is now.
             let before = links.get(&found.index).cloned();
             let ours = is_ours(scope, &state.0) || before.is_some();
-            let changed = ours && before.as_ref() != Some(&state);
+            let changed = ours && !found.leaving && before.as_ref() != Some(&state);
             if ours {
                 links.insert(found.index, state);
             }
@@ -282,11 +283,15 @@ fn route_change(
         M::DelLink(message) => {
             let found = observe::device(&message)?;
             let known = links.remove(&found.index).is_some();
-            (known || is_ours(scope, &found.name)).then_some(Kind::Link)
+            (!found.leaving && (known || is_ours(scope, &found.name))).then_some(Kind::Link)
         }
         M::NewAddress(_) => (scope == Scope::Host).then_some(Kind::Address),
         M::DelAddress(_) => Some(Kind::Address),
-        M::NewNeighbour(message) | M::DelNeighbour(message) => neighbour_change(&message),
+        M::NewNeighbour(message) => neighbour_change(&message),
+        // A neighbour entry is changed to a failed one before it goes.
+        M::DelNeighbour(message) => {
+            (message.header.family == AddressFamily::Bridge).then_some(Kind::Fdb)
+        }
         M::NewRoute(message) => {
             let by_kernel = matches!(message.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
             (in_main_table(&message) && !by_kernel).then_some(Kind::Route)

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
-    NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NlaBuffer, NlasIterator, Parseable,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_EXCL,
+    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NlaBuffer, NlasIterator, Parseable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -79,6 +79,12 @@ impl Request {
     /// A request that makes an object which must not be there yet.
     pub fn create(message: RouteNetlinkMessage) -> Self {
         Self { message, flags: NLM_F_CREATE | NLM_F_EXCL }
+    }
+
+    /// A request that makes a device. The kernel (6.2 or newer) says who made it only when asked to
+    /// send the notification to the maker as well.
+    pub fn create_device(message: RouteNetlinkMessage) -> Self {
+        Self { message, flags: NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO }
     }
 
     /// A request that makes an object or replaces the one with the same key.

@@ -1,6 +1,6 @@
 //! Our nftables table, through the `nft` program: one script is one transaction.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -40,17 +40,40 @@ pub fn fingerprint(netns: &Netns) -> Result<Option<Fingerprint>, Error> {
         namespace: netns.path().display().to_string(),
         message: format!("its listing cannot be read: {error}"),
     })?;
-    let mut hasher = DefaultHasher::new();
-    hash(&listing, &mut hasher);
-    Ok(Some(Fingerprint(hasher.finish())))
+    Ok(Some(digest(&listing)))
 }
 
-/// Hashes what a script determines: not handles, counts and remaining times, nor the elements of a
-/// set that fills itself.
-fn hash(value: &Value, hasher: &mut DefaultHasher) {
+/// Digests what a script determines: not handles, counts and remaining times, nor the elements of
+/// sets that rules fill.
+fn digest(listing: &Value) -> Fingerprint {
+    let mut filled = BTreeSet::new();
+    find_filled(listing, &mut filled);
+    let mut hasher = DefaultHasher::new();
+    hash(listing, &filled, &mut hasher);
+    Fingerprint(hasher.finish())
+}
+
+/// Collects the sets and maps that rules add to or update: statements `{"op": …, "set": "@name"}`.
+/// Their flag `dynamic` is not in every version's listing.
+fn find_filled<'a>(value: &'a Value, filled: &mut BTreeSet<&'a str>) {
     match value {
         Value::Object(fields) => {
-            let dynamic = fields.get("flags").is_some_and(|flags| mentions(flags, "dynamic"));
+            if fields.contains_key("op") {
+                let names = ["set", "map"].iter().filter_map(|key| fields.get(*key)?.as_str());
+                filled.extend(names.filter_map(|name| name.strip_prefix('@')));
+            }
+            fields.values().for_each(|value| find_filled(value, filled));
+        }
+        Value::Array(values) => values.iter().for_each(|value| find_filled(value, filled)),
+        _ => {}
+    }
+}
+
+fn hash(value: &Value, filled: &BTreeSet<&str>, hasher: &mut DefaultHasher) {
+    match value {
+        Value::Object(fields) => {
+            let name = fields.get("name").and_then(Value::as_str);
+            let dynamic = name.is_some_and(|name| filled.contains(name));
             for (key, value) in fields {
                 let changes =
                     matches!(key.as_str(), "handle" | "packets" | "bytes" | "used" | "expires");
@@ -58,22 +81,14 @@ fn hash(value: &Value, hasher: &mut DefaultHasher) {
                     continue;
                 }
                 key.hash(hasher);
-                hash(value, hasher);
+                hash(value, filled, hasher);
             }
         }
         Value::Array(values) => {
             values.len().hash(hasher);
-            values.iter().for_each(|value| hash(value, hasher));
+            values.iter().for_each(|value| hash(value, filled, hasher));
         }
         other => other.to_string().hash(hasher),
-    }
-}
-
-fn mentions(value: &Value, word: &str) -> bool {
-    match value {
-        Value::String(text) => text == word,
-        Value::Array(values) => values.iter().any(|value| mentions(value, word)),
-        _ => false,
     }
 }
 
@@ -122,10 +137,8 @@ pub(super) fn is_own_port(port: u32) -> bool {
 mod tests {
     use super::*;
 
-    fn of(text: &str) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        hash(&serde_json::from_str(text).unwrap(), &mut hasher);
-        hasher.finish()
+    fn of(text: &str) -> Fingerprint {
+        digest(&serde_json::from_str(text).unwrap())
     }
 
     #[test]
@@ -138,10 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn elements_count_but_for_those_of_dynamic_sets() {
-        let set =
-            |flags: &str, elem: &str| of(&format!(r#"{{"set": {{"flags": {flags}, "elem": {elem}}}}}"#));
-        assert_ne!(set(r#"["interval"]"#, "[1]"), set(r#"["interval"]"#, "[2]"));
-        assert_eq!(set(r#"["dynamic"]"#, "[1]"), set(r#"["dynamic"]"#, "[2]"));
+    fn elements_count_but_for_those_of_sets_that_rules_fill() {
+        let table = |rule: &str, elem: &str| {
+            of(&format!(
+                r#"[{{"set": {{"name": "seen", "elem": {elem}}}}}, {{"rule": {{"expr": [{rule}]}}}}]"#
+            ))
+        };
+        let (reads, fills) =
+            (r#"{"match": {"right": "@seen"}}"#, r#"{"set": {"op": "add", "set": "@seen"}}"#);
+        assert_ne!(table(reads, "[1]"), table(reads, "[2]"));
+        assert_eq!(table(fills, "[1]"), table(fills, "[2]"));
     }
 }

@@ -16,7 +16,7 @@ use netlink_packet_route::route::{
     RouteVia,
 };
 
-use super::message::Hop;
+use super::message::{Hop, REMOVAL_GROUP};
 use crate::model::object::{LinkKind, PROTOCOL};
 use crate::model::{MacAddr, Vni};
 
@@ -33,6 +33,8 @@ pub(super) struct Device {
     /// `None`: in the same.
     pub(super) peer: Option<u32>,
     pub(super) peer_netns: Option<i32>,
+    /// Whether we are removing it.
+    pub(super) leaving: bool,
 }
 
 /// Reads a device; its kind is [`LinkKind::Foreign`] where we make no such devices.
@@ -46,6 +48,7 @@ pub(super) fn device(message: &LinkMessage) -> Option<Device> {
         kind: LinkKind::Foreign,
         peer: None,
         peer_netns: None,
+        leaving: false,
     };
     let mut info: &[LinkInfo] = &[];
     for attribute in &message.attributes {
@@ -55,6 +58,7 @@ pub(super) fn device(message: &LinkMessage) -> Option<Device> {
             LinkAttribute::Address(bytes) => device.mac = mac(bytes),
             LinkAttribute::Link(index) => device.peer = Some(*index),
             LinkAttribute::LinkNetNsId(id) => device.peer_netns = Some(*id),
+            LinkAttribute::Group(group) => device.leaving = *group == REMOVAL_GROUP,
             LinkAttribute::LinkInfo(nested) => info = nested,
             _ => {}
         }

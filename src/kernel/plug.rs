@@ -183,7 +183,7 @@ fn pair_requests(plug: &Plug, netns: &Netns, rng: &mut impl Rng) -> [Request; 2]
     let name = &*Device::Endpoint(plug.endpoint).to_string();
     let near = VethEnd { name, mac: Some(MacAddr::random(rng)) };
     let far = VethEnd { name: plug.interface.as_str(), mac: Some(plug.mac) };
-    let make = Request::create(message::veth(&near, &far, netns, plug.mtu));
+    let make = Request::create_device(message::veth(&near, &far, netns, plug.mtu));
     [make, Request::new(message::link_get(name))]
 }
 

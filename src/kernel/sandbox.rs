@@ -207,7 +207,7 @@ impl Sandbox {
         let name = link.device.to_string();
         if let (Step::Add(_), LinkKind::Vxlan { vni, local, port, mac }) = (step, link.kind) {
             let message = message::vxlan(&name, &self.netns, link.mtu, mac, (vni, local, port));
-            match host.netlink.request(Request::create(message)) {
+            match host.netlink.request(Request::create_device(message)) {
                 Err(error) if error.errno == Errno::EEXIST => self.is_as_wanted(&link, error)?,
                 Err(error) if error.errno == Errno::EOPNOTSUPP => {
                     let hint = "load the module vxlan (CONFIG_VXLAN), for example with modprobe vxlan";

@@ -5,6 +5,7 @@
 
 mod content;
 mod file;
+mod reserve;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 use super::{Entry, Lease, Listing, Outcome, Revision, Store, StoreError, Transaction, Watch};
 use content::Content;
 use file::Image;
+use reserve::Reserve;
 use writer::{Reply, Request, Writer};
 
 /// How long a call waits for the disk.
@@ -26,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How many reports wait for a watch's receiver; the rest stays in the history.
 const REPORTS: usize = 4;
 
-/// A store in a file.
+/// A store in a file, with another beside it (`.reserve`) that keeps room for removals.
 ///
 /// Dropping it waits until the file is closed; what was asked before that is still done.
 pub struct Embedded {
@@ -67,8 +69,19 @@ impl Embedded {
         let (revision, seen) = watch::channel(loaded.revision);
         let shared = Arc::new(Shared(RwLock::new(Content::new(loaded, Instant::now()))));
         let (requests, queue) = mpsc::channel();
-        let (image, owner) = (Some(image), shared.clone());
-        let writer = Writer { path: path.clone(), image, shared: owner, revision, requests: queue };
+        let mut reserve = Reserve::of(&path);
+        if let Err(error) = reserve.hold() {
+            tracing::warn!(path = %path.display(), %error, "no room on the disk but for removals");
+        }
+        let writer = Writer {
+            path: path.clone(),
+            image: Some(image),
+            reserve,
+            compacted: None,
+            shared: shared.clone(),
+            revision,
+            requests: queue,
+        };
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(|| writer.run());
         let thread =
             thread.map_err(|e| StoreError::Open { path: path.clone(), reason: e.to_string() })?;

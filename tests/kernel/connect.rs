@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use netctl::kernel::{Error, Netns};
 use netctl::model::object::Object;
 
-use crate::world::{Container, Node, Space, net, sh, try_sh, two_nodes};
+use crate::world::{Container, Node, Space, eventually, net, sh, try_sh, two_nodes};
 
 fn reach_each_other(underlays: [&str; 2], prefix: u8) {
     let (_nodes, [a, b]) = two_nodes(underlays, prefix);
@@ -65,7 +65,11 @@ pub fn plugging_again_completes_what_is_missing() {
     let container = Container::new(10);
     node.plug(&container.plug).unwrap();
     let index = |container: &Container| container.space.sh("cat /sys/class/net/eth0/ifindex");
-    let before = (index(&container), container.inside());
+    let settled = |container: &Container| {
+        eventually("the carrier is there", || container.inside().contains("state UP"));
+        (index(container), container.inside())
+    };
+    let before = settled(&container);
     let neighbours = container.space.sh("ip neigh show nud permanent");
     assert!(neighbours.contains("10.9.0.1") && neighbours.contains("fd00:9::1"), "{neighbours}");
     for damage in
@@ -75,7 +79,7 @@ pub fn plugging_again_completes_what_is_missing() {
     }
     node.plug(&container.plug).unwrap();
     node.plug(&container.plug).unwrap();
-    assert_eq!((index(&container), container.inside()), before);
+    assert_eq!(settled(&container), before);
     let addresses = container.space.sh("ip -o addr show dev eth0 scope global");
     assert!(addresses.contains("10.9.0.10/24") && addresses.contains("fd00:9::10/64"), "{addresses}");
     assert!(!addresses.contains("tentative"), "{addresses}");
@@ -100,6 +104,7 @@ pub fn unplugging_leaves_nothing() {
     for container in [&gone, &stays] {
         node.plug(&container.plug).unwrap();
     }
+    eventually("the carrier is there", || stays.inside().contains("state UP"));
     let kept = stays.inside();
     node.sandbox.unplug_all(&[gone.plug.endpoint]).unwrap();
     assert_eq!(gone.inside(), "");

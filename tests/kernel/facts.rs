@@ -10,7 +10,7 @@ use netctl::model::{MacAddr, Vni};
 use crate::world::{Container, Node, PORT, ip, net, route, sh, two_nodes};
 
 pub fn what_was_applied_is_observed() {
-    let ([mut a, b], [container, _]) = two_nodes(["192.0.2.1", "192.0.2.2"], 24);
+    let ([mut a, b], [container, _other]) = two_nodes(["192.0.2.1", "192.0.2.2"], 24);
     let uplink = a.uplink();
     a.host.ensure_uplink(&mut a.sandbox, &uplink).unwrap();
     let via = |device, address| Target::Via(device, ip(address));
@@ -74,7 +74,7 @@ pub fn applying_twice_is_as_good_as_once() {
 }
 
 pub fn what_somebody_removes_is_seen_and_put_back() {
-    let ([mut a, b], [container, _]) = two_nodes(["192.0.2.1", "192.0.2.2"], 24);
+    let ([mut a, b], [container, _other]) = two_nodes(["192.0.2.1", "192.0.2.2"], 24);
     let wanted = a.observe();
     let device = container.device();
     for damage in [

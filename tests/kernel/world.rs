@@ -202,9 +202,28 @@ impl Node {
     /// Applies the difference between what is wanted and what is there, which must succeed.
     pub fn reconcile(&mut self, wanted: &BTreeSet<Object>) {
         let present = self.observe();
-        let surplus: Vec<&Object> = present.difference(wanted).collect();
+        let change = |object: &Object| {
+            match object {
+            Object::Link(link) => present.iter().any(|other| {
+                matches!(other, Object::Link(o) if (o.device, o.kind) == (link.device, link.kind))
+            }),
+            _ => false,
+        }
+        };
+        let keys: BTreeSet<_> = wanted.iter().map(Object::key).collect();
+        let stays = |object: &Object| match object {
+            Object::Link(_) => wanted.iter().any(|other| match (object, other) {
+                (Object::Link(a), Object::Link(b)) => (a.device, a.kind) == (b.device, b.kind),
+                _ => false,
+            }),
+            _ => keys.contains(&object.key()),
+        };
+        let surplus: Vec<&Object> = present.difference(wanted).filter(|object| !stays(object)).collect();
         let remove = surplus.into_iter().rev().map(|object| Step::Remove(*object));
-        let add = wanted.difference(&present).map(|object| Step::Add(*object));
+        let add = wanted.difference(&present).map(|object| match object {
+            Object::Link(link) if change(object) => Step::Change(*link),
+            object => Step::Add(*object),
+        });
         let steps: Vec<Step> = remove.chain(add).collect();
         let failed = self.apply(&steps);
         assert!(failed.is_empty(), "{failed:?}");

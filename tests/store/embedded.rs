@@ -27,7 +27,8 @@ pub fn tests() -> Vec<(&'static str, Test)> {
     the_file_is_readable_by_its_owner_only,
     a_full_disk_fails_commits_and_loses_nothing,
     a_disk_that_is_full_no_more_is_used_again,
-    a_removal_is_possible_on_a_full_disk,
+    what_needs_no_room_is_done_on_a_full_disk,
+    requests_that_need_room_do_not_hold_up_those_that_do_not,
     a_revision_before_the_process_gets_a_snapshot,
     a_revision_that_the_history_has_forgotten_gets_a_snapshot,
     a_lease_has_its_whole_time_again_after_a_restart,
@@ -216,7 +217,7 @@ impl Drop for Disk {
 /// Writes until the disk is full; returns how many were written.
 async fn fill(store: &Embedded) -> usize {
     for i in 0..100_000 {
-        match store.commit(Transaction::new().put(format!("fill/{i:05}"), vec![1; 1000])).await {
+        match store.commit(Transaction::new().put(format!("fill/{i:05}"), vec![1; 6000])).await {
             Ok(outcome) => assert!(matches!(outcome, Outcome::Committed(_))),
             Err(error) => {
                 assert!(matches!(&error, StoreError::Failed { .. }), "{error}");
@@ -242,7 +243,7 @@ async fn a_full_disk_fails_commits_and_loses_nothing() {
     let store = Embedded::open(disk.file()).unwrap();
     assert_eq!(store.list("").await.unwrap(), before);
 
-    let disk = Disk::new("64k", "");
+    let disk = Disk::new("4k", "");
     let error = Embedded::open(disk.file()).err().expect("refused");
     assert!(error.to_string().contains("No space left on device"), "{error}");
 }
@@ -260,15 +261,48 @@ async fn a_disk_that_is_full_no_more_is_used_again() {
     assert_eq!((mirror.entries.len(), mirror.snapshots), (written + 1, 0));
 }
 
-async fn a_removal_is_possible_on_a_full_disk() {
-    let disk = Disk::new("8m", "");
-    let store = Embedded::open(disk.file()).unwrap();
-    let written = fill(&store).await;
-    for i in 0..written {
-        commit(&store, Transaction::new().delete(format!("fill/{i:05}"))).await;
+async fn what_needs_no_room_is_done_on_a_full_disk() {
+    for size in ["768k", "8m"] {
+        let disk = Disk::new(size, "");
+        let store = Embedded::open(disk.file()).unwrap();
+        let lease = store.grant(Duration::from_secs(600)).await.unwrap();
+        commit(&store, Transaction::new().put_leased("leased", "", lease).put("state", "attached"))
+            .await;
+        let written = fill(&store).await;
+        commit(&store, Transaction::new().put("state", "released").delete("fill/00000")).await;
+        store.revoke(lease).await.unwrap();
+        assert_eq!(value(&store, "leased").await, None);
+        for i in 1..written {
+            commit(&store, Transaction::new().delete(format!("fill/{i:05}"))).await;
+        }
+        let filled_again = fill(&store).await;
+        assert!(filled_again > written * 9 / 10, "{filled_again} of {written}");
+        drop(store);
+        let store = Embedded::open(disk.file()).unwrap();
+        assert_eq!(store.list("fill/").await.unwrap().entries.len(), filled_again);
+        commit(&store, Transaction::new().delete("fill/00000")).await;
     }
-    commit(&store, Transaction::new().put("again", "there is room")).await;
-    assert_eq!(store.list("").await.unwrap().entries.len(), 1);
+}
+
+async fn requests_that_need_room_do_not_hold_up_those_that_do_not() {
+    let disk = Disk::new("8m", "");
+    let store = Arc::new(Embedded::open(disk.file()).unwrap());
+    let written = fill(&store).await;
+    let mut tasks = JoinSet::new();
+    for i in 0..written.min(100) {
+        let (put, remove) = (store.clone(), store.clone());
+        tasks.spawn(async move {
+            let put = put.commit(Transaction::new().put(format!("large/{i}"), vec![1; 900_000])).await;
+            assert!(put.is_err());
+        });
+        tasks.spawn(async move {
+            commit(&*remove, Transaction::new().delete(format!("fill/{i:05}"))).await;
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
+    assert_eq!(store.list("large/").await.unwrap().entries.len(), 0);
 }
 
 async fn a_revision_before_the_process_gets_a_snapshot() {

@@ -30,6 +30,10 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    fn size(&self) -> usize {
+        self.value.len()
+    }
+
     fn entry(&self) -> Entry {
         Entry { value: self.value.to_vec(), modified: Revision(self.modified) }
     }
@@ -44,7 +48,7 @@ struct Past {
 
 impl Past {
     fn bytes(&self) -> usize {
-        let value = |stored: &Option<Stored>| stored.as_ref().map_or(0, |s| s.value.len());
+        let value = |stored: &Option<Stored>| stored.as_ref().map_or(0, Stored::size);
         self.changes.iter().map(|(key, stored)| key.len() + value(stored)).sum()
     }
 }
@@ -116,6 +120,11 @@ impl Content {
         self.revision
     }
 
+    /// The bytes of all keys and values.
+    pub(super) fn bytes(&self) -> usize {
+        self.entries.iter().map(|(key, stored)| key.len() + stored.size()).sum()
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<Entry> {
         self.entries.get(key).map(Stored::entry)
     }
@@ -141,7 +150,7 @@ impl Content {
                 break;
             }
             for (key, stored) in past.changes.iter().filter(|(key, _)| key.starts_with(prefix)) {
-                bytes += stored.as_ref().map_or(0, |stored| stored.value.len());
+                bytes += stored.as_ref().map_or(0, Stored::size);
                 changes.push(match stored {
                     Some(stored) => Change::Put(key.to_string(), stored.entry()),
                     None => Change::Delete(key.to_string()),
@@ -226,12 +235,19 @@ impl Step {
 pub(super) struct Draft<'a> {
     base: &'a Content,
     step: Step,
+    /// What is said to a request that makes the content larger, when there is no room for it.
+    full: Option<StoreError>,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(base: &'a Content) -> Self {
         let (entries, leases, past) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { base, step: Step { revision: base.revision, entries, leases, past } }
+        Self { base, step: Step { revision: base.revision, entries, leases, past }, full: None }
+    }
+
+    /// The same, refusing with this error what makes the content larger.
+    pub(super) fn frugal(base: &'a Content, full: StoreError) -> Self {
+        Self { full: Some(full), ..Self::new(base) }
     }
 
     pub(super) fn finish(self) -> Step {
@@ -260,7 +276,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Does one transaction, or nothing of it.
-    pub(super) fn commit(&mut self, transaction: Transaction) -> Result<Outcome, StoreError> {
+    pub(super) fn commit(&mut self, transaction: &Transaction) -> Result<Outcome, StoreError> {
         if !transaction.comparisons.iter().all(|comparison| self.holds(comparison)) {
             return Ok(Outcome::Conflict);
         }
@@ -271,15 +287,20 @@ impl<'a> Draft<'a> {
                 return Err(StoreError::LeaseGone(lease.0));
             }
         }
+        if let Some(full) = self.full.as_ref().filter(|_| self.grows(transaction)) {
+            return Err(full.clone());
+        }
         let modified = self.step.revision + 1;
         let mut changes = Vec::with_capacity(transaction.writes.len());
-        for write in transaction.writes {
+        for write in &transaction.writes {
             match write {
                 Write::Put { key, value, lease } => {
-                    let stored = Stored { value: value.into(), modified, lease: lease.map(|l| l.0) };
-                    changes.push((Arc::from(key), Some(stored)));
+                    let (value, lease) = (value.as_slice().into(), lease.map(|lease| lease.0));
+                    changes.push((Arc::from(key.as_str()), Some(Stored { value, modified, lease })));
                 }
-                Write::Delete(key) if self.find(&key).is_some() => changes.push((Arc::from(key), None)),
+                Write::Delete(key) if self.find(key).is_some() => {
+                    changes.push((Arc::from(key.as_str()), None));
+                }
                 Write::Delete(_) => {}
             }
         }
@@ -287,8 +308,22 @@ impl<'a> Draft<'a> {
         Ok(Outcome::Committed(Revision(self.step.revision)))
     }
 
+    /// Whether a transaction makes the content larger.
+    fn grows(&self, transaction: &Transaction) -> bool {
+        let old = |key: &str| self.find(key).map_or(0, |stored| key.len() + stored.size());
+        let before: usize = transaction.writes.iter().map(|write| old(write.key())).sum();
+        let written = |write: &Write| match write {
+            Write::Put { .. } => write.size(),
+            Write::Delete(_) => 0,
+        };
+        transaction.writes.iter().map(written).sum::<usize>() > before
+    }
+
     /// Makes a lease; its time begins when it is durable.
-    pub(super) fn grant(&mut self, ttl: Duration) -> Lease {
+    pub(super) fn grant(&mut self, ttl: Duration) -> Result<Lease, StoreError> {
+        if let Some(full) = &self.full {
+            return Err(full.clone());
+        }
         let id = loop {
             let id = rand::random::<i64>() & i64::MAX;
             if id != 0 && !self.has_lease(id) {
@@ -296,7 +331,7 @@ impl<'a> Draft<'a> {
             }
         };
         self.step.leases.insert(id, Some(ttl));
-        Lease(id)
+        Ok(Lease(id))
     }
 
     /// Ends a lease and removes its keys as one transaction.
@@ -345,7 +380,7 @@ mod tests {
 
     fn commit(content: &mut Content, transaction: Transaction) -> Outcome {
         let mut draft = Draft::new(content);
-        let outcome = draft.commit(transaction).unwrap();
+        let outcome = draft.commit(&transaction).unwrap();
         let step = draft.finish();
         content.apply(step, now());
         outcome
@@ -355,13 +390,34 @@ mod tests {
     fn a_later_transaction_of_a_draft_sees_the_earlier_ones() {
         let content = content(&[]);
         let mut draft = Draft::new(&content);
-        let first = draft.commit(Transaction::new().absent("a").put("a", "1")).unwrap();
+        let first = draft.commit(&Transaction::new().absent("a").put("a", "1")).unwrap();
         assert_eq!(first, Outcome::Committed(Revision(2)));
-        let second = draft.commit(Transaction::new().absent("a").put("a", "2")).unwrap();
+        let second = draft.commit(&Transaction::new().absent("a").put("a", "2")).unwrap();
         assert_eq!(second, Outcome::Conflict);
-        let third = draft.commit(Transaction::new().modified("a", Revision(2)).delete("a")).unwrap();
+        let third = draft.commit(&Transaction::new().modified("a", Revision(2)).delete("a")).unwrap();
         assert_eq!(third, Outcome::Committed(Revision(3)));
         assert_eq!(content.get("a"), None, "a draft changes nothing by itself");
+    }
+
+    #[test]
+    fn a_frugal_draft_does_what_does_not_make_the_content_larger() {
+        let content = content(&["a", "b"]);
+        let full = StoreError::Failed { store: "store".to_owned(), reason: "full".to_owned() };
+        let mut draft = Draft::frugal(&content, full);
+        let larger = [
+            Transaction::new().put("c", ""),
+            Transaction::new().put("a", "a longer value"),
+            Transaction::new().put("c", "a longer value").delete("a"),
+        ];
+        for transaction in larger {
+            assert!(draft.commit(&transaction).is_err(), "{transaction:?}");
+        }
+        assert!(draft.grant(Duration::from_secs(1)).is_err());
+        for transaction in [Transaction::new().put("a", "other").delete("b"), Transaction::new()] {
+            assert!(matches!(draft.commit(&transaction), Ok(Outcome::Committed(_))));
+        }
+        let conflict = draft.commit(&Transaction::new().absent("a").put("c", "")).unwrap();
+        assert_eq!(conflict, Outcome::Conflict, "a conflict needs no room");
     }
 
     #[test]
@@ -416,7 +472,7 @@ mod tests {
     fn a_lease_that_has_ended_is_not_kept_alive() {
         let (mut content, start) = (content(&[]), now());
         let mut draft = Draft::new(&content);
-        let lease = draft.grant(Duration::from_secs(5));
+        let lease = draft.grant(Duration::from_secs(5)).unwrap();
         let step = draft.finish();
         content.apply(step, start);
         assert_eq!(content.next_end(), Some(start + Duration::from_secs(5)));

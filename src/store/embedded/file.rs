@@ -24,6 +24,13 @@ const FORMAT: u64 = 1;
 /// redb's page cache. Reads come from memory, so it only has to help writes.
 const CACHE_BYTES: usize = 4 << 20;
 
+/// Why a step was not written.
+pub(super) struct WriteError {
+    pub(super) reason: String,
+    /// There is no room on the disk.
+    pub(super) full: bool,
+}
+
 /// The open, locked file.
 pub(super) struct Image {
     database: Database,
@@ -60,8 +67,15 @@ impl Image {
 
     /// Writes a step and waits until it is on the disk. After an error the image must be opened
     /// again: redb refuses everything until then.
-    pub(super) fn write(&self, step: &Step) -> Result<(), String> {
-        self.try_write(step).map_err(|e| explain(&e))
+    pub(super) fn write(&self, step: &Step) -> Result<(), WriteError> {
+        self.try_write(step)
+            .map_err(|error| WriteError { reason: explain(&error), full: is_full(&error) })
+    }
+
+    /// Gives back to the disk what the file does not need. After an error the image must be
+    /// opened again.
+    pub(super) fn compact(&mut self) -> Result<(), String> {
+        self.database.compact().map(drop).map_err(|e| e.to_string())
     }
 
     fn try_write(&self, step: &Step) -> Result<(), redb::Error> {
@@ -133,6 +147,11 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder.map_or_else(|| PathBuf::from("."), Path::to_owned))?.sync_all()
 }
 
+fn is_full(error: &redb::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error, redb::Error::Io(e) if matches!(e.kind(), StorageFull | QuotaExceeded))
+}
+
 fn explain(error: &redb::Error) -> String {
     match error {
         redb::Error::DatabaseAlreadyOpen => {
@@ -141,6 +160,7 @@ fn explain(error: &redb::Error) -> String {
         redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             format!("it is not a netctl store ({e})")
         }
+        redb::Error::Io(e) => e.to_string(),
         other => other.to_string(),
     }
 }

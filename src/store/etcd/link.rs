@@ -18,6 +18,12 @@ const STAGGER: Duration = Duration::from_millis(150);
 /// HTTP/2 pings while something is under way. etcd takes more than one in five seconds for abuse.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3));
 
+/// With TLS 1.3, a server refuses a client's certificate after the client has finished: it says
+/// why and closes, and which of the two is seen first is chance. So a connection that is closed
+/// at once is tried again, and closed so often it means the same.
+const REFUSALS: usize = 5;
+const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
+
 /// The way to etcd: one connection that calls share, made when it is needed.
 pub(super) struct Link {
     config: EtcdConfig,
@@ -137,6 +143,23 @@ fn worst(faults: Vec<Fault>) -> Fault {
 async fn open(config: &EtcdConfig, index: usize) -> Result<Client, Fault> {
     let endpoint = config.endpoints.get(index).map(String::as_str).unwrap_or_default();
     let options = options(config).map_err(Fault::Failed)?;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match probe(config, endpoint, options.clone()).await {
+            Err(Fault::Unreachable(reason)) if config.ca.is_some() => {
+                if attempts == REFUSALS {
+                    let reason = format!("TLS: etcd closes the connection at once ({reason})");
+                    return Err(Fault::Denied(reason));
+                }
+            }
+            result => return result,
+        }
+        sleep(REFUSAL_PAUSE).await;
+    }
+}
+
+async fn probe(config: &EtcdConfig, endpoint: &str, options: ConnectOptions) -> Result<Client, Fault> {
     let client = Client::connect([endpoint], Some(options)).await?;
     let options = GetOptions::new().with_keys_only();
     client.kv_client().get(config.probe_key(), Some(options)).await?;
