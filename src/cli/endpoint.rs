@@ -1,0 +1,202 @@
+//! `netctl endpoint`: list, show, attach and detach endpoints.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::failure::{Exit, Failure, Tally};
+use super::output::{self, Details, Format};
+use super::{Session, values};
+use crate::api::{AttachRequest, EndpointView};
+use crate::model::{IfName, MacAddr, Name};
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  netctl endpoint ls
+  netctl endpoint ls --network web --node db1
+  netctl endpoint ls -q --network web | xargs netctl endpoint detach";
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  netctl endpoint inspect 5f2c9a017be4
+  netctl endpoint inspect a --network web -o json";
+const ATTACH_EXAMPLES: &str = "\
+The same request again changes nothing and prints the same id.
+
+Examples:
+  ip netns add box
+  netctl endpoint attach --network web --netns /run/netns/box --name box
+  netctl endpoint attach --network web --netns /proc/4711/ns/net --ip 10.9.0.7 --interface eth1";
+const DETACH_EXAMPLES: &str = "\
+Examples:
+  netctl endpoint detach box
+  netctl endpoint detach box --network web";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List endpoints of the cluster
+    #[command(alias = "list", after_help = LS_EXAMPLES)]
+    Ls {
+        /// Only those of this network (name or id)
+        #[arg(long)]
+        network: Option<String>,
+        /// Only those on this node
+        #[arg(long)]
+        node: Option<String>,
+        /// Print ids only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Show endpoints in full
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(Reference),
+    /// Plug a network namespace of this node into a network; prints the endpoint's id
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach(Box<Attach>),
+    /// Unplug endpoints of this node
+    #[command(after_help = DETACH_EXAMPLES)]
+    Detach(Reference),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Reference {
+    /// Ids or names
+    #[arg(required = true, value_name = "ENDPOINT")]
+    endpoints: Vec<String>,
+    /// The network (name or id) in which the names are meant
+    #[arg(long)]
+    network: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Attach {
+    /// The network's name or id
+    #[arg(long)]
+    network: String,
+    /// The path of the network namespace
+    #[arg(long, value_name = "PATH", value_parser = values::netns)]
+    netns: PathBuf,
+    /// The endpoint's name, unique in its network [default: its id]
+    #[arg(long)]
+    name: Option<Name>,
+    /// The interface's name in the namespace [default: the first free of eth0, eth1, …]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<IfName>,
+    /// An address to take; one of each family at most [default: a free one]
+    #[arg(long = "ip", value_name = "ADDRESS")]
+    addresses: Vec<IpAddr>,
+    /// The Ethernet address [default: a random one]
+    #[arg(long)]
+    mac: Option<MacAddr>,
+    /// Free text; can be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+    labels: Vec<(String, String)>,
+    /// How long to wait for the network to be there and ready on this node
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::wait)]
+    wait: Duration,
+}
+
+/// Does `netctl endpoint …`.
+pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Ls { network, node, quiet } => {
+            ls(session, network.as_deref(), node.as_deref(), quiet).await
+        }
+        Command::Inspect(reference) => inspect(session, &reference).await,
+        Command::Attach(attach) => self::attach(session, *attach).await,
+        Command::Detach(reference) => detach(session, &reference).await,
+    }
+}
+
+async fn ls(
+    session: &Session,
+    network: Option<&str>,
+    node: Option<&str>,
+    quiet: bool,
+) -> Result<ExitCode, Failure> {
+    let views = session.client.endpoints(network, node).await?;
+    if quiet {
+        for view in &views {
+            output::print_line(&view.endpoint.id.to_string())?;
+        }
+    } else if session.format == Format::Json {
+        output::print_json(&views)?;
+    } else {
+        let row = |view: EndpointView| {
+            let endpoint = view.endpoint;
+            vec![
+                endpoint.id.to_string(),
+                endpoint.name.to_string(),
+                view.network_name.to_string(),
+                endpoint.node.to_string(),
+                output::joined(&endpoint.addresses),
+                endpoint.attachment.interface.to_string(),
+            ]
+        };
+        let header = ["ENDPOINT ID", "NAME", "NETWORK", "NODE", "ADDRESSES", "INTERFACE"];
+        output::print_table(&header, views.into_iter().map(row))?;
+    }
+    Ok(Exit::Done.into())
+}
+
+async fn inspect(session: &Session, reference: &Reference) -> Result<ExitCode, Failure> {
+    let (mut tally, mut views) = (Tally::new(), Vec::new());
+    for endpoint in &reference.endpoints {
+        let found = session.client.endpoint(endpoint, reference.network.as_deref()).await;
+        views.extend(tally.take(found));
+    }
+    output::print_all(session.format, &views, details)?;
+    Ok(tally.exit())
+}
+
+fn details(view: &EndpointView) -> Details {
+    let endpoint = &view.endpoint;
+    let with_prefix = |(address, length): (&IpAddr, &u8)| format!("{address}/{length}");
+    let addresses = endpoint.addresses.iter().zip(&view.prefix_lengths).map(with_prefix);
+    Details::default()
+        .with("ID", endpoint.id)
+        .with("Name", &endpoint.name)
+        .with("Network", format!("{} ({})", view.network_name, endpoint.network))
+        .with("Node", &endpoint.node)
+        .with_all("Addresses", addresses)
+        .with_all("Gateways", &view.gateways)
+        .with("MAC", endpoint.mac)
+        .with("MTU", view.mtu)
+        .with("Interface", &endpoint.attachment.interface)
+        .with("Namespace", endpoint.attachment.netns.display())
+        .with("Inode", endpoint.attachment.inode)
+        .with("Boot", &endpoint.attachment.boot)
+        .with_all("Labels", output::labels(&endpoint.labels))
+}
+
+async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> {
+    let request = AttachRequest {
+        network: attach.network,
+        name: attach.name,
+        netns: attach.netns,
+        interface: attach.interface,
+        addresses: attach.addresses,
+        mac: attach.mac,
+        labels: values::map(attach.labels),
+        wait_ms: Some(values::milliseconds(attach.wait)),
+    };
+    let view = session.client.attach(&request).await?.into_view();
+    match session.format {
+        Format::Json => output::print_json(&view)?,
+        Format::Table => output::print_line(&view.endpoint.id.to_string())?,
+    }
+    Ok(Exit::Done.into())
+}
+
+async fn detach(session: &Session, reference: &Reference) -> Result<ExitCode, Failure> {
+    let mut tally = Tally::new();
+    for endpoint in &reference.endpoints {
+        let detached = session.client.detach(endpoint, reference.network.as_deref()).await;
+        if let Some(id) = tally.take(detached) {
+            output::print_line(&id.to_string())?;
+        }
+    }
+    Ok(tally.exit())
+}

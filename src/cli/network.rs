@@ -1,0 +1,221 @@
+//! `netctl network`: make, list, show and remove networks.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use ipnetwork::IpNetwork;
+
+use super::failure::{Exit, Failure, Tally};
+use super::output::{self, Details, Format};
+use super::{Session, values};
+use crate::api::NetworkView;
+use crate::model::{Name, NetworkSpec, Subnet, Vni};
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  netctl network create web
+  netctl network create web --subnet 10.9.0.0/24 --gateway 10.9.0.254 --ip-range 10.9.0.128/25
+  netctl network create shop --subnet 10.7.0.0/16 --subnet fd00:7::/64 --label team=shop
+  netctl network create db --internal --reserve 10.8.0.10 --subnet 10.8.0.0/24
+  id=$(netctl network create web)";
+const LS_EXAMPLES: &str = "\
+Examples:
+  netctl network ls
+  netctl network ls --filter name=shop
+  netctl network ls -q | xargs netctl network inspect
+  netctl network ls -o json";
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  netctl network inspect web
+  netctl network inspect web shop -o json";
+const RM_EXAMPLES: &str = "\
+Examples:
+  netctl network rm web
+  netctl network rm web shop db";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a network; prints its id
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(Box<Create>),
+    /// List the networks
+    #[command(alias = "list", after_help = LS_EXAMPLES)]
+    Ls {
+        /// Print ids only
+        #[arg(short, long)]
+        quiet: bool,
+        /// Only networks whose name has this text in it; can be repeated
+        #[arg(short, long, value_name = "name=TEXT", value_parser = name_filter)]
+        filter: Vec<String>,
+    },
+    /// Show networks in full
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect {
+        /// Names or ids
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+    },
+    /// Remove networks that have no endpoints
+    #[command(alias = "remove", after_help = RM_EXAMPLES)]
+    Rm {
+        /// Names or ids
+        #[arg(required = true, value_name = "NETWORK")]
+        networks: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// The name, unique in the cluster: a-z, 0-9, '-' and '_', at most 63
+    name: Name,
+    /// A subnet; can be repeated for both families [default: the next free one of the pool]
+    #[arg(long = "subnet", value_name = "CIDR")]
+    subnets: Vec<IpNetwork>,
+    /// A subnet's gateway; one for each subnet [default: its first address]
+    #[arg(long = "gateway", value_name = "ADDRESS")]
+    gateways: Vec<IpAddr>,
+    /// The part of a subnet from which addresses are given; one for each subnet
+    #[arg(long = "ip-range", value_name = "CIDR")]
+    ranges: Vec<IpNetwork>,
+    /// An address that no endpoint gets; can be repeated
+    #[arg(long, visible_alias = "aux-address", value_name = "[NAME=]ADDRESS")]
+    #[arg(value_parser = values::reserved)]
+    reserve: Vec<IpAddr>,
+    /// Take an IPv6 subnet from the pool too
+    #[arg(long)]
+    ipv6: bool,
+    /// The VXLAN network identifier [default: the lowest free one]
+    #[arg(long, value_parser = values::vni)]
+    vni: Option<Vni>,
+    /// The MTU of the containers' interfaces [default: what the underlay leaves]
+    #[arg(long)]
+    mtu: Option<u32>,
+    /// No way out of the overlay
+    #[arg(long)]
+    internal: bool,
+    /// Free text; can be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+    labels: Vec<(String, String)>,
+}
+
+fn name_filter(text: &str) -> Result<String, String> {
+    let text = text.strip_prefix("name=");
+    text.map(str::to_owned).ok_or_else(|| "networks can be filtered by name=TEXT only".to_owned())
+}
+
+/// Does `netctl network …`.
+pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Create(create) => self::create(session, *create).await,
+        Command::Ls { quiet, filter } => ls(session, quiet, &filter).await,
+        Command::Inspect { networks } => inspect(session, &networks).await,
+        Command::Rm { networks } => rm(session, &networks).await,
+    }
+}
+
+async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> {
+    let spec = NetworkSpec {
+        name: create.name,
+        subnets: create.subnets,
+        gateways: create.gateways,
+        ranges: create.ranges,
+        reserved: create.reserve.into_iter().collect(),
+        ipv6: create.ipv6,
+        vni: create.vni,
+        mtu: create.mtu,
+        internal: create.internal,
+        labels: values::map(create.labels),
+    };
+    let view = session.client.create_network(&spec).await?;
+    match session.format {
+        Format::Json => output::print_json(&view)?,
+        Format::Table => output::print_line(&view.network.id.to_string())?,
+    }
+    Ok(Exit::Done.into())
+}
+
+async fn ls(session: &Session, quiet: bool, filter: &[String]) -> Result<ExitCode, Failure> {
+    let mut views = session.client.networks().await?;
+    views.retain(|view| {
+        filter.is_empty() || filter.iter().any(|text| view.network.name.as_str().contains(text))
+    });
+    if quiet {
+        for view in &views {
+            output::print_line(&view.network.id.to_string())?;
+        }
+    } else if session.format == Format::Json {
+        output::print_json(&views)?;
+    } else {
+        let row = |view: NetworkView| {
+            let network = view.network;
+            let subnets = output::joined(network.subnets.iter().map(Subnet::cidr));
+            let internal = if network.internal { "yes" } else { "no" };
+            vec![
+                network.id.to_string(),
+                network.name.to_string(),
+                subnets,
+                network.vni.to_string(),
+                view.effective_mtu.to_string(),
+                internal.to_owned(),
+                view.endpoints.to_string(),
+            ]
+        };
+        let header = ["NETWORK ID", "NAME", "SUBNETS", "VNI", "MTU", "INTERNAL", "ENDPOINTS"];
+        output::print_table(&header, views.into_iter().map(row))?;
+    }
+    Ok(Exit::Done.into())
+}
+
+async fn inspect(session: &Session, networks: &[String]) -> Result<ExitCode, Failure> {
+    let (mut tally, mut views) = (Tally::new(), Vec::new());
+    for reference in networks {
+        views.extend(tally.take(session.client.network(reference).await));
+    }
+    output::print_all(session.format, &views, details)?;
+    Ok(tally.exit())
+}
+
+fn details(view: &NetworkView) -> Details {
+    let network = &view.network;
+    let mtu = match network.mtu {
+        Some(_) => format!("{} (asked for)", view.effective_mtu),
+        None => view.effective_mtu.to_string(),
+    };
+    let mut details = Details::default()
+        .with("ID", network.id)
+        .with("Name", &network.name)
+        .with_all("Subnets", network.subnets.iter().map(subnet))
+        .with("VNI", network.vni)
+        .with("MTU", mtu)
+        .with("Internal", if network.internal { "yes" } else { "no" })
+        .with("Uplink", network.uplink)
+        .with("Endpoints", view.endpoints)
+        .with_all("Labels", output::labels(&network.labels))
+        .with("Revision", view.revision);
+    if network.removing {
+        details = details.with("State", "is being removed");
+    }
+    details
+}
+
+fn subnet(subnet: &Subnet) -> String {
+    let mut text = format!("{}, gateway {}", subnet.cidr(), subnet.gateway());
+    if let Some(range) = subnet.range() {
+        text.push_str(&format!(", range {range}"));
+    }
+    if !subnet.reserved().is_empty() {
+        text.push_str(&format!(", reserved {}", output::joined(subnet.reserved())));
+    }
+    text
+}
+
+async fn rm(session: &Session, networks: &[String]) -> Result<ExitCode, Failure> {
+    let mut tally = Tally::new();
+    for reference in networks {
+        if tally.take(session.client.remove_network(reference).await).is_some() {
+            output::print_line(reference)?;
+        }
+    }
+    Ok(tally.exit())
+}
