@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use world::Node;
 
-use crate::crowd::path;
+use crate::crowd::name;
 
 /// The name of this peer.
 pub const NAME: &str = "ip";
@@ -17,7 +17,7 @@ pub fn attach(node: &Node, count: usize) -> Duration {
     node.space.enter(|| {
         let start = Instant::now();
         for number in 0..count {
-            let (near, netns) = (near(number), path(number));
+            let (near, netns) = (near(number), name(number));
             let address = Ipv4Addr::from(0x0a58_0100 + number as u32);
             let inside = |words: &str| ip(&format!("-n {netns} {words}"));
             ip(&format!("link add {near} type veth peer name eth0 netns {netns}"));

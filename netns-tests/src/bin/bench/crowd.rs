@@ -22,11 +22,12 @@ pub struct Crowd {
 }
 
 /// The path of a namespace on its node.
-pub fn path(number: usize) -> String {
+fn path(number: usize) -> String {
     format!("/run/netns/{}", name(number))
 }
 
-fn name(number: usize) -> String {
+/// The name of a namespace on its node, which is also its endpoint's.
+pub fn name(number: usize) -> String {
     format!("c{number}")
 }
 
