@@ -4,6 +4,7 @@
 mod memory;
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,9 +17,13 @@ use memory::Agent;
 use netctl::api::client::{Client, ClientError};
 use netctl::api::server::{self, BindError, MAX_BODY};
 use netctl::api::{ApiError, AttachRequest, Attached, ErrorCode};
-use nix::unistd::Gid;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// Sends one request as it is.
@@ -331,7 +336,7 @@ async fn the_client_gives_what_the_agent_says() {
     let spec = serde_json::from_value(json!({"name": "web", "subnets": ["10.9.0.0/24"]})).unwrap();
     let made = client.create_network(&spec).await.unwrap();
     assert_eq!(client.network(&made.network.id.to_string()).await.unwrap(), made);
-    assert_eq!(client.networks().await.unwrap(), [made.clone()]);
+    assert_eq!(client.networks().await.unwrap(), std::slice::from_ref(&made));
     let refused = client.create_network(&spec).await.unwrap_err();
     assert!(matches!(refused, ClientError::Api(ApiError { code: ErrorCode::Conflict, .. })));
     for name in ["..", "a/b?c=d", "ä", ""] {
@@ -373,8 +378,16 @@ fn mode(path: &Path) -> u32 {
 async fn the_socket_is_root_s_or_its_group_s_whatever_the_umask() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("run/netctl/netctl.sock");
-    for (group, expected) in [(None, 0o600), (Some(Gid::from_raw(7)), 0o660)] {
+    // Root can give it to any group, others only to one of theirs.
+    let group = if Uid::effective().is_root() { Gid::from_raw(7) } else { Gid::current() };
+    let group = Some(group);
+    for (group, expected, mask) in
+        [(None, 0o600, 0o000), (group, 0o660, 0o077), (None, 0o600, 0o077), (group, 0o660, 0o000)]
+    {
+        let _ = std::fs::remove_dir_all(path.parent().unwrap());
+        let before = umask(Mode::from_bits_truncate(mask));
         let listener = server::bind(&path, group).unwrap();
+        umask(before);
         assert_eq!(mode(&path), expected);
         assert_eq!(mode(path.parent().unwrap()), 0o755);
         if let Some(group) = group {
@@ -429,7 +442,7 @@ async fn a_running_request_is_answered_at_shutdown() {
     }));
     let client = Client::new(&path);
     client.create_network(&serde_json::from_value(json!({"name": "web"})).unwrap()).await.unwrap();
-    memory.close_gate();
+    memory.gate.forget_permits(memory.gate.available_permits());
     let request = serde_json::from_value(json!({"network": "web", "netns": "/n"})).unwrap();
     let attach = tokio::spawn(async move { client.attach(&request).await });
     while memory.state().attached.is_empty() {
@@ -442,6 +455,58 @@ async fn a_running_request_is_answered_at_shutdown() {
     memory.gate.add_permits(1);
     assert!(matches!(attach.await.unwrap(), Ok(Attached::Created(_))));
     server.await.unwrap();
+}
+
+/// Sends bytes on a new connection to an agent in this runtime, whose clock jumps when nothing
+/// else can happen, and gives what comes until the end.
+async fn until_the_end(bytes: &[u8]) -> String {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let listener = server::bind(&path, None).unwrap();
+    tokio::spawn(server::serve(listener, agent.memory.clone() as Arc<_>, std::future::pending()));
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_arrive_ends_the_connection() {
+    assert_eq!(until_the_end(b"").await, "");
+    assert!(!until_the_end(b"GET /v1/version HTTP/1.1\r\nhost: x\r\n").await.contains("200"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_is_refused() {
+    let head = b"POST /v1/networks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                 content-length: 100\r\n\r\n{";
+    let answer = until_the_end(head).await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not arrive"), "{answer}");
+}
+
+#[tokio::test]
+async fn more_connections_than_are_served_wait_for_a_place() {
+    let agent = Agent::start();
+    let question = b"GET /v1/version HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut open = Vec::new();
+    for _ in 0..256 {
+        let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
+        stream.write_all(question).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'H');
+        open.push(stream);
+    }
+    let mut late = UnixStream::connect(&agent.socket).await.unwrap();
+    late.write_all(question).await.unwrap();
+    open[0].write_all(question).await.unwrap();
+    let mut rest = vec![0; 64 * 1024];
+    let before = open[0].read(&mut rest).await.unwrap();
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let unanswered = recv(late.as_raw_fd(), &mut rest, flags) == Err(Errno::EAGAIN);
+    assert!(before > 0 && unanswered, "there was a place for one more");
+    open.truncate(255);
+    assert_eq!(late.read_u8().await.unwrap(), b'H');
 }
 
 proptest! {

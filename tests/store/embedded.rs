@@ -32,7 +32,7 @@ pub fn tests() -> Vec<(&'static str, Test)> {
     a_revision_before_the_process_gets_a_snapshot,
     a_revision_that_the_history_has_forgotten_gets_a_snapshot,
     a_lease_has_its_whole_time_again_after_a_restart,
-    a_thousand_commits_at_once_all_succeed_in_few_writes,
+    a_thousand_commits_at_once_each_have_a_revision_of_their_own,
     ]
 }
 
@@ -371,7 +371,7 @@ async fn a_lease_has_its_whole_time_again_after_a_restart() {
     assert_eq!(value(&store, "leased").await, None, "its end is durable");
 }
 
-async fn a_thousand_commits_at_once_all_succeed_in_few_writes() {
+async fn a_thousand_commits_at_once_each_have_a_revision_of_their_own() {
     let folder = folder();
     let store = Arc::new(Embedded::open(folder.path().join("store")).unwrap());
     let mut tasks = JoinSet::new();

@@ -41,11 +41,6 @@ impl Memory {
         self.state.lock().unwrap()
     }
 
-    /// Lets attaching wait until permits are added to the gate.
-    pub fn close_gate(&self) {
-        self.gate.forget_permits(self.gate.available_permits());
-    }
-
     /// The state, unless a test wants this call to fail.
     fn call(&self) -> Result<MutexGuard<'_, State>, ApiError> {
         let mut state = self.state();

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -115,11 +116,15 @@ fn mount_at(
     })
 }
 
-/// Starts the command with an empty signal mask. `Ok(Err(status))`: it cannot be started.
+/// Starts the command. `Ok(Err(status))`: it cannot be started.
 fn start(setup: &Setup, command: &[String]) -> Result<Result<Pid, u8>, String> {
     let [program, arguments @ ..] = command else { return Err("there is no command".to_owned()) };
     let environment = setup.environment.iter().map(|(key, value)| (key, value));
-    match Command::new(program).args(arguments).envs(environment).spawn() {
+    let mut command = Command::new(program);
+    command.args(arguments).envs(environment);
+    // SAFETY: it only makes system calls.
+    unsafe { command.pre_exec(signals::unblock) };
+    match command.spawn() {
         Ok(child) => {
             let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
             Ok(Ok(Pid::from_raw(pid)))

@@ -1,7 +1,7 @@
 //! The signals of `netctl run`: blocked, and read one by one.
 //!
 //! Process 1 of the namespaces inherits the block, so nothing that is sent to it early is lost. The
-//! command starts with an empty mask.
+//! command starts without it.
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
@@ -66,12 +66,22 @@ pub(super) fn set() -> SigSet {
     FORWARDED.into_iter().chain([Signal::SIGCHLD, Signal::SIGCONT]).collect()
 }
 
-/// Blocks the signals, also SIGTTOU: without that a background process that gives the terminal
-/// away is stopped.
-pub(super) fn block() -> Result<(), Failure> {
+/// Those that are blocked: what we read, and SIGTTOU, which stops a background process that gives
+/// the terminal away.
+fn blocked() -> SigSet {
     let mut blocked = set();
     blocked.add(Signal::SIGTTOU);
-    blocked.thread_block().map_err(fail)
+    blocked
+}
+
+/// Blocks the signals in this process.
+pub(super) fn block() -> Result<(), Failure> {
+    blocked().thread_block().map_err(fail)
+}
+
+/// Undoes [`block`], for the command. Only system calls: it may run between fork and exec.
+pub(super) fn unblock() -> std::io::Result<()> {
+    Ok(blocked().thread_unblock()?)
 }
 
 fn fail(error: impl std::fmt::Display) -> Failure {

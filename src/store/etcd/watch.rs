@@ -144,7 +144,8 @@ impl Watcher {
 
     /// Gives the position up unless this is the history that it belongs to: the same cluster, and
     /// a key that was written where the witness says. A store that was wiped, or restored from a
-    /// copy, fails this even when its revision has overtaken the position.
+    /// copy, fails this even when its revision has overtaken the position. That the position is
+    /// compacted, or not reached yet, is a fault that [`Watcher::run`] takes for the same.
     async fn verify(&mut self, client: &Client) -> Result<(), Fault> {
         let Some(position) = self.position else { return Ok(()) };
         let key = match &self.witness {
@@ -157,14 +158,7 @@ impl Watcher {
         };
         let at = i64::try_from(position).unwrap_or(i64::MAX);
         let options = GetOptions::new().with_keys_only().with_revision(at);
-        let found = match self.answer(range(client.clone(), key, Some(options))).await {
-            Ok(found) => found,
-            Err(Fault::NoSuchRevision(_)) => {
-                self.position = None;
-                return Ok(());
-            }
-            Err(fault) => return Err(fault),
-        };
+        let found = self.answer(range(client.clone(), key, Some(options))).await?;
         let cluster = found.header().map(ResponseHeader::cluster_id);
         let same_cluster = self.cluster.is_none() || self.cluster == cluster;
         let same_history = match &self.witness {

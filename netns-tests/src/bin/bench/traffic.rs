@@ -1,0 +1,228 @@
+//! Probes of a path: rates between two namespaces.
+//!
+//! Both ends are threads of this process with their cores fixed: where the scheduler puts them
+//! would decide the rates of small packets.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
+use world::{Process, Space, output, wait_for};
+
+/// What is not counted at the beginning.
+const WARM_UP: Duration = Duration::from_millis(300);
+const IPERF_PORT: u16 = 5201;
+const PORT: u16 = 7100;
+
+/// Two containers and the way between them; dropping it ends its iperf3 server.
+pub struct Path {
+    client: Space,
+    server: Space,
+    address: String,
+    _iperf: Process,
+}
+
+impl Path {
+    /// Starts what waits for probes on the server's side, which has `address`.
+    pub fn new(client: &Space, server: &Space, address: &str) -> Self {
+        let log = std::fs::File::create("/dev/null").expect("/dev/null can be written");
+        let mut command = server.command("iperf3");
+        command.args(["--server", "--port", &IPERF_PORT.to_string()]);
+        let iperf = Process::start(&mut command, &log);
+        let listens = format!(":{IPERF_PORT:04X} ");
+        wait_for("iperf3 listens", || {
+            let listener = |path| std::fs::read_to_string(path).unwrap_or_default().contains(&listens);
+            server.enter(|| {
+                listener("/proc/thread-self/net/tcp6") || listener("/proc/thread-self/net/tcp")
+            })
+        });
+        Self { client: client.clone(), server: server.clone(), address: address.into(), _iperf: iperf }
+    }
+
+    /// TCP throughput, Gb/s. The congestion control is set, because the kernel's may be BBR, which
+    /// measures its own clock on a path like this.
+    pub fn tcp(&self, streams: usize, time: Duration) -> f64 {
+        let mut command: Command = self.client.command("iperf3");
+        command.args(["--client", &self.address, "--port", &IPERF_PORT.to_string(), "--json"]);
+        command.args(["--congestion", "cubic", "--omit", "1", "--parallel", &streams.to_string()]);
+        command.args(["--time", &time.as_secs().to_string()]);
+        let report = output(&mut command, Duration::from_secs(60)).json();
+        let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        bits.unwrap_or_else(|| panic!("iperf3 says no rate: {report}")) / 1e9
+    }
+
+    /// UDP datagrams of 64 bytes that arrive, per second: one sender, as fast as it can.
+    pub fn datagrams(&self, time: Duration) -> f64 {
+        let (stop, received) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let inbox = self.server.enter(|| UdpSocket::bind(self.at(PORT))).expect("the port is free");
+        inbox.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket has a time-out");
+        setsockopt(&inbox, sockopt::RcvBufForce, &(4 << 20)).expect("root may have a large buffer");
+        let outbox = self.client.enter(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(self.at(PORT))?;
+            std::io::Result::Ok(socket)
+        });
+        let outbox = outbox.expect("there is a route");
+        let (stop_receiver, count) = (Arc::clone(&stop), Arc::clone(&received));
+        let receiver = thread::spawn(move || {
+            pin(1);
+            let mut buffer = [0; 64];
+            while !stop_receiver.load(Ordering::Relaxed) {
+                if inbox.recv(&mut buffer).is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let stop_sender = Arc::clone(&stop);
+        let sender = thread::spawn(move || {
+            pin(0);
+            while !stop_sender.load(Ordering::Relaxed) {
+                // What does not arrive is not counted.
+                let _ = outbox.send(&[0; 64]);
+            }
+        });
+        thread::sleep(WARM_UP);
+        let (start, before) = (Instant::now(), received.load(Ordering::Relaxed));
+        thread::sleep(time);
+        let rate = (received.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        sender.join().expect("the sender did not panic");
+        receiver.join().expect("the receiver did not panic");
+        rate
+    }
+
+    /// TCP round trips of 64 bytes per second, with one outstanding on each of `connections`.
+    ///
+    /// With one connection both ends share a core: else it would be the time of a wake-up on
+    /// another core that is measured.
+    pub fn round_trips(&self, connections: usize, time: Duration) -> f64 {
+        let server_core = usize::from(connections > 1);
+        let address = self.at(PORT);
+        let listener = self.server.enter(|| TcpListener::bind(address)).expect("the port is free");
+        let server = thread::spawn(move || {
+            pin(server_core);
+            let accepted = || listener.accept().expect("a connection comes").0;
+            let streams: Vec<_> = (0..connections).map(|_| accepted()).collect();
+            echo(&streams, || false)
+        });
+        let client = self.client.spawn(move || {
+            pin(0);
+            let connect = |_| TcpStream::connect(address).expect("the server accepts");
+            let streams: Vec<_> = (0..connections).map(connect).collect();
+            for mut stream in &streams {
+                stream.write_all(&[0; 64]).expect("a new connection takes 64 bytes");
+            }
+            let start = Instant::now();
+            echo(&streams, || start.elapsed() >= WARM_UP);
+            let start = Instant::now();
+            let count = echo(&streams, || start.elapsed() >= time);
+            count as f64 / start.elapsed().as_secs_f64()
+        });
+        let rate = client.join().expect("the client did not panic");
+        server.join().expect("the server did not panic");
+        rate
+    }
+
+    /// TCP connections that are opened and closed per second, one after the other on one core.
+    pub fn connects(&self, time: Duration) -> f64 {
+        let address = self.at(PORT);
+        let listener = self.server.enter(|| TcpListener::bind(address)).expect("the port is free");
+        let stop = Arc::<AtomicBool>::default();
+        let ended = Arc::clone(&stop);
+        let server = thread::spawn(move || {
+            pin(0);
+            // The client's last connection finds the end.
+            while !ended.load(Ordering::Relaxed) {
+                drop(listener.accept().expect("a connection comes"));
+            }
+        });
+        let client = self.client.spawn(move || {
+            pin(0);
+            let connect = || {
+                let mut stream = TcpStream::connect(address).expect("the server accepts");
+                // The server closes first; the reset then leaves no socket behind on either side.
+                stream.read_exact(&mut [0]).expect_err("the server says nothing");
+                let now = libc::linger { l_onoff: 1, l_linger: 0 };
+                setsockopt(&stream, sockopt::Linger, &now).expect("a socket has an option");
+            };
+            let start = Instant::now();
+            while start.elapsed() < WARM_UP {
+                connect();
+            }
+            let (start, mut count) = (Instant::now(), 0);
+            while start.elapsed() < time {
+                connect();
+                count += 1;
+            }
+            let rate = f64::from(count) / start.elapsed().as_secs_f64();
+            stop.store(true, Ordering::Relaxed);
+            connect();
+            rate
+        });
+        let rate = client.join().expect("the client did not panic");
+        server.join().expect("the server did not panic");
+        rate
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address.parse().expect("it is an address"), port)
+    }
+}
+
+/// Sends back what comes on the connections, until the time is over or all have ended; returns how
+/// many times.
+fn echo(streams: &[TcpStream], over: impl Fn() -> bool) -> u64 {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll can be made");
+    for (number, stream) in streams.iter().enumerate() {
+        stream.set_nodelay(true).expect("a socket has an option");
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
+        epoll.add(stream.as_fd(), event).expect("a socket can be waited for");
+    }
+    let (mut count, mut open) = (0, streams.len());
+    let mut events = vec![EpollEvent::empty(); streams.len()];
+    let mut buffer = [0; 64];
+    while open > 0 && !over() {
+        let ready = match epoll.wait(&mut events, EpollTimeout::from(100_u8)) {
+            Ok(ready) => ready,
+            Err(nix::Error::EINTR) => continue,
+            Err(error) => panic!("wait for sockets: {error}"),
+        };
+        for event in &events[..ready] {
+            let mut stream = &streams[event.data() as usize];
+            match stream.read(&mut buffer) {
+                Ok(length @ 1..) => {
+                    // An end that has stopped takes nothing any more; then reading says so.
+                    let _ = stream.write_all(&buffer[..length]);
+                    count += 1;
+                }
+                Ok(0) => {
+                    open -= 1;
+                    epoll.delete(stream.as_fd()).expect("it was added");
+                }
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    open -= 1;
+                    epoll.delete(stream.as_fd()).expect("it was added");
+                }
+                Err(error) => panic!("read: {error}"),
+            }
+        }
+    }
+    count
+}
+
+/// Keeps the calling thread on one core; a machine with one core has only that.
+fn pin(core: usize) {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut set = CpuSet::new();
+    set.set(core % cores).expect("there are that many cores");
+    sched_setaffinity(Pid::from_raw(0), &set).expect("a thread's core can be set");
+}
