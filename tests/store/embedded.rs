@@ -303,8 +303,8 @@ async fn a_removal_is_possible_when_others_have_filled_the_disk() {
         commit(&store, Transaction::new().put(format!("{i}"), vec![1; 1000])).await;
     }
     let greedy = || {
-        let mut other = std::fs::File::options().create(true).append(true);
-        let mut other = other.open(disk.0.path().join("other")).unwrap();
+        let path = disk.0.path().join("other");
+        let mut other = std::fs::File::options().create(true).append(true).open(path).unwrap();
         while other.write_all(&[1; 4096]).is_ok() {}
     };
     for i in 0..100 {
