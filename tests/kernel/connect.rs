@@ -77,6 +77,7 @@ pub fn plugging_again_completes_what_is_missing() {
     {
         container.space.sh(damage);
     }
+    node.sh(&format!("ip link set {} down", container.device()));
     node.plug(&container.plug).unwrap();
     node.plug(&container.plug).unwrap();
     assert_eq!(settled(&container), before);
