@@ -12,7 +12,8 @@ use crate::space::Space;
 ///
 /// What comes and goes by itself is left out: learned neighbours, nftables' counters, and what the
 /// kernel adds for IPv6 once a link-local address has been found to be unique.
-const VIEWS: [(&str, &str); 7] = [
+const VIEWS: [(&str, &str); 8] = [
+    ("settings", "cd /proc/sys/net; grep . ipv4/ip_forward ipv6/conf/all/forwarding"),
     ("links", "ip -d link show"),
     ("addresses", "ip -o address show | grep -v ' fe80::'"),
     (

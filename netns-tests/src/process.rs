@@ -146,7 +146,13 @@ impl Drop for Process {
 
 /// Makes a command run as the user nobody, without any group or capability.
 pub fn as_nobody(command: &mut Command) -> &mut Command {
-    command.uid(65_534).gid(65_534)
+    // SAFETY: between fork and exec only system calls are made, nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            become_nobody();
+            Ok(())
+        })
+    }
 }
 
 /// Makes the calling thread, and no other, that of the user nobody.
@@ -155,6 +161,9 @@ pub fn as_nobody(command: &mut Command) -> &mut Command {
 /// When the kernel refuses.
 pub fn become_nobody() {
     const NOBODY: libc::c_long = 65_534;
+    // SAFETY: the list of groups is empty, so the pointer to it is not read.
+    let result = unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) };
+    assert_eq!(result, 0, "leave all groups: {}", std::io::Error::last_os_error());
     for call in [libc::SYS_setresgid, libc::SYS_setresuid] {
         // SAFETY: the calls take three numbers; made directly they change this thread only.
         let result = unsafe { libc::syscall(call, NOBODY, NOBODY, NOBODY) };

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::dump;
@@ -34,9 +34,11 @@ pub(crate) struct Place {
 }
 
 impl World {
-    /// Makes a world; `name` is unique in the test program.
-    pub fn new(name: &str) -> Self {
-        let dir = Path::new(FILES).join(name);
+    /// Makes a world.
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(1);
+        // Short: the path of a unix socket has 107 bytes at most.
+        let dir = Path::new(FILES).join(COUNT.fetch_add(1, Ordering::Relaxed).to_string());
         fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
         let wire = Space::new("wire", || ());
         wire.sysctl("net/ipv6/conf/default/disable_ipv6", "1");
@@ -109,6 +111,12 @@ impl World {
         if options.ipv6 {
             space.sh(&format!("ip address add {}/64 dev eth0 nodad", place.ipv6));
         }
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

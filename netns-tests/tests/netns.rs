@@ -73,14 +73,14 @@ fn main() -> ExitCode {
     let trials = suites.into_iter().flat_map(|(suite, tests)| {
         tests.iter().map(move |&(name, test)| {
             let name = format!("{suite}::{name}");
-            Trial::test(name.clone(), move || run_in_world(&name, test))
+            Trial::test(name, move || run_in_world(test))
         })
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn run_in_world(name: &str, test: fn(&World)) -> Result<(), Failed> {
-    let world = World::new(&name.replace("::", "."));
+fn run_in_world(test: fn(&World)) -> Result<(), Failed> {
+    let world = World::new();
     catch_unwind(AssertUnwindSafe(|| test(&world))).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
 use world::{Agent, Config, Etcd, Node, NodeOptions, World};
 
 /// Machines `n1`, `n2`, … with an agent on each.
@@ -61,6 +62,21 @@ impl Cluster {
     #[track_caller]
     pub fn start(&mut self, index: usize) {
         self.agents[index] = Some(self.nodes[index].agent(&self.configs[index]));
+    }
+
+    /// Starts a machine's agent that cannot get ready.
+    pub fn launch(&mut self, index: usize) {
+        self.agents[index] = Some(self.nodes[index].agent_under(&self.configs[index], &[]));
+    }
+
+    /// Stops a machine's agent where it is.
+    pub fn freeze(&mut self, index: usize) {
+        self.agents[index].as_mut().expect("the agent runs").signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&mut self, index: usize) {
+        self.agents[index].as_mut().expect("the agent runs").signal(Signal::SIGCONT);
     }
 
     /// Kills a machine's agent without warning.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use world::{Container, Node, World, eventually, wait_for};
+use world::{Container, Node, Space, World, eventually, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -48,12 +48,16 @@ impl Scene {
         out.map(String::as_str).collect()
     }
 
-    /// Does some damage and waits until there is no trace of it.
+    /// Does some damage behind the agent's back and waits until there is no trace of it.
     #[track_caller]
-    fn heals(&self, place: &world::Space, damage: &str) {
+    fn heals(&mut self, place: &Space, damage: &str) {
         let before = self.n1().kernel_state().shape();
+        self.cluster.freeze(0);
         place.sh(damage);
-        let difference = || before.difference(&self.n1().kernel_state().shape());
+        let difference = || before.difference(&self.cluster.n1().kernel_state().shape());
+        assert_ne!(difference(), "", "`{damage}` does something");
+        self.cluster.thaw(0);
+        let difference = || before.difference(&self.cluster.n1().kernel_state().shape());
         let healed = eventually(Duration::from_secs(20), || difference().is_empty());
         assert!(healed, "after `{damage}`:\n{}", difference());
         assert_eq!(self.unreachable(), [""; 0], "after `{damage}`");
@@ -61,7 +65,7 @@ impl Scene {
 }
 
 fn what_is_removed_from_a_sandbox_comes_back(world: &World) {
-    let scene = Scene::new(world);
+    let mut scene = Scene::new(world);
     let own = scene.n1().addresses("shop", "a");
     let remote = scene.cluster.n2().addresses("shop", "b");
     let sandbox = scene.n1().sandbox("shop");
@@ -92,7 +96,8 @@ fn what_is_removed_from_a_sandbox_comes_back(world: &World) {
 }
 
 fn what_is_removed_from_the_host_comes_back(world: &World) {
-    let scene = Scene::new(world);
+    let mut scene = Scene::new(world);
+    let host = scene.n1().space.clone();
     let uplink = format!("nc-{}", scene.n1().network_id("shop"));
     for damage in [
         format!("ip link set {uplink} down"),
@@ -103,19 +108,20 @@ fn what_is_removed_from_the_host_comes_back(world: &World) {
         "nft flush ruleset".to_owned(),
         "echo 0 >/proc/sys/net/ipv4/ip_forward".to_owned(),
     ] {
-        scene.heals(&scene.n1().space, &damage);
+        scene.heals(&host, &damage);
     }
 }
 
 fn a_removed_sandbox_comes_back_with_its_containers(world: &World) {
-    let scene = Scene::new(world);
+    let mut scene = Scene::new(world);
     let name = format!("netctl-{}", scene.n1().network_id("shop"));
-    scene.heals(&scene.n1().space, &format!("ip netns del {name}"));
+    let host = scene.n1().space.clone();
+    scene.heals(&host, &format!("ip netns del {name}"));
 }
 
 fn what_is_not_ours_is_left_alone(world: &World) {
-    let scene = Scene::new(world);
-    let (host, sandbox) = (&scene.n1().space, scene.n1().sandbox("shop"));
+    let mut scene = Scene::new(world);
+    let (host, sandbox) = (scene.n1().space.clone(), scene.n1().sandbox("shop"));
     host.sh("ip route add 10.77.0.0/16 via 192.168.50.99 dev eth0
              ip link add name nc0 type bridge
              ip address add 10.78.0.1/24 dev nc0
@@ -126,7 +132,7 @@ fn what_is_not_ours_is_left_alone(world: &World) {
     let before = scene.n1().kernel_state().shape();
     // Repairing something shows that the agent has looked at everything since.
     scene.heals(&sandbox, "ip link del vx0");
-    scene.heals(host, "nft delete table inet netctl");
+    scene.heals(&host, "nft delete table inet netctl");
     let mut cluster = scene.cluster;
     cluster.kill(0);
     cluster.start(0);

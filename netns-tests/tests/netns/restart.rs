@@ -69,6 +69,9 @@ fn cleanup_leaves_the_node_as_it_was(world: &World) {
     assert!(n1.netctld(&cluster.configs[0], &["--cleanup"]).success());
     let (c1, c2) = (n1.container("c1"), n1.container("c2"));
     n1.space.sh("nft add table inet admin");
+    // Forwarding stays on: others may need it by then.
+    n1.space.sysctl("net/ipv4/ip_forward", "1");
+    n1.space.sysctl("net/ipv6/conf/all/forwarding", "1");
     let before = n1.kernel_state();
     cluster.start(0);
     n1.ok(&format!("network create shop {DUAL}"));

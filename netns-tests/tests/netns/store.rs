@@ -16,13 +16,16 @@ crate::tests![
     a_store_of_a_newer_version_is_refused,
 ];
 
+/// The exit code that asks to try again later.
+const AGAIN: i32 = 6;
+
 /// Expects a change to be refused within two seconds (and what starting a program takes).
 #[track_caller]
 fn refused_soon(node: &Node, endpoint: &str) {
     let start = Instant::now();
     let output = node.ctl("network create later --subnet 10.10.0.0/24");
     let took = start.elapsed();
-    assert_eq!(output.code, Some(1), "{output}");
+    assert_eq!(output.code, Some(AGAIN), "{output}");
     assert!(output.stderr.contains(endpoint), "the store is named: {output}");
     assert!(took < Duration::from_secs(3), "it took {took:?}");
 }
@@ -96,7 +99,7 @@ fn a_wiped_store_tears_nothing_down_and_takes_no_changes(world: &World) {
         for node in &cluster.nodes {
             wait_for("a change is refused", || {
                 let output = node.ctl("network create later --subnet 10.10.0.0/24");
-                output.code == Some(1) && output.stderr.contains(&cluster.etcd.endpoint())
+                output.code == Some(AGAIN) && output.stderr.contains(&cluster.etcd.endpoint())
             });
         }
         assert!(cluster.etcd.keys().keys().all(|key| !key.contains("networks/")), "it stays empty");
@@ -105,7 +108,7 @@ fn a_wiped_store_tears_nothing_down_and_takes_no_changes(world: &World) {
     unchanged(&cluster);
     for index in [0, 1] {
         cluster.kill(index);
-        cluster.start(index);
+        cluster.launch(index);
     }
     refused(&cluster);
     unchanged(&cluster);
@@ -120,16 +123,13 @@ fn an_agent_starts_without_the_store_and_keeps_what_runs(world: &World) {
     let before = cluster.n1().kernel_state();
     cluster.etcd.stop();
     cluster.kill(0);
-    let config = cluster.configs[0].clone();
-    let mut agent = cluster.nodes[0].agent_under(&config, &[]);
-    wait_for("the agent answers or ends", || cluster.n1().ctl("version").success() || !agent.runs());
-    assert!(agent.runs(), "it waits for the store: {}", agent.log_tail());
+    cluster.launch(0);
+    wait_for("the agent answers", || cluster.n1().ctl("version").success());
     assert_eq!(before.difference(&cluster.n1().kernel_state()), "");
     assert!(a.space.ping(&address));
     cluster.etcd.start();
     accepted_again(cluster.n1());
     assert_eq!(before.difference(&cluster.n1().kernel_state()), "");
-    agent.terminate();
 }
 
 /// The nodes that `node ls` shows as alive.
@@ -160,7 +160,7 @@ fn a_dead_node_is_seen_as_dead(world: &World) {
 fn a_store_of_a_newer_version_is_refused(world: &World) {
     let etcd = world.etcd();
     let n1 = world.node("n1");
-    etcd.put("netctl/cluster", r#"{"schema":99,"id":"0123456789ab"}"#);
+    etcd.put("netctl/base/cluster", r#"{"schema":99,"id":"0123456789ab"}"#);
     let (keys, kernel) = (etcd.keys(), n1.kernel_state());
     let output = n1.netctld(&Config::etcd(&etcd), &[]);
     assert_eq!(output.code, Some(1), "{output}");
