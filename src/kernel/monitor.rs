@@ -301,6 +301,12 @@ fn route_change(
         }
         M::NewAddress(_) => (scope == Scope::Host).then_some(Kind::Address),
         M::DelAddress(_) => Some(Kind::Address),
+        // Others' devices have neighbours and forwarding entries too.
+        M::NewNeighbour(message) | M::DelNeighbour(message)
+            if !links.contains_key(&message.header.ifindex) =>
+        {
+            None
+        }
         M::NewNeighbour(message) => neighbour_change(&message),
         // A neighbour entry is changed to a failed one before it goes.
         M::DelNeighbour(message) => {
