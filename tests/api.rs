@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -50,6 +51,15 @@ async fn send(socket: &Path, method: &str, path: &str, kind: &str, body: Vec<u8>
 async fn send_json(socket: &Path, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     send(socket, method, path, "application/json", body).await
+}
+
+/// Waits for a condition; twenty seconds without it are a failure.
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < Duration::from_secs(20), "not in time: {what}");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Asserts that an answer is an error of ours and gives its message.
@@ -155,12 +165,19 @@ async fn every_operation_answers_as_documented_with_every_status() {
     let (_, document) = send_json(&agent.socket, "GET", "/v1/openapi.json", &Value::Null).await;
     let mut api = Checked { agent: &agent, document, seen: BTreeSet::new() };
     assert_eq!(api.document["openapi"].as_str().unwrap().split('.').next(), Some("3"));
-    let none = Value::Null;
-
-    api.exchange("get", "/v1/openapi.json", none.clone(), 200).await;
-    let version = api.exchange("get", "/v1/version", none.clone(), 200).await;
+    api.exchange("get", "/v1/openapi.json", Value::Null, 200).await;
+    let version = api.exchange("get", "/v1/version", Value::Null, 200).await;
     assert_eq!(version["node"], "n1");
+    show_networks(&mut api).await;
+    show_endpoints(&mut api).await;
+    show_nodes(&mut api).await;
+    let missed: Vec<_> = api.operations().difference(&api.seen).cloned().collect();
+    assert!(missed.is_empty(), "documented and not shown: {missed:?}");
+}
 
+/// Leaves the network `web`.
+async fn show_networks(api: &mut Checked<'_>) {
+    let none = Value::Null;
     let web = json!({
         "name": "web", "subnets": ["10.9.0.0/24", "fd00:9::/64"], "gateways": ["10.9.0.254"],
         "ranges": ["10.9.0.128/25"], "reserved": ["10.9.0.9"], "ipv6": false, "vni": 77,
@@ -175,7 +192,11 @@ async fn every_operation_answers_as_documented_with_every_status() {
     assert_eq!(all[0], made);
     api.failures("get", "/v1/networks", none.clone(), &[500, 503]).await;
     assert_eq!(api.exchange("get", "/v1/networks/{web}", none.clone(), 200).await, made);
+}
 
+/// Uses the network `web`, and removes it.
+async fn show_endpoints(api: &mut Checked<'_>) {
+    let none = Value::Null;
     let attach = json!({
         "network": "web", "name": "a", "netns": "/run/netns/a", "interface": "eth7",
         "addresses": ["10.9.0.7"], "mac": "02:00:00:00:00:07", "labels": {"x": ""}, "wait_ms": 5,
@@ -209,7 +230,10 @@ async fn every_operation_answers_as_documented_with_every_status() {
         api.exchange(method, "/v1/networks/{A}", none.clone(), 400).await;
     }
     api.exchange("delete", "/v1/networks/{web}", none.clone(), 204).await;
+}
 
+async fn show_nodes(api: &mut Checked<'_>) {
+    let none = Value::Null;
     let nodes = api.exchange("get", "/v1/nodes", none.clone(), 200).await;
     assert_eq!(nodes[1]["alive"], false);
     api.failures("get", "/v1/nodes", none.clone(), &[500, 503]).await;
@@ -217,9 +241,6 @@ async fn every_operation_answers_as_documented_with_every_status() {
     api.exchange("get", "/v1/nodes/{no}", none.clone(), 404).await;
     api.exchange("get", "/v1/nodes/{A}", none.clone(), 400).await;
     api.failures("get", "/v1/nodes/{n1}", none.clone(), &[500, 503]).await;
-
-    let missed: Vec<_> = api.operations().difference(&api.seen).cloned().collect();
-    assert!(missed.is_empty(), "documented and not shown: {missed:?}");
 }
 
 #[tokio::test]
@@ -445,16 +466,39 @@ async fn a_running_request_is_answered_at_shutdown() {
     memory.gate.forget_permits(memory.gate.available_permits());
     let request = serde_json::from_value(json!({"network": "web", "netns": "/n"})).unwrap();
     let attach = tokio::spawn(async move { client.attach(&request).await });
-    while memory.state().attached.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until("it attaches", async || !memory.state().attached.is_empty()).await;
     drop(stop);
-    while UnixStream::connect(&path).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    until("the socket is closed", async || UnixStream::connect(&path).await.is_err()).await;
     memory.gate.add_permits(1);
     assert!(matches!(attach.await.unwrap(), Ok(Attached::Created(_))));
     server.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_is_made_to_its_end_when_its_client_leaves() {
+    let agent = Agent::start();
+    let client = Client::new(&agent.socket);
+    client.create_network(&serde_json::from_value(json!({"name": "web"})).unwrap()).await.unwrap();
+    let gate = &agent.memory.gate;
+    gate.forget_permits(gate.available_permits());
+    let body = r#"{"network":"web","netns":"/n","name":"a"}"#;
+    let mut leaver = UnixStream::connect(&agent.socket).await.unwrap();
+    let request = format!(
+        "POST /v1/endpoints HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    leaver.write_all(request.as_bytes()).await.unwrap();
+    until("it attaches", async || !agent.memory.state().attached.is_empty()).await;
+    drop(leaver);
+    // The server has seen the end of that connection when it has served one that came later.
+    client.version().await.unwrap();
+    gate.add_permits(1);
+    until("the endpoint is there", async || {
+        client.version().await.unwrap();
+        !agent.memory.state().endpoints.is_empty()
+    })
+    .await;
 }
 
 /// Sends bytes on a new connection to an agent in this runtime, whose clock jumps when nothing

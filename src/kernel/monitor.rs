@@ -20,9 +20,9 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::netlink;
+use super::netlink::{self, Netlink};
 use super::netns::Netns;
-use super::{Error, nft, observe};
+use super::{Error, message, nft, observe};
 use crate::model::object::{Device, PROTOCOL, TABLE, UPLINK_PREFIX};
 
 /// News that may wait for the thread, for each socket.
@@ -74,7 +74,7 @@ pub enum Scope {
 }
 
 enum Command {
-    Add { namespace: String, sockets: [Socket; 2], scope: Scope },
+    Add { namespace: String, watched: Watched },
     Remove { namespace: String },
 }
 
@@ -99,9 +99,21 @@ impl Monitor {
 
     /// Watches a namespace from now on: what changes after this call returns is reported.
     pub fn add(&self, namespace: &str, netns: &Netns, scope: Scope) -> Result<(), Error> {
-        let sockets = netns.enter(|| io::Result::Ok([route_socket(scope)?, nftables_socket()?]))?;
-        let sockets = sockets.map_err(Error::system("subscribe to the kernel's notifications"))?;
-        self.send(Command::Add { namespace: namespace.to_owned(), sockets, scope });
+        let sockets = netns
+            .enter(|| io::Result::Ok(([route_socket(scope)?, nftables_socket()?], Netlink::open()?)))?;
+        let (sockets, mut netlink) =
+            sockets.map_err(Error::system("subscribe to the kernel's notifications"))?;
+        // After subscribing: what changes meanwhile is in both.
+        let present = netlink.dump(&message::link_dump());
+        let present = present.map_err(Error::netlink("read devices", netns.label()))?;
+        let links = present.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => observe::device(message),
+            _ => None,
+        });
+        let ours = links.filter(|found| is_ours(scope, &found.name));
+        let links = ours.map(|found| (found.index, (found.name, found.up, found.mtu))).collect();
+        let watched = Watched { sockets, scope, links };
+        self.send(Command::Add { namespace: namespace.to_owned(), watched });
         Ok(())
     }
 
@@ -147,13 +159,16 @@ fn nftables_socket() -> io::Result<Socket> {
     netlink::subscribe(NETLINK_NETFILTER, &[libc::NFNLGRP_NFTABLES as u32], QUEUE_BYTES)
 }
 
+/// Name, state and MTU of devices by index.
+type Links = BTreeMap<u32, (String, bool, u32)>;
+
 /// A namespace that is watched.
 struct Watched {
     sockets: [Socket; 2],
     scope: Scope,
     /// What each device of ours was like when last heard of: the kernel tells of a device also when
     /// nothing changed that matters here, such as its carrier.
-    links: BTreeMap<u32, (String, bool, u32)>,
+    links: Links,
 }
 
 struct Watch<F> {
@@ -214,8 +229,7 @@ impl<F: FnMut(Notice)> Watch<F> {
             return false;
         }
         match self.commands.recv() {
-            Ok(Command::Add { namespace, sockets, scope }) => {
-                let watched = Watched { sockets, scope, links: BTreeMap::new() };
+            Ok(Command::Add { namespace, watched }) => {
                 self.namespaces.insert(namespace, watched);
                 true
             }
@@ -261,7 +275,7 @@ fn drain(
 /// Judges a notification of rtnetlink; `None`: it is ours, or does not matter.
 fn route_change(
     scope: Scope,
-    links: &mut BTreeMap<u32, (String, bool, u32)>,
+    links: &mut Links,
     header: &NetlinkHeader,
     payload: &[u8],
 ) -> Option<Kind> {
@@ -287,6 +301,12 @@ fn route_change(
         }
         M::NewAddress(_) => (scope == Scope::Host).then_some(Kind::Address),
         M::DelAddress(_) => Some(Kind::Address),
+        // Others' devices have neighbours and forwarding entries too.
+        M::NewNeighbour(message) | M::DelNeighbour(message)
+            if !links.contains_key(&message.header.ifindex) =>
+        {
+            None
+        }
         M::NewNeighbour(message) => neighbour_change(&message),
         // A neighbour entry is changed to a failed one before it goes.
         M::DelNeighbour(message) => {

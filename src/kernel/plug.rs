@@ -19,6 +19,9 @@ use crate::model::{EndpointId, MacAddr};
 const ANY4: IpNetwork = IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap());
 const ANY6: IpNetwork = IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).unwrap());
 
+/// How many containers are connected at a time: each needs an open descriptor meanwhile.
+const AT_A_TIME: usize = 100;
+
 /// A pair that leads to a container.
 struct Pair {
     /// The sandbox's end.
@@ -61,19 +64,12 @@ impl Sandbox {
     ///
     /// For each plug on its own. One that fails leaves nothing behind of what was made for it.
     pub fn plug_all(&mut self, plugs: &[Plug], rng: &mut impl Rng) -> Vec<Result<(), Error>> {
+        plugs.chunks(AT_A_TIME).flat_map(|plugs| self.plug_some(plugs, rng)).collect()
+    }
+
+    fn plug_some(&mut self, plugs: &[Plug], rng: &mut impl Rng) -> Vec<Result<(), Error>> {
         let mut progress = self.make_pairs(plugs, rng);
-        let pairs = || progress.iter().filter_map(|progress| progress.as_ref().ok());
-        let indexes: Vec<_> = pairs().map(|(plug, _, pair)| (plug.endpoint, pair.index)).collect();
-        for (endpoint, index) in &indexes {
-            self.learn_index(Device::Endpoint(*endpoint), *index);
-        }
-        let quick: Vec<Request> =
-            indexes.iter().map(|(_, index)| Request::new(message::no_proxy_delay(*index))).collect();
-        for ((endpoint, _), result) in indexes.iter().zip(self.netlink.batch(&quick)) {
-            if let Err(error) = result {
-                tracing::warn!(%endpoint, %error, "proxy_delay not set: the first packet may be late");
-            }
-        }
+        self.set_up_ends(progress.iter().flatten());
         let mut undo = Vec::new();
         let mut results = Vec::with_capacity(plugs.len());
         for progress in progress.drain(..) {
@@ -87,6 +83,22 @@ impl Sandbox {
         }
         self.undo(&undo);
         results
+    }
+
+    /// Sets up the sandbox's ends.
+    fn set_up_ends<'a>(&mut self, made: impl Iterator<Item = &'a (&'a Plug, Netns, Pair)>) {
+        let mut requests = Vec::new();
+        for (plug, _, pair) in made {
+            self.learn_index(Device::Endpoint(plug.endpoint), pair.index);
+            requests.push(Request::new(message::no_proxy_delay(pair.index)));
+            if !pair.new {
+                requests.push(Request::new(message::link_up(Dev::Index(pair.index), Some(plug.mtu))));
+            }
+        }
+        for error in self.netlink.batch(&requests).into_iter().filter_map(Result::err) {
+            // What is wrong with the device, the next reading of the sandbox shows.
+            tracing::warn!(%error, sandbox = self.name, "a container's connection is not as it should be");
+        }
     }
 
     fn undo(&mut self, endpoints: &[EndpointId]) {

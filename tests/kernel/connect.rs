@@ -77,6 +77,7 @@ pub fn plugging_again_completes_what_is_missing() {
     {
         container.space.sh(damage);
     }
+    node.sh(&format!("ip link set {} down", container.device()));
     node.plug(&container.plug).unwrap();
     node.plug(&container.plug).unwrap();
     assert_eq!(settled(&container), before);
@@ -117,7 +118,7 @@ pub fn unplugging_leaves_nothing() {
 pub fn an_interface_that_is_taken_is_a_conflict_and_leaves_nothing() {
     let mut node = Node::alone();
     let (taken, free) = (Container::new(10), Container::new(11));
-    taken.space.sh("ip link add eth0 type ifb");
+    taken.space.sh("ip link add eth0 type bridge");
     let before = taken.inside();
     let plugs = [taken.plug.clone(), free.plug.clone()];
     let results = node.sandbox.plug_all(&plugs, &mut rand::rng());
@@ -133,7 +134,7 @@ pub fn an_interface_that_is_taken_is_a_conflict_and_leaves_nothing() {
 pub fn a_default_route_of_others_is_a_conflict_and_leaves_nothing() {
     let mut node = Node::alone();
     let container = Container::new(10);
-    container.space.sh("ip link add other type ifb");
+    container.space.sh("ip link add other type bridge");
     container.space.sh("ip link set other up");
     container.space.sh("ip route add default dev other");
     let before = container.inside();

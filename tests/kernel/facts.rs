@@ -105,7 +105,7 @@ pub fn objects_of_others_are_not_seen() {
     let mut node = Node::alone();
     node.reconcile(&node.base());
     for line in [
-        "ip link add other type ifb",
+        "ip link add other type bridge",
         "ip link set other up",
         "ip addr add 10.66.0.1/24 dev other",
         "ip addr add 10.66.1.1/32 dev lo",
@@ -130,7 +130,7 @@ pub fn a_wrong_device_in_the_place_of_ours_is_foreign() {
     };
     let local = node.underlay;
     for wrong in [
-        "type ifb".to_owned(),
+        "type bridge".to_owned(),
         // Its socket is in the sandbox.
         format!("type vxlan id 77 local {local} dstport {PORT} nolearning"),
     ] {

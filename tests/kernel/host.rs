@@ -35,10 +35,10 @@ pub fn an_uplink_is_made_once_and_put_right() {
     assert_eq!((index(&node), state(&node)), before);
     // Something else bears the name: of this end, then of the other.
     node.space.sh(&format!("ip link del {name}"));
-    node.space.sh(&format!("ip link add {name} mtu {MTU} type ifb"));
+    node.space.sh(&format!("ip link add {name} mtu {MTU} type bridge"));
     node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
     node.space.sh(&format!("ip link del {name}"));
-    node.sh("ip link add up0 type ifb");
+    node.sh("ip link add up0 type bridge");
     node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
     assert!(state(&node).contains("169.254.64.0/31"));
     assert!(node.sh("ip -o -d link show up0").contains("veth"));
@@ -60,7 +60,7 @@ pub fn uplinks_that_are_not_wanted_go_and_others_stay() {
 pub fn forwarding_keeps_router_advertisements() {
     let node = Node::alone();
     let get = |setting: &str| node.space.sh(&format!("sysctl -n net.{setting}")).trim().to_owned();
-    node.space.sh("ip link add off type ifb");
+    node.space.sh("ip link add off type bridge");
     node.space.sh(
         "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.ul.accept_ra=1 net.ipv6.conf.off.accept_ra=0",
     );

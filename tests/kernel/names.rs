@@ -65,6 +65,8 @@ pub fn a_name_is_made_once_and_removed_for_good() {
     assert_eq!(Sandbox::open(&name).unwrap().netns().inode(), first);
     assert!(sh("ip netns list").contains(&name));
     assert!(sh(&format!("ip -n {name} -o link show lo")).contains("UP"));
+    // A mount on top of the mount is no obstacle.
+    sh(&format!("mount --bind /run/netns/{name} /run/netns/{name}"));
     for _ in 0..2 {
         delete_sandbox(&name).unwrap();
         assert!(!sh("ls /run/netns").contains(&name) && !sh("cat /proc/mounts").contains(&name));

@@ -78,7 +78,7 @@ pub fn what_we_change_is_not_reported() {
     node.reconcile(&wanted);
     nft::install(node.sandbox.netns(), &format!("delete table inet netctl\n{TABLE}")).unwrap();
     assert!(container.reaches("10.9.0.1"));
-    node.sh("ip link add other type ifb");
+    node.sh("ip link add other type bridge");
     node.sh("ip link set other up");
     node.sh("ip route add 10.50.0.0/24 dev other table 100");
     node.sh("nft add table inet other");

@@ -119,7 +119,7 @@ impl Node {
     /// A node that has no other.
     pub fn alone() -> Self {
         let node = Self::new(1, "192.0.2.1", 77);
-        node.space.sh("ip link add ul type ifb");
+        node.space.sh("ip link add ul type bridge");
         node.space.sh("ip addr add 192.0.2.1/24 dev ul");
         node.space.sh("ip link set ul up");
         node

@@ -28,6 +28,7 @@ pub fn tests() -> Vec<(&'static str, Test)> {
     a_full_disk_fails_commits_and_loses_nothing,
     a_disk_that_is_full_no_more_is_used_again,
     what_needs_no_room_is_done_on_a_full_disk,
+    a_removal_is_possible_when_others_have_filled_the_disk,
     requests_that_need_room_do_not_hold_up_those_that_do_not,
     a_revision_before_the_process_gets_a_snapshot,
     a_revision_that_the_history_has_forgotten_gets_a_snapshot,
@@ -293,6 +294,26 @@ async fn what_needs_no_room_is_done_on_a_full_disk() {
         assert_eq!(store.list("fill/").await.unwrap().entries.len(), filled_again);
         commit(&store, Transaction::new().delete("fill/00000")).await;
     }
+}
+
+async fn a_removal_is_possible_when_others_have_filled_the_disk() {
+    let disk = Disk::new("4m", "");
+    let store = Embedded::open(disk.file()).unwrap();
+    for i in 0..100 {
+        commit(&store, Transaction::new().put(format!("{i}"), vec![1; 1000])).await;
+    }
+    let greedy = || {
+        let path = disk.0.path().join("other");
+        let mut other = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        while other.write_all(&[1; 4096]).is_ok() {}
+    };
+    greedy();
+    assert!(store.commit(Transaction::new().put("more", vec![1; 900_000])).await.is_err());
+    greedy();
+    for i in 0..100 {
+        commit(&store, Transaction::new().delete(format!("{i}"))).await;
+    }
+    assert!(store.list("").await.unwrap().entries.is_empty());
 }
 
 async fn requests_that_need_room_do_not_hold_up_those_that_do_not() {

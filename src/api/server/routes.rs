@@ -28,8 +28,7 @@ type Answer<T> = Result<T, Refusal>;
     info(
         title = "netctl",
         description = "The local API of the netctl agent, on its unix socket. Errors are \
-                       `{\"code\", \"message\"}`: the code is stable, the message is for people.",
-        license(name = "See the project")
+                       `{\"code\", \"message\"}`: the code is stable, the message is for people."
     ),
     components(schemas(ApiError))
 )]
@@ -78,6 +77,19 @@ fn shortened(text: &str) -> String {
         short.push('…');
     }
     short
+}
+
+/// Makes a change to its end, also when the client that asked for it goes away: hyper drops a
+/// handler with its connection, and a change is not to be cut in half.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Answer<T> {
+    let done = tokio::spawn(change).await;
+    done.unwrap_or_else(|error| {
+        tracing::error!(%error, "a change broke off");
+        Err(ApiError::new(ErrorCode::Internal, "the agent failed; its log has more"))
+    })
+    .map_err(Refusal::from)
 }
 
 /// Writes a set of error responses for the document.
@@ -159,7 +171,8 @@ async fn create_network(
     State(agent): Agent,
     Body(spec): Body<NetworkSpec>,
 ) -> Answer<(StatusCode, Json<NetworkView>)> {
-    Ok((StatusCode::CREATED, Json(agent.create_network(spec).await?)))
+    let view = whole(async move { agent.create_network(spec).await }).await?;
+    Ok((StatusCode::CREATED, Json(view)))
 }
 
 /// One network, by name or id.
@@ -178,7 +191,7 @@ async fn network(State(agent): Agent, Segment(reference): Segment<Name>) -> Answ
         (status = 409, body = ApiError, description = "It has endpoints."),
         ParameterErrors, Missing, StoreErrors))]
 async fn remove_network(State(agent): Agent, Segment(reference): Segment<Name>) -> Answer<StatusCode> {
-    agent.remove_network(reference.as_str()).await?;
+    whole(async move { agent.remove_network(reference.as_str()).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -222,7 +235,7 @@ async fn attach(
     if let Err(error) = request.network.parse::<Name>() {
         return Err(Refusal::invalid(format!("field network: {error}")));
     }
-    Ok(match agent.attach(request).await? {
+    Ok(match whole(async move { agent.attach(request).await }).await? {
         Attached::Created(view) => (StatusCode::CREATED, Json(view)),
         Attached::Existing(view) => (StatusCode::OK, Json(view)),
     })
@@ -266,11 +279,16 @@ async fn detach(
     Segment(reference): Segment<Name>,
     Parameters(scope): Parameters<Scope>,
 ) -> Answer<Json<Detached>> {
-    let network = scope.network.as_ref().map(Name::as_str);
-    match agent.detach(reference.as_str(), network).await? {
+    let within = scope.network.as_ref().map(|name| format!(" in network {name}"));
+    let name = reference.clone();
+    let detach = async move {
+        let network = scope.network.as_ref().map(Name::as_str);
+        agent.detach(name.as_str(), network).await
+    };
+    match whole(detach).await? {
         Some(id) => Ok(Json(Detached { id })),
         None => {
-            let within = network.map(|name| format!(" in network {name}")).unwrap_or_default();
+            let within = within.unwrap_or_default();
             let message = format!("there is no endpoint {reference}{within} on this node");
             Err(ApiError::new(ErrorCode::NotFound, message).into())
         }

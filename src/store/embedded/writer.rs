@@ -147,6 +147,8 @@ impl Writer {
         if let Err(Stopped { error, full: true }) = done {
             self.reserve.release();
             done = self.round(&requests, Some(error));
+            // Now, so that nobody else takes the room; that it may fail the next request tells.
+            drop(self.reserve.hold());
         }
         match done {
             Ok(answers) => {
