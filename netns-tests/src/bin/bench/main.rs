@@ -110,7 +110,7 @@ fn run(bench: &Bench, quick: bool) {
     fs::create_dir_all(&disk).unwrap_or_else(|error| panic!("{}: {error}", disk.display()));
     world::seal();
     furnish(&disk);
-    let ground = Ground { world: World::new(bench.name), quick };
+    let ground = Ground { world: World::new(), quick };
     let report = (bench.run)(&ground);
     drop(ground);
     // What is left is removed by the next run.
