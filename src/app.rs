@@ -18,14 +18,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::{info, warn};
 
 use crate::api::{VersionView, server};
-use crate::cluster::{Cluster, ClusterError, Defaults, Health, View};
+use crate::cluster::{Cluster, Defaults, Health, View};
 use crate::config::{Config, LogFormat};
 use crate::kernel;
-use crate::model::{Endpoint, Node};
+use crate::model::{Endpoint, NetworkId, Node};
 
 use agent::Agent;
 use dataplane::{Dataplane, Settings};
@@ -34,8 +34,8 @@ use identity::Identity;
 
 /// How often the node's record is compared with its interfaces and routes.
 const DESCRIBE: Duration = Duration::from_secs(60);
-/// How soon an endpoint whose container is gone is released after the store could not be reached.
-const RELEASE_AGAIN: Duration = Duration::from_secs(2);
+/// How many endpoints whose container is gone are released at once.
+const RELEASES_AT_A_TIME: usize = 16;
 
 /// Removes every kernel object of ours from this node.
 ///
@@ -94,35 +94,42 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
     let api = tokio::spawn(server::serve(listener, front.clone(), stopped_when(stopped)));
 
     let running = async {
-        let cluster = Arc::new(join::join(&store, config, identity, &node, &front).await?);
-        start_agent(config, &node, cluster, &front).await
+        let (cluster, networks) = join::join(&store, config, identity, &node, &front).await?;
+        start_agent(config, &node, Arc::new(cluster), networks, &front).await
     };
     let agent = tokio::select! {
         agent = running => Some(agent?),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
     };
-    if let Some((agent, dataplane)) = agent {
-        info!(node = %node.name, "ready");
-        tell(&[NotifyState::Ready, NotifyState::Status("ready")]);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let outcome = match agent {
+        Some((agent, thread)) => {
+            let mut thread = tokio::task::spawn_blocking(move || thread.join());
+            info!(node = %node.name, "ready");
+            tell(&[NotifyState::Ready, NotifyState::Status("ready")]);
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                // Without it nothing works: whoever started the agent is to start it again.
+                _ = &mut thread => anyhow::bail!("the dataplane's thread has died"),
+            }
+            tell(&[NotifyState::Stopping]);
+            info!("stopping: the data path stays as it is");
+            agent.dataplane.stop();
+            match thread.await {
+                Ok(Ok(())) => Ok(()),
+                _ => Err(anyhow::anyhow!("the dataplane's thread did not end in order")),
+            }
         }
-        tell(&[NotifyState::Stopping]);
-        info!("stopping: the data path stays as it is");
-        let _ = stop.send(true);
-        agent.dataplane.stop();
-        let joined = tokio::task::spawn_blocking(move || dataplane.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
-            error!("the dataplane's thread did not end in order");
+        None => {
+            tell(&[NotifyState::Stopping]);
+            Ok(())
         }
-    } else {
-        tell(&[NotifyState::Stopping]);
-        let _ = stop.send(true);
-    }
+    };
+    // Whoever waits for an answer has it by now, or gets it within the server's grace.
+    let _ = stop.send(true);
     api.await.context("the API's task did not end in order")?;
-    Ok(())
+    outcome
 }
 
 /// Completes when the agent is to stop.
@@ -142,12 +149,13 @@ async fn start_agent(
     config: &Config,
     node: &Node,
     cluster: Arc<Cluster>,
+    networks: Vec<NetworkId>,
     front: &Arc<Front>,
 ) -> anyhow::Result<(Arc<Agent>, std::thread::JoinHandle<()>)> {
-    let networks = cluster.local_networks().await?;
     let view = View::start(cluster.clone(), node.name.clone(), networks);
     let (gone, gone_endpoints) = mpsc::unbounded_channel();
-    let settings = Settings { resync: config.resync };
+    let boot = kernel::boot_id()?;
+    let settings = Settings { boot: boot.clone(), resync: config.resync };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let defaults = Defaults {
@@ -157,7 +165,6 @@ async fn start_agent(
         pool6_prefix: config.pool6_prefix,
         vnis: (config.vni_first, config.vni_last),
     };
-    let boot = kernel::boot_id()?;
     let agent = Arc::new(Agent::new(
         node.clone(),
         cluster.clone(),
@@ -234,25 +241,19 @@ async fn describe_again(cluster: Arc<Cluster>, mut node: Node) {
     }
 }
 
-/// Releases endpoints whose container does not exist any more.
+/// Releases endpoints whose container does not exist any more, several at a time.
 async fn release_gone(agent: Arc<Agent>, mut gone: mpsc::UnboundedReceiver<Arc<Endpoint>>) {
+    let places = Arc::new(Semaphore::new(RELEASES_AT_A_TIME));
     while let Some(endpoint) = gone.recv().await {
-        if let Err(error) = release_once(&agent, &endpoint).await {
-            // The dataplane reports it again when it looks again.
-            warn!(endpoint = %endpoint.id, %error, "endpoint of a vanished container not released yet");
-            tokio::time::sleep(RELEASE_AGAIN).await;
-        }
-    }
-}
-
-async fn release_once(agent: &Agent, endpoint: &Endpoint) -> Result<(), crate::api::ApiError> {
-    match agent.cluster.verify().await {
-        Ok(()) => agent.release(endpoint).await.map(drop),
-        Err(error @ ClusterError::Replaced(_)) => {
-            warn!(%error, "endpoint of a vanished container kept");
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            if let Err(error) = agent.release(&endpoint).await {
+                // The dataplane reports it again when it looks again.
+                warn!(endpoint = %endpoint.id, %error, "endpoint of a vanished container not released yet");
+            }
+            drop(place);
+        });
     }
 }
 

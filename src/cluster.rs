@@ -231,12 +231,29 @@ impl Cluster {
         entry.map(|entry| decode(key, &entry)).transpose()
     }
 
-    async fn read_all<T: DeserializeOwned>(
+    /// Reads all values under a prefix; one that cannot be read is an error.
+    async fn read_every<T: DeserializeOwned>(
         &self,
         prefix: &str,
     ) -> Result<Vec<(String, Versioned<T>)>, ClusterError> {
         let listing = self.store.list(prefix).await?;
         listing.entries.into_iter().map(|(key, entry)| decode(&key, &entry).map(|v| (key, v))).collect()
+    }
+
+    /// Reads all values under a prefix that can be read.
+    async fn read_all<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<(String, Versioned<T>)>, ClusterError> {
+        let listing = self.store.list(prefix).await?;
+        let read = |(key, entry): (String, Entry)| match decode(&key, &entry) {
+            Ok(value) => Some((key, value)),
+            Err(error) => {
+                tracing::warn!(%error, "unreadable value passed over");
+                None
+            }
+        };
+        Ok(listing.entries.into_iter().filter_map(read).collect())
     }
 }
 

@@ -75,10 +75,10 @@ fn skeleton(me: &Node, network: &Network, mtu: u32) -> BTreeSet<Object> {
         let uplink = UplinkAddresses::new(network.uplink);
         objects.insert(link(Device::Uplink, LinkKind::Veth, mtu));
         let ends = [
-            (uplink.sandbox4.into(), uplink.host4.into()),
-            (uplink.sandbox6.into(), uplink.host6.into()),
+            (network.has_ipv4(), uplink.sandbox4.into(), uplink.host4.into()),
+            (network.has_ipv6(), uplink.sandbox6.into(), uplink.host6.into()),
         ];
-        for (sandbox_end, host_end) in ends {
+        for (_, sandbox_end, host_end) in ends.into_iter().filter(|(used, ..)| *used) {
             objects.insert(Object::Address { device: Device::Uplink, address: pair_net(sandbox_end) });
             objects.insert(route(default_net(host_end), Target::Via(Device::Uplink, host_end), None));
         }
@@ -159,7 +159,13 @@ fn uplink(network: &Network, mtu: u32) -> Uplink {
     Uplink {
         name: uplink_name(network.id),
         mtu,
-        addresses: vec![pair_net(host4.into()), pair_net(host6.into())],
+        addresses: [
+            network.has_ipv4().then(|| pair_net(host4.into())),
+            network.has_ipv6().then(|| pair_net(host6.into())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
     }
 }
 

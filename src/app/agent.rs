@@ -39,8 +39,8 @@ pub(super) struct Agent {
     pub(super) boot: String,
     /// The addresses given out last on each network: the search for the next begins there.
     last: Mutex<BTreeMap<NetworkId, Vec<IpAddr>>>,
-    /// Attaches of one namespace to one network come one after the other.
-    attaching: Gate<(NetworkId, u64)>,
+    /// Attaches of one namespace come one after the other.
+    attaching: Gate<u64>,
 }
 
 /// A namespace that an attach is for.
@@ -88,34 +88,47 @@ impl Agent {
         };
         networks.sort_by(|a, b| a.name.cmp(&b.name));
         let mut views = Vec::with_capacity(networks.len());
+        let mut lost = false;
         for network in networks {
-            let endpoints = self.endpoint_count(network.id).await?;
+            // A store that is away is not asked again for every network.
+            let counted = match lost {
+                true => None,
+                false => self.count_endpoints(network.id).await?,
+            };
+            lost = counted.is_none();
+            let endpoints = counted.unwrap_or_else(|| self.seen_endpoints(network.id));
             views.push(self.network_view(network, endpoints));
         }
         Ok(views)
     }
 
-    async fn endpoint_count(&self, network: NetworkId) -> Result<usize, ApiError> {
+    /// How many endpoints of a network the view shows.
+    fn seen_endpoints(&self, network: NetworkId) -> usize {
+        self.snapshot().members.get(&network).map_or(0, |members| members.endpoints.len())
+    }
+
+    /// How many endpoints a network has; `None`: the store cannot be reached.
+    async fn count_endpoints(&self, network: NetworkId) -> Result<Option<usize>, ApiError> {
         match self.cluster.endpoint_count(network).await {
-            Ok(count) => Ok(count),
-            Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
-                Ok(self.snapshot().members.get(&network).map_or(0, |members| members.endpoints.len()))
-            }
-            Err(error) => Err(error.into()),
+            Err(ClusterError::Store(StoreError::Unreachable { .. })) => Ok(None),
+            count => Ok(Some(count?)),
         }
     }
 
     pub(super) async fn network(&self, reference: &str) -> Result<NetworkView, ApiError> {
-        let network = match self.cluster.network(reference).await {
+        match self.cluster.network(reference).await {
             Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
                 let snapshot = self.snapshot();
                 let network = snapshot.network(reference);
-                Versioned::clone(network.ok_or_else(|| ClusterError::NoNetwork(reference.to_owned()))?)
+                let network = network.ok_or_else(|| ClusterError::NoNetwork(reference.to_owned()))?;
+                Ok(self.network_view(Versioned::clone(network), self.seen_endpoints(network.id)))
             }
-            other => other?,
-        };
-        let endpoints = self.endpoint_count(network.id).await?;
-        Ok(self.network_view(network, endpoints))
+            other => {
+                let network = other?;
+                let endpoints = self.cluster.endpoint_count(network.id).await?;
+                Ok(self.network_view(network, endpoints))
+            }
+        }
     }
 
     pub(super) async fn remove_network(&self, reference: &str) -> Result<(), ApiError> {
@@ -127,16 +140,23 @@ impl Agent {
     pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
         let deadline = Instant::now() + request.wait_ms.map_or(WAIT, Duration::from_millis);
         let network = self.find_network(&request.network, deadline).await?;
-        let not_ready = || {
-            let text = format!("network {} was not ready on this node in time: try again", network.name);
-            ApiError::new(ErrorCode::Timeout, text)
-        };
         let using = timeout_at(deadline, self.view.use_network(network.id)).await;
-        let _using = using.map_err(|_| not_ready())?.ok_or_else(not_ready)?;
+        let _using = using
+            .map_err(|_| {
+                let text =
+                    format!("network {} was not ready on this node in time: try again", network.name);
+                ApiError::new(ErrorCode::Timeout, text)
+            })?
+            .map_err(|reason| {
+                let text = format!("network {} cannot be used on this node now: {reason}", network.name);
+                ApiError::new(ErrorCode::Unavailable, text)
+            })?;
 
+        let gate = self.attaching.pass(inode(&request.netns).await?).await;
         let place = self.place(&request).await?;
-        let gate = self.attaching.pass((network.id, place.attachment.inode)).await;
-        if let Some(existing) = self.same_place(&network, &request, &place) {
+        if let Some(existing) = self.same_place(&network, &request, &place)
+            && self.cluster.is_current(&existing).await?
+        {
             return self.complete(&network, existing).await;
         }
         let claim = Claim {
@@ -179,8 +199,9 @@ impl Agent {
         if let Some(network) = self.snapshot().network(reference) {
             return Ok(network.clone());
         }
-        if let Ok(network) = self.cluster.network(reference).await {
-            return Ok(Arc::new(network));
+        match self.cluster.network(reference).await {
+            Err(ClusterError::NoNetwork(_)) => {}
+            other => return Ok(Arc::new(other?)),
         }
         let deadline = deadline.min(Instant::now() + WAIT_UNKNOWN);
         let mut view = self.view.subscribe();
@@ -193,7 +214,7 @@ impl Agent {
         Ok(Arc::new(self.cluster.network(reference).await?))
     }
 
-    /// Opens the namespace and settles the interface's name.
+    /// Settles which namespace and which interface a request means.
     async fn place(&self, request: &AttachRequest) -> Result<Place, ApiError> {
         let (netns, boot) = (request.netns.clone(), self.boot.clone());
         let wanted = request.interface.clone();
@@ -207,8 +228,8 @@ impl Agent {
             Ok(Attachment { inode: opened.inode(), netns, boot, interface })
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        let attachment =
-            looked.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
+        let looked = looked.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
+        let attachment = looked.map_err(not_usable)?;
         Ok(Place { attachment, any_interface })
     }
 
@@ -257,7 +278,7 @@ impl Agent {
                 Ok(())
             }
             Err(refused) => {
-                if let Err(error) = self.cluster.release(&endpoint).await {
+                if let Err(error) = self.cluster.withdraw(&endpoint).await {
                     warn!(endpoint = %id, %error, "endpoint that could not be plugged in is left in the store");
                 }
                 Err(refused.into())
@@ -360,7 +381,17 @@ impl Agent {
             let node = endpoint.node.clone();
             return Err(ClusterError::Elsewhere { endpoint: endpoint.id, node }.into());
         }
-        self.release(&endpoint).await
+        match self.release(&endpoint).await? {
+            Some(id) => Ok(Some(id)),
+            // What the view showed was gone; another may have taken its name since.
+            None => match self.endpoint(reference, network).await {
+                Ok(view) if view.endpoint.id != endpoint.id && view.endpoint.node == self.me.name => {
+                    self.release(&view.endpoint).await
+                }
+                Err(error) if error.code != ErrorCode::NotFound => Err(error),
+                _ => Ok(None),
+            },
+        }
     }
 
     /// Releases an endpoint of this node and takes it out. `None`: it was released already.
@@ -384,6 +415,25 @@ impl Agent {
 
 fn stopped(_: Stopped) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, "netctld is stopping: try again when it is back")
+}
+
+/// Which namespace a path means.
+async fn inode(netns: &std::path::Path) -> Result<u64, ApiError> {
+    let path = netns.to_owned();
+    let opened =
+        tokio::task::spawn_blocking(move || Netns::open(&path).map(|netns| netns.inode())).await;
+    let opened = opened.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
+    opened.map_err(not_usable)
+}
+
+/// What a request named cannot be used as a namespace.
+fn not_usable(error: kernel::Error) -> ApiError {
+    match error {
+        kernel::Error::Path { .. } | kernel::Error::NotNetns { .. } => {
+            ApiError::new(ErrorCode::Invalid, error.to_string())
+        }
+        other => other.into(),
+    }
 }
 
 /// The first of `eth0`, `eth1`, … that a namespace does not have.

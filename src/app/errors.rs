@@ -8,10 +8,10 @@ use crate::store::StoreError;
 impl From<ClusterError> for ApiError {
     fn from(error: ClusterError) -> Self {
         let code = match &error {
-            ClusterError::Store(StoreError::Failed { .. }) | ClusterError::Unreadable { .. } => {
-                ErrorCode::Internal
+            ClusterError::Store(StoreError::Unreachable { .. }) | ClusterError::Contention(_) => {
+                ErrorCode::Unavailable
             }
-            ClusterError::Store(_) | ClusterError::Contention(_) => ErrorCode::Unavailable,
+            ClusterError::Store(_) | ClusterError::Unreadable { .. } => ErrorCode::Internal,
             ClusterError::Replaced(_) => ErrorCode::StoreReplaced,
             ClusterError::Invalid(_)
             | ClusterError::Address { .. }
@@ -35,8 +35,9 @@ impl From<ClusterError> for ApiError {
 impl From<kernel::Error> for ApiError {
     fn from(error: kernel::Error) -> Self {
         let code = match &error {
-            kernel::Error::NotNetns { .. } | kernel::Error::Path { .. } => ErrorCode::Invalid,
-            kernel::Error::Conflict { .. } | kernel::Error::Replaced { .. } => ErrorCode::Conflict,
+            // A container that ends while it is attached.
+            gone if gone.namespace_is_gone() => ErrorCode::Invalid,
+            kernel::Error::Conflict { .. } => ErrorCode::Conflict,
             kernel::Error::Unsupported { .. } | kernel::Error::NftMissing | kernel::Error::Probe(_) => {
                 ErrorCode::Unsupported
             }

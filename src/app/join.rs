@@ -14,7 +14,7 @@ use crate::config::underlay::{self, Candidate};
 use crate::config::{Config, StoreConfig};
 use crate::kernel::{Host, Inventory};
 use crate::model::node::inner_mtu;
-use crate::model::{ClusterId, Node};
+use crate::model::{ClusterId, NetworkId, Node};
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Etcd, EtcdConfig};
 use crate::store::schema::{self, Identity as StoreIdentity};
@@ -79,7 +79,8 @@ pub(super) fn subnets(inventory: &Inventory) -> Vec<ipnetwork::IpNetwork> {
     inventory.subnets.iter().copied().collect()
 }
 
-/// Joins the cluster; tries again as long as the store cannot be used, and says so to `front`.
+/// Joins the cluster, and finds the networks on which this node has endpoints; tries again as long
+/// as the store cannot be used, and says so to `front`.
 ///
 /// # Errors
 /// What trying again does not mend: a newer schema, a name that another machine has.
@@ -89,11 +90,11 @@ pub(super) async fn join(
     identity: &mut Identity,
     node: &Node,
     front: &Front,
-) -> anyhow::Result<Cluster> {
+) -> anyhow::Result<(Cluster, Vec<NetworkId>)> {
     let mut said = String::new();
     loop {
         let problem = match attempt(store, config, identity, node).await {
-            Ok(cluster) => return Ok(cluster),
+            Ok(joined) => return Ok(joined),
             Err(error) => error,
         };
         let lasting = matches!(
@@ -132,7 +133,7 @@ async fn attempt(
     config: &Config,
     identity: &mut Identity,
     node: &Node,
-) -> anyhow::Result<Cluster> {
+) -> anyhow::Result<(Cluster, Vec<NetworkId>)> {
     let fresh = ClusterId::random(&mut rand::rng());
     let found = schema::identify(store.as_ref(), identity.cluster, fresh).await;
     match found.map_err(ClusterError::from)? {
@@ -146,5 +147,8 @@ async fn attempt(
     }
     let cluster = Cluster::new(store.clone(), node.name.clone(), config.rest).await?;
     cluster.join(node).await?;
-    Ok(cluster)
+    let networks = cluster.local_networks().await?;
+    // An empty list of a store that was just emptied would be believed.
+    cluster.verify().await?;
+    Ok((cluster, networks))
 }

@@ -169,15 +169,37 @@ impl Cluster {
         Ok(listing.entries.iter().filter_map(parse).collect())
     }
 
+    /// Whether an endpoint is still in the store.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn is_current(&self, endpoint: &Endpoint) -> Result<bool, ClusterError> {
+        let found = self.store.get(&keys::endpoint(endpoint.network, endpoint.id)).await?;
+        Ok(found.is_some())
+    }
+
+    /// Removes an endpoint that was never plugged in: nobody has met its addresses, so they are
+    /// free at once.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or is another one.
+    pub async fn withdraw(&self, endpoint: &Endpoint) -> Result<Option<u64>, ClusterError> {
+        self.remove(endpoint, false).await
+    }
+
     /// Removes an endpoint; its addresses rest. `None`: there was no such endpoint any more.
     ///
     /// # Errors
     /// When the store cannot be reached or is another one.
     pub async fn release(&self, endpoint: &Endpoint) -> Result<Option<u64>, ClusterError> {
+        self.remove(endpoint, true).await
+    }
+
+    async fn remove(&self, endpoint: &Endpoint, resting: bool) -> Result<Option<u64>, ClusterError> {
         let key = keys::endpoint(endpoint.network, endpoint.id);
         for _ in 0..TRIES {
             let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(None) };
-            let rest = self.rest_lease().await?;
+            let rest = if resting { self.rest_lease().await? } else { None };
             let mut transaction = Transaction::new()
                 .modified(&key, Revision(found.revision))
                 .delete(&key)
@@ -207,9 +229,18 @@ impl Cluster {
         if let Some(lease) = self.rest.current() {
             return Ok(Some(lease));
         }
-        let lease = self.store.grant(self.rest.time + self.rest.window()).await?;
-        self.rest.set(Some(lease));
-        Ok(Some(lease))
+        match self.store.grant(self.rest.time + self.rest.window()).await {
+            Ok(lease) => {
+                self.rest.set(Some(lease));
+                Ok(Some(lease))
+            }
+            // A full disk takes no new lease, but a removal it takes: better without rest than not.
+            Err(error @ StoreError::Failed { .. }) => {
+                tracing::warn!(%error, "freed addresses do not rest");
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// All endpoints of a network, as the store has them now.

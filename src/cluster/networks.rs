@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use super::{Cluster, ClusterError, TRIES, encode, keys};
+use super::{Cluster, ClusterError, TRIES, decode, encode, keys};
 use crate::ipam::pool;
 use crate::model::node::UPLINK_COUNT;
 use crate::model::{Endpoint, Network, NetworkId, NetworkSpec, Node, Subnet, Versioned, Vni};
@@ -48,7 +48,13 @@ impl Cluster {
         for _ in 0..TRIES {
             let guard = self.store.get(keys::GUARD).await?;
             let existing = Existing {
-                networks: self.networks().await?.into_iter().map(|network| network.value).collect(),
+                // One that cannot be read may have the VNI or the name.
+                networks: self
+                    .read_every(keys::NETWORKS)
+                    .await?
+                    .into_iter()
+                    .map(|(_, n)| n.value)
+                    .collect(),
                 nodes: self.nodes().await?,
             };
             let network = design(spec, defaults, &existing)?;
@@ -121,13 +127,16 @@ impl Cluster {
     }
 
     async fn refuse_in_use(&self, network: &Network) -> Result<(), ClusterError> {
-        let endpoints = self.read_all::<Endpoint>(&keys::endpoints(network.id)).await?;
-        match endpoints.first() {
+        let endpoints = self.store.list(&keys::endpoints(network.id)).await?.entries;
+        match endpoints.first_key_value() {
             None => Ok(()),
-            Some((_, first)) => Err(ClusterError::InUse {
+            Some((key, first)) => Err(ClusterError::InUse {
                 network: network.name.clone(),
                 count: endpoints.len(),
-                example: format!("{} on node {}", first.name, first.node),
+                example: match decode::<Endpoint>(key, first) {
+                    Ok(endpoint) => format!("{} on node {}", endpoint.name, endpoint.node),
+                    Err(_) => key.clone(),
+                },
             }),
         }
     }

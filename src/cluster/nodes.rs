@@ -19,16 +19,23 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ClusterError::NodeTaken`] when another machine that is alive has the name or the underlay
-    /// address.
+    /// address, or an underlay of the other address family.
     pub async fn join(&self, node: &Node) -> Result<(), ClusterError> {
         let key = keys::node(&node.name);
         for _ in 0..TRIES {
             self.refuse_taken(node).await?;
-            let transaction = match self.read::<Node>(&key).await? {
+            let mut transaction = match self.read::<Node>(&key).await? {
                 Some(known) if known.value == *node => return Ok(()),
                 Some(known) => Transaction::new().modified(&key, Revision(known.revision)),
                 None => Transaction::new().absent(&key),
             };
+            // A machine that was set up anew under another name: the old one does not come back.
+            for (other, predecessor) in self.read_all::<Node>(keys::NODES).await? {
+                if other != key && predecessor.underlay == node.underlay {
+                    transaction =
+                        transaction.modified(&other, Revision(predecessor.revision)).delete(other);
+                }
+            }
             if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(node))).await? {
                 return Ok(());
             }
@@ -68,13 +75,21 @@ impl Cluster {
     /// Makes the lease of this node and shows by it that the node is alive.
     ///
     /// # Errors
-    /// When the store cannot be reached or is another one.
+    /// When the store cannot be reached or is another one, or another machine has the name.
     pub async fn come_alive(&self, id: NodeId, ttl: Duration) -> Result<Lease, ClusterError> {
+        let key = keys::alive(&self.node);
+        let transaction = match self.read::<NodeId>(&key).await? {
+            Some(holder) if holder.value != id => {
+                let (what, id) = (format!("node name {}", self.node), holder.value.to_string());
+                return Err(ClusterError::NodeTaken { what, node: self.node.clone(), id });
+            }
+            Some(ours) => Transaction::new().modified(&key, Revision(ours.revision)),
+            None => Transaction::new().absent(&key),
+        };
         let lease = self.store.grant(ttl).await?;
-        let transaction = Transaction::new().put_leased(keys::alive(&self.node), encode(&id), lease);
-        match self.commit(transaction).await? {
+        match self.commit(transaction.put_leased(&key, encode(&id), lease)).await? {
             Outcome::Committed(_) => Ok(lease),
-            Outcome::Conflict => Err(ClusterError::Replaced(self.store.name())),
+            Outcome::Conflict => Err(ClusterError::Contention(key)),
         }
     }
 

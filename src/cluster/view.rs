@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::{Cluster, ClusterError, keys};
 use crate::cluster::endpoints::holder;
 use crate::model::snapshot::Members;
-use crate::model::{NetworkId, NodeName, Snapshot};
+use crate::model::{Network, NetworkId, NodeName, Snapshot, Versioned};
 use crate::store::{Change, Entry, Event, Listing, Revision, schema};
 
 /// How long a network that no endpoint uses any more is kept, so that a container that is replaced
@@ -47,6 +47,9 @@ pub enum Health {
 pub struct Published {
     /// The state of the cluster.
     pub snapshot: Snapshot,
+    /// Whether everything that this node uses has been heard of once: before that, what the
+    /// snapshot lacks may well exist.
+    pub complete: bool,
     /// How current it is.
     pub health: Health,
 }
@@ -67,7 +70,7 @@ pub struct Using {
 struct Use {
     network: NetworkId,
     alive: oneshot::Receiver<()>,
-    ready: oneshot::Sender<()>,
+    ready: oneshot::Sender<Result<(), String>>,
 }
 
 impl View {
@@ -89,17 +92,21 @@ impl View {
         self.published.clone()
     }
 
-    /// Follows a network's members, and waits until they are known.
+    /// Follows a network's members, and waits until the network and they are known.
     ///
-    /// `None`: the view has ended.
-    pub async fn use_network(&self, network: NetworkId) -> Option<Using> {
+    /// # Errors
+    /// Why they cannot be known now: the store is lost, or the network has been removed.
+    pub async fn use_network(&self, network: NetworkId) -> Result<Using, String> {
+        let ended = |_| "the view of the cluster has ended".to_owned();
         let (alive_sender, alive) = oneshot::channel();
         let (ready, is_ready) = oneshot::channel();
-        self.uses.send(Use { network, alive, ready }).await.ok()?;
-        is_ready.await.ok()?;
-        Some(Using { _alive: alive_sender })
+        self.uses.send(Use { network, alive, ready }).await.map_err(|_| ended(()))?;
+        is_ready.await.map_err(|_| ended(()))??;
+        Ok(Using { _alive: alive_sender })
     }
 }
+
+type Networks = BTreeMap<NetworkId, Arc<Versioned<Network>>>;
 
 /// Which watch an event came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +123,7 @@ struct Followed {
     watch: AbortHandle,
     /// Whether its first snapshot has come.
     known: bool,
-    waiting: Vec<oneshot::Sender<()>>,
+    waiting: Vec<oneshot::Sender<Result<(), String>>>,
     uses: Vec<oneshot::Receiver<()>>,
     unused_since: Option<Instant>,
 }
@@ -180,18 +187,21 @@ impl Follower {
     }
 
     fn publish(&mut self) {
-        // Until the base is known there is nothing to act upon.
-        if self.base_known {
-            let ready = self.followed.values().all(|followed| followed.known);
-            if self.now.health == Health::Starting && ready {
-                self.now.health = Health::Current;
-            }
+        self.now.complete |= self.base_known && self.followed.values().all(|followed| followed.known);
+        if self.now.health == Health::Starting && self.now.complete {
+            self.now.health = Health::Current;
         }
         self.publisher.send_replace(self.now.clone());
-        for followed in self.followed.values_mut().filter(|followed| followed.known) {
+        for (network, followed) in &mut self.followed {
+            let outcome = match &self.now.health {
+                _ if followed.known && self.now.snapshot.networks.contains_key(network) => Ok(()),
+                Health::Lost(reason) => Err(reason.clone()),
+                Health::Replaced => Err("the store is not the one this node belongs to".to_owned()),
+                Health::Starting | Health::Current => continue,
+            };
             for waiting in followed.waiting.drain(..) {
                 // Who asked may have given up.
-                let _ = waiting.send(());
+                let _ = waiting.send(outcome.clone());
             }
         }
     }
@@ -247,6 +257,9 @@ impl Follower {
 
     /// Stops following networks that have had no local endpoint and no use for a while.
     fn drop_unused(&mut self) {
+        if self.now.health != Health::Current {
+            return; // What was attached meanwhile may not be seen.
+        }
         let now = Instant::now();
         let mut dropped = Vec::new();
         for (network, followed) in &mut self.followed {
@@ -301,7 +314,7 @@ impl Follower {
         match was {
             Health::Replaced => {
                 info!("store is the known one again");
-                self.now.health = Health::Current;
+                self.now.health = if self.now.complete { Health::Current } else { Health::Starting };
                 return true;
             }
             Health::Lost(_) => {
@@ -332,18 +345,20 @@ impl Follower {
         let snapshot = &mut self.now.snapshot;
         match event {
             Event::Snapshot(Listing { entries, .. }) => {
-                snapshot.networks = Arc::default();
-                snapshot.nodes = Arc::default();
-                snapshot.alive = Arc::default();
+                let before = std::mem::take(snapshot);
+                snapshot.members = before.members;
                 for (key, entry) in entries {
-                    put_base(snapshot, &key, &entry);
+                    put_base(snapshot, &key, &entry, &before.networks);
                 }
                 self.base_known = true;
             }
             Event::Changes(_, changes) => {
                 for change in changes {
                     match change {
-                        Change::Put(key, entry) => put_base(snapshot, &key, &entry),
+                        Change::Put(key, entry) => {
+                            let known = snapshot.networks.clone();
+                            put_base(snapshot, &key, &entry, &known);
+                        }
                         Change::Delete(key) => delete_base(snapshot, &key),
                     }
                 }
@@ -351,10 +366,14 @@ impl Follower {
             Event::Lost(_) => {}
         }
         let networks = self.now.snapshot.networks.clone();
-        let gone: Vec<NetworkId> =
-            self.followed.keys().filter(|network| !networks.contains_key(network)).copied().collect();
-        for network in gone {
-            self.forget(network);
+        // One that somebody waits for may only not have been seen yet.
+        let gone = self.followed.iter().filter(|(network, followed)| {
+            followed.waiting.is_empty() && !networks.contains_key(network)
+        });
+        for network in gone.map(|(network, _)| *network).collect::<Vec<_>>() {
+            if !self.now.snapshot.unreadable.contains(&network) {
+                self.forget(network);
+            }
         }
     }
 
@@ -406,10 +425,16 @@ fn takes_away(event: &Event) -> bool {
     }
 }
 
-fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry) {
+/// Takes a value; of a network that cannot be read, what was `known` of it stays.
+fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry, known: &Networks) {
     if let Some(id) = key.strip_prefix(keys::NETWORKS).and_then(|id| id.parse::<NetworkId>().ok()) {
-        if let Some(network) = read(key, entry) {
-            Arc::make_mut(&mut snapshot.networks).insert(id, Arc::new(network));
+        snapshot.unreadable.remove(&id);
+        let network = read(key, entry).map(Arc::new).or_else(|| {
+            snapshot.unreadable.insert(id);
+            known.get(&id).cloned()
+        });
+        if let Some(network) = network {
+            Arc::make_mut(&mut snapshot.networks).insert(id, network);
         }
     } else if let Some(name) =
         key.strip_prefix(keys::NODES).and_then(|name| name.parse::<NodeName>().ok())
@@ -425,6 +450,7 @@ fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry) {
 fn delete_base(snapshot: &mut Snapshot, key: &str) {
     if let Some(id) = key.strip_prefix(keys::NETWORKS).and_then(|id| id.parse::<NetworkId>().ok()) {
         Arc::make_mut(&mut snapshot.networks).remove(&id);
+        snapshot.unreadable.remove(&id);
     } else if let Some(name) =
         key.strip_prefix(keys::NODES).and_then(|name| name.parse::<NodeName>().ok())
     {
@@ -455,7 +481,7 @@ fn delete_member(members: &mut Members, key: &str) {
     }
 }
 
-/// Reads a value; one that cannot be read is as good as absent, and is reported.
-fn read<T: serde::de::DeserializeOwned>(key: &str, entry: &Entry) -> Option<crate::model::Versioned<T>> {
+/// Reads a value; one that cannot be read is reported.
+fn read<T: serde::de::DeserializeOwned>(key: &str, entry: &Entry) -> Option<Versioned<T>> {
     super::decode(key, entry).inspect_err(|error| warn!(%error, "unreadable value ignored")).ok()
 }

@@ -95,6 +95,8 @@ impl Host {
         }
         let fail = || Error::netlink(format!("make {}", uplink.name), HOST);
         made.map_err(fail())?;
+        let up = Request::new(message::link_up(Dev::Name(&uplink.name), None));
+        self.netlink.request(up).map_err(Error::netlink(format!("set up {}", uplink.name), HOST))?;
         let up = Request::new(message::link_up(Dev::Name(&far_name), None));
         sandbox
             .netlink

@@ -63,8 +63,8 @@ fn up(message: &mut LinkMessage) {
     message.header.change_mask |= LinkFlags::Up;
 }
 
-/// A pair of which `near` is in the socket's namespace and is up, and `far` is in another and is
-/// down: while the pair is being made its far end has no peer yet and cannot be up.
+/// A pair of which `near` is in the socket's namespace and `far` in another. Both are down: an end
+/// that is up tells that all of the connection has been set up.
 pub(super) fn veth(
     near: &VethEnd<'_>,
     far: &VethEnd<'_>,
@@ -80,7 +80,6 @@ pub(super) fn veth(
     let mut peer = end(far);
     peer.attributes.push(LinkAttribute::NetNsFd(far_ns.as_fd().as_raw_fd()));
     let mut message = end(near);
-    up(&mut message);
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),

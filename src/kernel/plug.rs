@@ -68,32 +68,33 @@ impl Sandbox {
     }
 
     fn plug_some(&mut self, plugs: &[Plug], rng: &mut impl Rng) -> Vec<Result<(), Error>> {
-        let mut progress = self.make_pairs(plugs, rng);
-        self.set_up_ends(progress.iter().flatten());
         let mut undo = Vec::new();
+        let mut ends = Vec::with_capacity(plugs.len());
         let mut results = Vec::with_capacity(plugs.len());
-        for progress in progress.drain(..) {
+        for progress in self.make_pairs(plugs, rng) {
             results.push(progress.and_then(|(plug, netns, pair)| {
                 let done = netns.enter(|| configure(plug, &netns, &pair)).flatten();
-                if done.is_err() && pair.new {
-                    undo.push(plug.endpoint);
+                match &done {
+                    Ok(()) => ends.push((plug, pair)),
+                    Err(_) if pair.new => undo.push(plug.endpoint),
+                    Err(_) => {}
                 }
                 done
             }));
         }
+        self.set_up_ends(&ends);
         self.undo(&undo);
         results
     }
 
-    /// Sets up the sandbox's ends.
-    fn set_up_ends<'a>(&mut self, made: impl Iterator<Item = &'a (&'a Plug, Netns, Pair)>) {
-        let mut requests = Vec::new();
-        for (plug, _, pair) in made {
+    /// Sets up the sandbox's ends. It comes last: an end that is up tells that the container's end
+    /// is complete, also to an agent that is started after this one was killed.
+    fn set_up_ends(&mut self, ends: &[(&Plug, Pair)]) {
+        let mut requests = Vec::with_capacity(2 * ends.len());
+        for (plug, pair) in ends {
             self.learn_index(Device::Endpoint(plug.endpoint), pair.index);
             requests.push(Request::new(message::no_proxy_delay(pair.index)));
-            if !pair.new {
-                requests.push(Request::new(message::link_up(Dev::Index(pair.index), Some(plug.mtu))));
-            }
+            requests.push(Request::new(message::link_up(Dev::Index(pair.index), Some(plug.mtu))));
         }
         for error in self.netlink.batch(&requests).into_iter().filter_map(Result::err) {
             // What is wrong with the device, the next reading of the sandbox shows.
@@ -235,6 +236,8 @@ fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
     for (part, result) in parts.iter().zip(netlink.batch(&requests)) {
         match (result, part.route) {
             (Ok(()), _) => {}
+            // The container is on another network already: the first one's way out stays.
+            (Err(error), Some((any, _))) if error.errno == Errno::EEXIST && any.prefix() == 0 => {}
             (Err(error), Some(route)) if error.errno == Errno::EEXIST => taken.push(route),
             (Err(error), _) => {
                 return Err(Error::netlink(&*part.action, netns.label())(error));

@@ -31,6 +31,9 @@ impl<T> Deref for Versioned<T> {
 pub struct Snapshot {
     /// All networks.
     pub networks: Arc<BTreeMap<NetworkId, Arc<Versioned<Network>>>>,
+    /// Networks whose record cannot be read now. Of one that was known before, that stands; of
+    /// others nothing is known, and nothing of theirs may be removed.
+    pub unreadable: BTreeSet<NetworkId>,
     /// All nodes that ever joined and were not removed.
     pub nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
     /// The nodes whose lease is alive.

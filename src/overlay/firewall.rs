@@ -3,6 +3,7 @@
 //! A script replaces the whole table in one transaction, so there is no moment without rules.
 //! Every drop has a counter and, as its comment, the reason.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -67,6 +68,10 @@ pub(super) fn sandbox(network: &Network) -> String {
 /// - Sandboxes reach neither the host nor each other, and nobody opens a connection into one.
 pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
     let port = around.me.tunnel_port;
+    // Each node chooses its own port; none of them may be reached from here but by VXLAN.
+    let ports: BTreeSet<u16> =
+        around.nodes.values().map(|node| node.tunnel_port).chain([port]).collect();
+    let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
     let members: Vec<IpAddr> = around
         .nodes
         .values()
@@ -87,24 +92,23 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
         rules,
         r#"    chain prerouting {{
         type filter hook prerouting priority -450; policy accept;
+        udp dport {{ {ports} }} iifname "{UPLINK_PREFIX}*" counter drop comment "tunnel-from-container"
         udp dport {port} jump tunnel
     }}
     chain tunnel {{
-        iifname "{UPLINK_PREFIX}*" counter drop comment "tunnel-from-container"
-        notrack
-        ip saddr @members4 accept
-        ip6 saddr @members6 accept
-        fib daddr type local counter drop comment "tunnel-from-stranger"
+        ip saddr @members4 notrack accept
+        ip6 saddr @members6 notrack accept
+        fib daddr type != unicast counter drop comment "tunnel-from-stranger"
     }}
     chain output {{
         type filter hook output priority -450; policy accept;
-        udp dport {port} meta skuid >= 0 counter drop comment "tunnel-from-process"
-        udp dport {port} notrack
+        udp dport {{ {ports} }} meta skuid >= 0 counter drop comment "tunnel-from-process"
+        udp dport {{ {ports} }} notrack
     }}
     chain forward {{
         type filter hook forward priority -450; policy accept;
-        udp dport {port} ip daddr @members4 counter drop comment "tunnel-forwarded"
-        udp dport {port} ip6 daddr @members6 counter drop comment "tunnel-forwarded"
+        udp dport {{ {ports} }} ip daddr @members4 counter drop comment "tunnel-forwarded"
+        udp dport {{ {ports} }} ip6 daddr @members6 counter drop comment "tunnel-forwarded"
 "#
     );
     if uplinks {

@@ -317,7 +317,7 @@ async fn a_removal_is_possible_when_others_have_filled_the_disk() {
 }
 
 async fn requests_that_need_room_do_not_hold_up_those_that_do_not() {
-    let disk = Disk::new("8m", "");
+    let disk = Disk::new("4m", "");
     let store = Arc::new(Embedded::open(disk.file()).unwrap());
     let written = fill(&store).await;
     let mut tasks = JoinSet::new();

@@ -44,10 +44,18 @@ impl Firewall {
 /// What converging could not do.
 #[derive(Debug, Default)]
 pub(super) struct Left {
-    /// Whether something failed and must be tried again.
-    pub(super) failed: bool,
+    /// What failed and must be tried again.
+    pub(super) failure: Option<String>,
     /// Endpoints whose container does not exist any more.
     pub(super) gone: Vec<EndpointId>,
+}
+
+impl Left {
+    fn note(&mut self, result: Result<(), kernel::Error>) {
+        if let Err(error) = result {
+            self.failure = Some(error.to_string());
+        }
+    }
 }
 
 impl Slot {
@@ -60,6 +68,11 @@ impl Slot {
 
     pub(super) fn sandbox(&self) -> &Sandbox {
         &self.sandbox
+    }
+
+    /// Whether containers may be connected: the rules stand, and there is a way to other nodes.
+    pub(super) fn is_ready(&self) -> bool {
+        self.firewall.is_some() && self.has(Device::Tunnel)
     }
 
     /// Puts the host's end of the uplink right, and makes the pair where it is missing.
@@ -100,7 +113,7 @@ impl Slot {
                 Ok(firewall) => self.firewall = Some(firewall),
                 Err(error) => {
                     warn!(sandbox = self.sandbox.name(), %error, "nftables table not installed");
-                    left.failed = true;
+                    left.failure = Some(error.to_string());
                     return left;
                 }
             }
@@ -110,24 +123,24 @@ impl Slot {
             return left;
         }
         let (unplugged, removals, links, plugged, rest) = sort(&steps);
-        left.failed |= !self.apply(host, &removals);
-        left.failed |= self.unplug(&unplugged).is_err();
+        left.note(self.apply(host, &removals));
+        left.note(self.unplug(&unplugged));
         if let Some(uplink) = &desired.uplink
             && links.iter().any(|step| added(step).is_some_and(|link| link.device == Device::Uplink))
             && let Err(error) = host.ensure_uplink(&mut self.sandbox, uplink)
         {
             warn!(uplink = uplink.name, %error, "uplink not made");
-            left.failed = true;
+            left.note(Err(error));
         }
-        left.failed |= !self.apply(host, &links);
+        left.note(self.apply(host, &links));
         let plugs: Vec<Plug> = plugged.iter().filter_map(|id| plug_of(*id)).collect();
         for (plug, result) in plugs.iter().zip(self.plug(&plugs)) {
             match result {
-                Ok(()) => info!(endpoint = %plug.endpoint, "endpoint plugged in again"),
+                Ok(()) => info!(endpoint = %plug.endpoint, "endpoint plugged in"),
                 Err(error) if error.namespace_is_gone() => left.gone.push(plug.endpoint),
                 Err(error) => {
                     warn!(endpoint = %plug.endpoint, %error, "endpoint not plugged in");
-                    left.failed = true;
+                    left.note(Err(error));
                 }
             }
         }
@@ -137,7 +150,7 @@ impl Slot {
             _ => true,
         };
         let rest: Vec<Step> = rest.into_iter().filter(present).collect();
-        left.failed |= !self.apply(host, &rest);
+        left.note(self.apply(host, &rest));
         left
     }
 
@@ -153,9 +166,12 @@ impl Slot {
         }
         results
     }
-
-    /// Adds objects that are not there yet. `false`: at least one was refused.
-    pub(super) fn add(&mut self, host: &mut Host, objects: impl IntoIterator<Item = Object>) -> bool {
+    /// Adds objects that are not there yet.
+    pub(super) fn add(
+        &mut self,
+        host: &mut Host,
+        objects: impl IntoIterator<Item = Object>,
+    ) -> Result<(), kernel::Error> {
         let missing = objects.into_iter().filter(|object| !self.observed.contains(object));
         let mut steps: Vec<Step> = missing.map(Step::Add).collect();
         // The kernel layer batches neighbouring steps of one sort.
@@ -187,9 +203,10 @@ impl Slot {
         self.observed.iter().any(|object| matches!(object, Object::Link(link) if link.device == device))
     }
 
-    fn apply(&mut self, host: &mut Host, steps: &[Step]) -> bool {
+    /// Takes steps; goes on after a failure and returns the last one.
+    fn apply(&mut self, host: &mut Host, steps: &[Step]) -> Result<(), kernel::Error> {
         if steps.is_empty() {
-            return true;
+            return Ok(());
         }
         let failures = self.sandbox.apply(host, steps);
         for (step, error) in &failures {
@@ -200,7 +217,7 @@ impl Slot {
                 reconcile::record(&mut self.observed, step);
             }
         }
-        failures.is_empty()
+        failures.into_iter().next_back().map_or(Ok(()), |(_, error)| Err(error))
     }
 }
 
@@ -213,7 +230,9 @@ fn sort(steps: &[Step]) -> Sorted {
     for step in steps {
         match step {
             Step::Remove(Object::Link(Link { device: Device::Endpoint(id), .. })) => unplugged.push(*id),
-            Step::Add(Object::Link(Link { device: Device::Endpoint(id), .. })) => plugged.push(*id),
+            // Also one that only changes: its other end, in the container, must follow.
+            Step::Add(Object::Link(Link { device: Device::Endpoint(id), .. }))
+            | Step::Change(Link { device: Device::Endpoint(id), .. }) => plugged.push(*id),
             Step::Remove(_) => removals.push(*step),
             Step::Add(Object::Link(_)) | Step::Change(_) => links.push(*step),
             Step::Add(_) => rest.push(*step),

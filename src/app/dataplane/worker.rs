@@ -23,9 +23,14 @@ const HOST: &str = "host";
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How soon an endpoint whose container is gone is reported again, if it is still there.
+const REPORT_AGAIN: Duration = Duration::from_secs(10);
+
 /// How the dataplane works.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
+    /// The current boot: namespaces of another do not exist any more.
+    pub boot: String,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
 }
@@ -59,6 +64,10 @@ pub(super) struct Worker {
     snapshot: Snapshot,
     /// Whether a complete snapshot has come: before that nothing is known to be superfluous.
     synced: bool,
+    /// Whether the snapshot is current: only then is anything looked for to be removed.
+    trusted: bool,
+    /// When endpoints whose container is gone were last reported.
+    reported: BTreeMap<EndpointId, Instant>,
     ahead: BTreeMap<NetworkId, Ahead>,
     /// Networks whose desired state may differ from what is known to be there.
     changed: BTreeSet<NetworkId>,
@@ -67,6 +76,8 @@ pub(super) struct Worker {
     dirty: BTreeSet<Option<NetworkId>>,
     check_at: Option<Instant>,
     resync_at: Instant,
+    /// What failed last, for requests that cannot be fulfilled because of it.
+    failure: String,
 }
 
 impl Worker {
@@ -80,6 +91,7 @@ impl Worker {
         let host = Host::open()?;
         let monitor = Monitor::start(notify)?;
         monitor.add(HOST, host.netns(), Scope::Host)?;
+        let resync_at = Instant::now() + settings.resync;
         Ok(Self {
             me,
             settings,
@@ -91,12 +103,15 @@ impl Worker {
             slots: BTreeMap::new(),
             snapshot: Snapshot::default(),
             synced: false,
+            trusted: false,
+            reported: BTreeMap::new(),
             ahead: BTreeMap::new(),
             changed: BTreeSet::new(),
             host_changed: true,
             dirty: BTreeSet::new(),
             check_at: None,
-            resync_at: Instant::now() + settings.resync,
+            resync_at,
+            failure: String::new(),
         })
     }
 
@@ -113,6 +128,8 @@ impl Worker {
                 self.take(command, &mut batch);
             }
             self.follow_view();
+            // A VNI that has become free may be wanted at once.
+            self.remove_unwanted();
             for (network, plugs) in batch.plugs {
                 self.plug(network, plugs);
             }
@@ -140,7 +157,7 @@ impl Worker {
                 let network =
                     notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
                 self.dirty.insert(network);
-                self.check_at.get_or_insert(Instant::now() + DEBOUNCE);
+                self.check_within(DEBOUNCE);
             }
             Command::Stop => batch.stop = true,
         }
@@ -151,10 +168,11 @@ impl Worker {
         if !self.view.has_changed().unwrap_or(false) {
             return;
         }
-        let published = self.view.borrow_and_update().clone();
-        if published.health == Health::Starting {
+        let published = self.view.borrow_and_update().clone(); // What an incomplete snapshot lacks may well exist.
+        if !published.complete {
             return;
         }
+        self.trusted = published.health == Health::Current;
         let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
         let nodes_changed = !Arc::ptr_eq(&old.nodes, &new.nodes) && old.nodes != new.nodes;
         for (id, members) in &new.members {
@@ -167,7 +185,10 @@ impl Worker {
                 self.changed.insert(*id);
             }
         }
-        self.host_changed |= nodes_changed || old.members.len() != new.members.len();
+        let used = |snapshot: &Snapshot| -> Vec<NetworkId> {
+            snapshot.members.keys().filter(|id| snapshot.networks.contains_key(id)).copied().collect()
+        };
+        self.host_changed |= nodes_changed || used(&old) != used(new);
         if !self.synced {
             self.synced = true;
             self.host_changed = true;
@@ -204,13 +225,16 @@ impl Worker {
     }
 
     fn plug(&mut self, id: NetworkId, requests: Vec<(Arc<Endpoint>, u64, Reply)>) {
-        let Some(network) = self.ready_slot(id) else {
-            for (_, _, reply) in requests {
-                let source = std::io::Error::other("the network is not ready on this node");
-                let _ =
-                    reply.send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
+        let network = match self.ready_slot(id) {
+            Ok(network) => network,
+            Err(reason) => {
+                for (_, _, reply) in requests {
+                    let source = std::io::Error::other(reason.clone());
+                    let _ = reply
+                        .send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
+                }
+                return;
             }
-            return;
         };
         let plugs: Vec<_> =
             requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
@@ -220,7 +244,8 @@ impl Worker {
         let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
         let objects = objects
             .flat_map(|((endpoint, ..), _)| overlay::endpoint_objects(around, &network, endpoint));
-        if !slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
+        if let Err(error) = slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
+            self.failure = error.to_string();
             self.retry(Some(id));
         }
         let ahead = self.ahead.entry(id).or_default();
@@ -232,17 +257,20 @@ impl Worker {
             let _ = reply.send(result);
         }
     }
-
-    /// Makes sure that a network's sandbox stands, and gives the network.
-    fn ready_slot(&mut self, id: NetworkId) -> Option<Arc<Versioned<Network>>> {
-        let network = self.network(id)?;
-        if self.host_changed {
+    /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
+    /// gives the network, or says what is missing.
+    fn ready_slot(&mut self, id: NetworkId) -> Result<Arc<Versioned<Network>>, String> {
+        let network = self.network(id).ok_or("the network is not known on this node yet")?;
+        if self.host_changed || self.firewall.is_none() {
             self.converge_host();
         }
-        if !self.slots.contains_key(&id) {
+        if !self.slots.get(&id).is_some_and(Slot::is_ready) {
             self.converge_network(id);
         }
-        self.slots.contains_key(&id).then_some(network)
+        if self.firewall.is_some() && self.slots.get(&id).is_some_and(Slot::is_ready) {
+            return Ok(network);
+        }
+        Err(format!("network {} is not complete on this node: {}", network.name, self.failure))
     }
 
     fn unplug(&mut self, network: NetworkId, requests: Vec<(EndpointId, u64, Reply)>) {
@@ -265,10 +293,14 @@ impl Worker {
             let _ = reply.send(result);
         }
     }
-
     fn retry(&mut self, what: Option<NetworkId>) {
         self.dirty.insert(what);
-        self.check_at.get_or_insert(Instant::now() + RETRY);
+        self.check_within(RETRY);
+    }
+
+    fn check_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.check_at = Some(self.check_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// Reads namespaces that are due again.
@@ -278,6 +310,8 @@ impl Worker {
             self.resync_at = now + self.settings.resync;
             self.dirty.insert(None);
             self.dirty.extend(self.slots.keys().copied().map(Some));
+            // One whose removal failed before.
+            self.remove_stale_sandboxes();
         } else if self.check_at.is_none_or(|check| now < check) {
             return;
         }
@@ -310,17 +344,29 @@ impl Worker {
         if !self.synced {
             return;
         }
-        let unwanted: Vec<NetworkId> =
-            self.slots.keys().filter(|id| self.network(**id).is_none()).copied().collect();
-        for id in unwanted {
-            self.remove(id);
-        }
         if self.host_changed {
             self.converge_host();
         }
         for id in std::mem::take(&mut self.changed) {
             self.converge_network(id);
         }
+    }
+
+    /// Removes the sandboxes of networks that are not used here any more.
+    fn remove_unwanted(&mut self) {
+        let unwanted: Vec<NetworkId> =
+            self.slots.keys().filter(|id| self.unwanted(**id)).copied().collect();
+        for id in unwanted {
+            self.remove(id);
+        }
+    }
+
+    /// Whether it is certain that a network is not used here.
+    fn unwanted(&self, id: NetworkId) -> bool {
+        self.synced
+            && self.trusted
+            && self.network(id).is_none()
+            && !self.snapshot.unreadable.contains(&id)
     }
 
     fn converge_host(&mut self) {
@@ -330,6 +376,7 @@ impl Worker {
         let desired = overlay::host(around, networks.iter().map(|network| &network.value));
         if let Err(error) = self.apply_host(&desired) {
             warn!(%error, "host's namespace not as it should be");
+            self.failure = error.to_string();
             self.host_changed = true;
             self.retry(None);
         }
@@ -344,15 +391,15 @@ impl Worker {
             desired.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         for error in self.host.remove_uplinks_but(&wanted) {
             warn!(%error, "uplink not removed");
-        }
-        // An uplink is one pair: it is made with its sandbox, here its host end is put right.
+        } // An uplink is one pair: it is made with its sandbox, here its host end is put right.
+        let mut outcome = Ok(());
         for uplink in &desired.uplinks {
             let id = uplink.name.strip_prefix(object::UPLINK_PREFIX).and_then(|id| id.parse().ok());
             if let Some(slot) = id.and_then(|id: NetworkId| self.slots.get_mut(&id)) {
-                slot.ensure_uplink(&mut self.host, uplink)?;
+                outcome = outcome.and(slot.ensure_uplink(&mut self.host, uplink));
             }
         }
-        Ok(())
+        outcome
     }
 
     fn converge_network(&mut self, id: NetworkId) {
@@ -362,6 +409,7 @@ impl Worker {
                 Ok(slot) => drop(self.slots.insert(id, slot)),
                 Err(error) => {
                     warn!(network = %network.name, %error, "sandbox not made");
+                    self.failure = error.to_string();
                     self.changed.insert(id);
                     self.retry(Some(id));
                     return;
@@ -371,14 +419,30 @@ impl Worker {
         let endpoints = self.endpoints(id);
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
         let desired = overlay::sandbox(around, &network, endpoints.values().map(Arc::as_ref));
-        let Some(slot) = self.slots.get_mut(&id) else { return };
-        let plug_of = |endpoint| endpoints.get(&endpoint).map(|e| overlay::plug(&self.me, &network, e));
-        let Left { failed, gone } = slot.converge(&desired, &mut self.host, plug_of);
-        if failed {
+        let Some(slot) = self.slots.get_mut(&id) else { return }; // A namespace's inode means nothing after a reboot.
+        let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
+        let plug_of = |endpoint| {
+            endpoints.get(&endpoint).filter(this_boot).map(|e| overlay::plug(&self.me, &network, e))
+        };
+        let Left { failure, mut gone } = slot.converge(&desired, &mut self.host, plug_of);
+        if let Some(failure) = failure {
+            self.failure = failure;
             self.retry(Some(id));
         }
+        let local = endpoints.values().filter(|e| e.node == self.me.name);
+        gone.extend(local.filter(|e| e.attachment.boot != self.settings.boot).map(|e| e.id));
         for endpoint in gone.iter().filter_map(|id| endpoints.get(id)) {
+            self.report_gone(endpoint);
+        }
+    }
+
+    /// Has an endpoint released whose container does not exist any more.
+    fn report_gone(&mut self, endpoint: &Arc<Endpoint>) {
+        let now = Instant::now();
+        self.reported.retain(|_, at| now.duration_since(*at) < REPORT_AGAIN);
+        if self.reported.insert(endpoint.id, now).is_none() {
             info!(endpoint = %endpoint.id, name = %endpoint.name, "container is gone: its endpoint is released");
+            // Nobody listens any more when the agent stops.
             let _ = self.gone.send(endpoint.clone());
         }
     }
@@ -413,7 +477,7 @@ impl Worker {
         for name in names {
             let id = name.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse::<NetworkId>().ok());
             if let Some(id) = id
-                && self.network(id).is_none()
+                && self.unwanted(id)
             {
                 self.remove(id);
             }

@@ -26,8 +26,12 @@ const GROUP_BYTES: usize = 4 << 20;
 /// From how many bytes less on it is worth to make the file smaller.
 const WORTH_COMPACTING: usize = 128 << 10;
 
-/// How long after a failure the end of a lease, or a full disk, is tried again.
+/// How long after a failure the end of a lease is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a full disk is not tried again: to find out that it still is takes as long as many
+/// removals.
+const FULL: Duration = Duration::from_secs(5);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -177,7 +181,7 @@ impl Writer {
             done = self.round(requests, None);
         }
         if let Err(Stopped { error, full: true }) = &done {
-            self.full = Some((Instant::now() + RETRY, error.clone()));
+            self.full = Some((Instant::now() + FULL, error.clone()));
         }
         done
     }
