@@ -124,6 +124,25 @@ fn no_source_names_the_machine_it_was_written_on() {
     assert!(problems.is_empty(), "use relative paths:\n{problems}");
 }
 
+#[test]
+fn a_test_program_with_a_main_of_its_own_is_declared_so() {
+    for folder in [".", "netns-tests"] {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("Cargo.toml");
+        let manifest = fs::read_to_string(&manifest).expect("the manifest can be read");
+        for (path, text) in sources(&format!("{folder}/tests"), &["rs"]) {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let parent = path.parent().and_then(Path::file_name).unwrap_or_default();
+            let name = if name == "main" { parent.to_string_lossy().into_owned() } else { name };
+            // Without this the built-in harness would run instead, and find no test.
+            let declared = manifest.split("[[test]]").any(|part| {
+                part.contains(&format!("name = {name:?}")) && part.contains("harness = false")
+            });
+            let own = text.lines().any(|line| line.starts_with("fn main("));
+            assert!(!own || declared, "{}: harness = false is missing in Cargo.toml", path.display());
+        }
+    }
+}
+
 /// All text files below a folder of the repository with one of these extensions.
 fn sources(folder: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
