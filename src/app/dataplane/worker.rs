@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use super::Command;
 use super::slot::{Firewall, Left, Slot};
+use super::{Command, PlugError};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
@@ -35,7 +35,7 @@ pub struct Settings {
     pub resync: Duration,
 }
 
-type Reply = oneshot::Sender<Result<(), kernel::Error>>;
+type Reply<E> = oneshot::Sender<Result<(), E>>;
 
 /// What this node did itself and the view may not show yet, each with its revision.
 #[derive(Default)]
@@ -47,8 +47,8 @@ struct Ahead {
 /// What has queued up.
 #[derive(Default)]
 struct Batch {
-    plugs: BTreeMap<NetworkId, Vec<(Arc<Endpoint>, u64, Reply)>>,
-    unplugs: BTreeMap<NetworkId, Vec<(EndpointId, u64, Reply)>>,
+    plugs: BTreeMap<NetworkId, Vec<(Arc<Endpoint>, u64, Reply<PlugError>)>>,
+    unplugs: BTreeMap<NetworkId, Vec<(EndpointId, u64, Reply<kernel::Error>)>>,
     stop: bool,
 }
 
@@ -224,14 +224,12 @@ impl Worker {
         endpoints
     }
 
-    fn plug(&mut self, id: NetworkId, requests: Vec<(Arc<Endpoint>, u64, Reply)>) {
+    fn plug(&mut self, id: NetworkId, requests: Vec<(Arc<Endpoint>, u64, Reply<PlugError>)>) {
         let network = match self.ready_slot(id) {
             Ok(network) => network,
             Err(reason) => {
                 for (_, _, reply) in requests {
-                    let source = std::io::Error::other(reason.clone());
-                    let _ = reply
-                        .send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
+                    let _ = reply.send(Err(PlugError::NotReady(reason.clone())));
                 }
                 return;
             }
@@ -254,9 +252,10 @@ impl Worker {
                 ahead.added.insert(endpoint.id, (endpoint, revision));
             }
             // The caller may have given up; then reconciliation finds what to do.
-            let _ = reply.send(result);
+            let _ = reply.send(result.map_err(PlugError::Refused));
         }
     }
+
     /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
     /// gives the network, or says what is missing.
     fn ready_slot(&mut self, id: NetworkId) -> Result<Arc<Versioned<Network>>, String> {
@@ -273,7 +272,7 @@ impl Worker {
         Err(format!("network {} is not complete on this node: {}", network.name, self.failure))
     }
 
-    fn unplug(&mut self, network: NetworkId, requests: Vec<(EndpointId, u64, Reply)>) {
+    fn unplug(&mut self, network: NetworkId, requests: Vec<(EndpointId, u64, Reply<kernel::Error>)>) {
         let ahead = self.ahead.entry(network).or_default();
         for (id, revision, _) in &requests {
             ahead.added.remove(id);
