@@ -72,22 +72,7 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
     let ports: BTreeSet<u16> =
         around.nodes.values().map(|node| node.tunnel_port).chain([port]).collect();
     let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-    let members: Vec<IpAddr> = around
-        .nodes
-        .values()
-        .filter(|node| node.name != around.me.name)
-        .map(|node| node.underlay)
-        .collect();
-    let mut rules = String::from("\n");
-    for (name, kind, ipv4) in [("members4", "ipv4_addr", true), ("members6", "ipv6_addr", false)] {
-        let elements: Vec<String> =
-            members.iter().filter(|a| a.is_ipv4() == ipv4).map(IpAddr::to_string).collect();
-        let elements = match elements.is_empty() {
-            true => String::new(),
-            false => format!(" elements = {{ {} }};", elements.join(", ")),
-        };
-        let _ = writeln!(rules, "    set {name} {{ type {kind};{elements} }}");
-    }
+    let mut rules = member_sets(around);
     let _ = write!(
         rules,
         r#"    chain prerouting {{
@@ -131,6 +116,27 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
     }
     rules.push_str("    }\n");
     table(&rules)
+}
+
+/// The sets of the other nodes' underlay addresses.
+fn member_sets(around: Surroundings<'_>) -> String {
+    let members: Vec<IpAddr> = around
+        .nodes
+        .values()
+        .filter(|node| node.name != around.me.name)
+        .map(|node| node.underlay)
+        .collect();
+    let mut sets = String::from("\n");
+    for (name, kind, ipv4) in [("members4", "ipv4_addr", true), ("members6", "ipv6_addr", false)] {
+        let elements: Vec<String> =
+            members.iter().filter(|a| a.is_ipv4() == ipv4).map(IpAddr::to_string).collect();
+        let elements = match elements.is_empty() {
+            true => String::new(),
+            false => format!(" elements = {{ {} }};", elements.join(", ")),
+        };
+        let _ = writeln!(sets, "    set {name} {{ type {kind};{elements} }}");
+    }
+    sets
 }
 
 /// A script that puts a table with these rules in the place of the present one, if any.

@@ -148,7 +148,7 @@ pub fn another_namespace_at_the_same_path_is_refused() {
     let mut node = Node::alone();
     let container = Container::new(10);
     let name = &container.space.name;
-    sh(&format!("ip netns del {name} && ip netns add {}x && ip netns add {name}", name));
+    sh(&format!("ip netns del {name} && ip netns add {name}x && ip netns add {name}"));
     let error = node.plug(&container.plug).unwrap_err();
     assert!(matches!(error, Error::Replaced { .. }), "{error}");
     assert_eq!(container.inside(), "");
