@@ -133,7 +133,7 @@ impl Slot {
         }
         // What stands on a container's device makes sense only where the device is.
         let present = |step: &Step| match device_of(step) {
-            Some(device @ Device::Endpoint(_)) => self.has(device),
+            Some(device @ Device::Endpoint(_)) => self.has_device(device),
             _ => true,
         };
         let rest: Vec<Step> = rest.into_iter().filter(present).collect();
@@ -183,11 +183,17 @@ impl Slot {
         unplugged
     }
 
-    fn has(&self, device: Device) -> bool {
+    /// Whether an object is known to be there.
+    pub(super) fn has(&self, object: &Object) -> bool {
+        self.observed.contains(object)
+    }
+
+    fn has_device(&self, device: Device) -> bool {
         self.observed.iter().any(|object| matches!(object, Object::Link(link) if link.device == device))
     }
 
-    fn apply(&mut self, host: &mut Host, steps: &[Step]) -> bool {
+    /// Takes the steps; goes on after one that fails. `false`: at least one did.
+    pub(super) fn apply(&mut self, host: &mut Host, steps: &[Step]) -> bool {
         if steps.is_empty() {
             return true;
         }

@@ -12,8 +12,8 @@ use super::slot::{Firewall, Left, Slot};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
-use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
-use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
+use crate::model::object::{self, Object, SANDBOX_PREFIX, Step, sandbox_name};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
 use crate::overlay::{self, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
@@ -62,6 +62,8 @@ pub(super) struct Worker {
     ahead: BTreeMap<NetworkId, Ahead>,
     /// Networks whose desired state may differ from what is known to be there.
     changed: BTreeSet<NetworkId>,
+    /// Endpoints that changed where nothing else did, as they were before.
+    touched: BTreeMap<NetworkId, BTreeMap<EndpointId, Option<Arc<Endpoint>>>>,
     host_changed: bool,
     /// Namespaces that must be read again; `None` is the host's.
     dirty: BTreeSet<Option<NetworkId>>,
@@ -93,6 +95,7 @@ impl Worker {
             synced: false,
             ahead: BTreeMap::new(),
             changed: BTreeSet::new(),
+            touched: BTreeMap::new(),
             host_changed: true,
             dirty: BTreeSet::new(),
             check_at: None,
@@ -158,13 +161,20 @@ impl Worker {
         let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
         let nodes_changed = !Arc::ptr_eq(&old.nodes, &new.nodes) && old.nodes != new.nodes;
         for (id, members) in &new.members {
-            let same_members = old.members.get(id).is_some_and(|before| Arc::ptr_eq(before, members));
             let same_network = match (old.networks.get(id), new.networks.get(id)) {
                 (Some(before), Some(now)) => Arc::ptr_eq(before, now),
                 _ => false,
             };
-            if nodes_changed || !same_members || !same_network {
-                self.changed.insert(*id);
+            match old.members.get(id) {
+                Some(before) if same_network && !nodes_changed => {
+                    if !Arc::ptr_eq(before, members) {
+                        let touched = self.touched.entry(*id).or_default();
+                        for (endpoint, before) in differences(&before.endpoints, &members.endpoints) {
+                            touched.entry(endpoint).or_insert(before);
+                        }
+                    }
+                }
+                _ => drop(self.changed.insert(*id)),
             }
         }
         self.host_changed |= nodes_changed || old.members.len() != new.members.len();
@@ -318,6 +328,11 @@ impl Worker {
         if self.host_changed {
             self.converge_host();
         }
+        for (id, touched) in std::mem::take(&mut self.touched) {
+            if !self.changed.contains(&id) && !self.converge_endpoints(id, &touched) {
+                self.changed.insert(id);
+            }
+        }
         for id in std::mem::take(&mut self.changed) {
             self.converge_network(id);
         }
@@ -353,6 +368,54 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// An endpoint of a network: as the snapshot has it, or what this node did since.
+    fn endpoint(&self, network: NetworkId, id: EndpointId) -> Option<&Arc<Endpoint>> {
+        let ahead = self.ahead.get(&network);
+        if ahead.is_some_and(|ahead| ahead.removed.contains_key(&id)) {
+            return None;
+        }
+        let added = ahead.and_then(|ahead| ahead.added.get(&id)).map(|(endpoint, _)| endpoint);
+        added.or_else(|| self.snapshot.members.get(&network)?.endpoints.get(&id))
+    }
+
+    /// Brings what belongs to some endpoints to the desired state: the work does not grow with
+    /// the network. `false`: this is more than adding or removing, and the whole network must
+    /// converge.
+    fn converge_endpoints(
+        &mut self,
+        id: NetworkId,
+        touched: &BTreeMap<EndpointId, Option<Arc<Endpoint>>>,
+    ) -> bool {
+        let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
+        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let objects = |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, endpoint);
+        let before: Vec<&Endpoint> = touched.values().flatten().map(Arc::as_ref).collect();
+        let now = touched.keys().filter_map(|endpoint| self.endpoint(id, *endpoint));
+        let wanted: BTreeSet<Object> = now.flat_map(|endpoint| objects(endpoint)).collect();
+        let mut gone: BTreeSet<Object> = before.iter().flat_map(|endpoint| objects(endpoint)).collect();
+        gone.retain(|object| !wanted.contains(object) && slot.has(object));
+        if !gone.is_empty() {
+            // Endpoints of one node share the way to it.
+            let nodes: BTreeSet<&NodeName> = before.iter().map(|endpoint| &endpoint.node).collect();
+            let members = self.snapshot.members.get(&id).into_iter().flat_map(|m| m.endpoints.values());
+            for endpoint in members.filter(|endpoint| nodes.contains(&endpoint.node)) {
+                objects(endpoint).iter().for_each(|object| drop(gone.remove(object)));
+            }
+        }
+        let missing: Vec<Object> = wanted.into_iter().filter(|object| !slot.has(object)).collect();
+        let devices = missing.iter().chain(&gone).any(|object| matches!(object, Object::Link(_)));
+        if devices || (!gone.is_empty() && !missing.is_empty()) {
+            return false;
+        }
+        let steps: Vec<Step> =
+            gone.into_iter().rev().map(Step::Remove).chain(missing.into_iter().map(Step::Add)).collect();
+        let done = self.slots.get_mut(&id).is_some_and(|slot| slot.apply(&mut self.host, &steps));
+        if !done {
+            self.retry(Some(id));
+        }
+        true
     }
 
     fn converge_network(&mut self, id: NetworkId) {
@@ -419,4 +482,24 @@ impl Worker {
             }
         }
     }
+}
+
+type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+
+/// The endpoints in which two versions of a network differ, as they were before.
+fn differences(before: &Endpoints, now: &Endpoints) -> Vec<(EndpointId, Option<Arc<Endpoint>>)> {
+    let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
+    let mut new = now.iter().peekable();
+    let mut found = Vec::new();
+    for (id, was) in before {
+        while let Some((added, _)) = new.next_if(|(other, _)| *other < id) {
+            found.push((*added, None));
+        }
+        match new.next_if(|(other, _)| *other == id) {
+            Some((_, is)) if same(was, is) => {}
+            _ => found.push((*id, Some(was.clone()))),
+        }
+    }
+    found.extend(new.map(|(added, _)| (*added, None)));
+    found
 }
