@@ -1,7 +1,6 @@
 //! What the agent does on request: the operations behind the API.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use tracing::{info, warn};
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::gate::Gate;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
-use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Defaults, View};
+use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Cursor, Defaults, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
     Attachment, Endpoint, EndpointId, IfName, Name, Network, NetworkId, NetworkSpec, Node, NodeName,
@@ -39,8 +38,8 @@ pub(super) struct Agent {
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) defaults: Defaults,
     pub(super) boot: String,
-    /// The addresses given out last on each network: the search for the next begins there.
-    last: Mutex<BTreeMap<NetworkId, Vec<IpAddr>>>,
+    /// Where the search for a free address goes on, on each network.
+    cursors: Mutex<BTreeMap<NetworkId, Arc<Cursor>>>,
     /// Attaches of one namespace come one after the other.
     attaching: Gate<u64>,
 }
@@ -60,8 +59,8 @@ impl Agent {
         defaults: Defaults,
         boot: String,
     ) -> Self {
-        let (last, attaching) = (Mutex::default(), Gate::new());
-        Self { me, cluster, view, dataplane, defaults, boot, last, attaching }
+        let (cursors, attaching) = (Mutex::default(), Gate::new());
+        Self { me, cluster, view, dataplane, defaults, boot, cursors, attaching }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -175,10 +174,9 @@ impl Agent {
         let snapshot = self.snapshot();
         let nothing = BTreeMap::new();
         let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
-        match self.cluster.claim(&network, &claim, taken, &self.last(network.id)).await? {
+        match self.cluster.claim(&network, &claim, taken, &self.cursor(network.id)).await? {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
-                self.lock_last().insert(network.id, endpoint.addresses.clone());
                 let endpoint = Arc::new(endpoint);
                 self.plug_new(&network, endpoint.clone(), revision, deadline).await?;
                 self.hold_until_seen(gate, network.id, revision);
@@ -187,12 +185,9 @@ impl Agent {
         }
     }
 
-    fn lock_last(&self) -> std::sync::MutexGuard<'_, BTreeMap<NetworkId, Vec<IpAddr>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn last(&self, network: NetworkId) -> Vec<IpAddr> {
-        self.lock_last().get(&network).cloned().unwrap_or_default()
+    fn cursor(&self, network: NetworkId) -> Arc<Cursor> {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        cursors.entry(network).or_default().clone()
     }
 
     /// The network, also when it is created while we look.
