@@ -36,6 +36,10 @@ pub struct Settings {
 }
 
 type Reply<E> = oneshot::Sender<Result<(), E>>;
+/// An endpoint to plug in, and the revision that wrote it.
+type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
+/// An endpoint to unplug, and the revision that released it.
+type UnplugRequest = (EndpointId, u64, Reply<kernel::Error>);
 
 /// What this node did itself and the view may not show yet, each with its revision.
 #[derive(Default)]
@@ -47,8 +51,8 @@ struct Ahead {
 /// What has queued up.
 #[derive(Default)]
 struct Batch {
-    plugs: BTreeMap<NetworkId, Vec<(Arc<Endpoint>, u64, Reply<PlugError>)>>,
-    unplugs: BTreeMap<NetworkId, Vec<(EndpointId, u64, Reply<kernel::Error>)>>,
+    plugs: BTreeMap<NetworkId, Vec<PlugRequest>>,
+    unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
     stop: bool,
 }
 
@@ -237,7 +241,7 @@ impl Worker {
         endpoints
     }
 
-    fn plug(&mut self, id: NetworkId, requests: Vec<(Arc<Endpoint>, u64, Reply<PlugError>)>) {
+    fn plug(&mut self, id: NetworkId, requests: Vec<PlugRequest>) {
         let network = match self.ready_slot(id) {
             Ok(network) => network,
             Err(reason) => {
@@ -285,7 +289,7 @@ impl Worker {
         Err(format!("network {} is not complete on this node: {}", network.name, self.failure))
     }
 
-    fn unplug(&mut self, network: NetworkId, requests: Vec<(EndpointId, u64, Reply<kernel::Error>)>) {
+    fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {
         let ahead = self.ahead.entry(network).or_default();
         for (id, revision, _) in &requests {
             ahead.added.remove(id);
