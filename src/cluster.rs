@@ -19,7 +19,7 @@ use crate::model::network::NetworkError;
 use crate::model::{Endpoint, EndpointId, Name, NodeName, Snapshot, Versioned, Vni};
 use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, schema};
 
-pub use endpoints::{Claim, Claimed};
+pub use endpoints::{Claim, Claimed, Cursor};
 pub use networks::Defaults;
 pub use view::{Health, View};
 

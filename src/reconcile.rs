@@ -4,6 +4,7 @@
 //! planning again goes on from there. A plan for a state that is right already is empty.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use crate::model::object::{Device, Key, Link, Object, Step, Target};
 
@@ -67,8 +68,15 @@ pub fn record(observed: &mut BTreeSet<Object>, step: &Step) {
 
 fn replace(observed: &mut BTreeSet<Object>, object: Object) {
     if observed.insert(object) {
-        let key = object.key();
-        observed.retain(|other| *other == object || other.key() != key);
+        // Objects with the same key stand beside each other, because keys are what they are
+        // ordered by first.
+        let same = |other: &&Object| other.key() == object.key();
+        let before = observed.range(..object).next_back().filter(same).copied();
+        let after = observed.range((Bound::Excluded(object), Bound::Unbounded)).next();
+        let after = after.filter(same).copied();
+        for other in before.into_iter().chain(after) {
+            observed.remove(&other);
+        }
     }
 }
 

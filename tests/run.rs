@@ -9,7 +9,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use memory::Agent;
@@ -44,8 +45,59 @@ fn run(agent: &Agent, options: &[&str], script: &str) -> Command {
     command
 }
 
+/// A process that is killed when it takes too long, and when the test ends without it.
+struct Running {
+    child: Option<Child>,
+    pid: Pid,
+    _watched: Sender<()>,
+}
+
+impl Running {
+    fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        let (watched, ended) = channel();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
+        Self { child: Some(child), pid, _watched: watched }
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    fn status(&mut self) -> ExitStatus {
+        self.child().wait().unwrap()
+    }
+
+    /// Waits for its end, and gives what it has written.
+    fn output(mut self) -> Output {
+        self.child.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take()
+            && let Ok(None) = child.try_wait()
+        {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
 fn output(agent: &Agent, options: &[&str], script: &str) -> Output {
-    run(agent, options, script).output().unwrap()
+    let mut command = run(agent, options, script);
+    Running::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped())).output()
 }
 
 /// What a script prints that succeeds without complaint.
@@ -65,9 +117,9 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A started `netctl run` whose script has printed `ready` as its first line.
-fn started(command: &mut Command) -> (Child, std::process::ChildStdout) {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
+fn started(command: &mut Command) -> (Running, ChildStdout) {
+    let mut child = Running::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut stdout = child.child().stdout.take().unwrap();
     let mut line = [0; 6];
     stdout.read_exact(&mut line).unwrap();
     assert_eq!(&line, b"ready\n");
@@ -79,8 +131,8 @@ fn namespace(pid: u32, kind: &str) -> String {
 }
 
 /// Process 1 of the namespaces: the only child of `netctl run`.
-fn init_of(netctl: &Child) -> u32 {
-    only_child(netctl.id()).unwrap()
+fn init_of(netctl: &Running) -> u32 {
+    only_child(netctl.pid.as_raw() as u32).unwrap()
 }
 
 /// The child of a process that has one.
@@ -122,8 +174,8 @@ fn the_agent_gets_the_namespace_that_the_command_is_in() {
     let seen = fs::read_link(&request.netns).unwrap();
     assert_eq!(seen.to_str().unwrap(), namespace(init_of(&child), "net"));
     assert_eq!(request.wait_ms, Some(3000));
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    child.signal(Signal::SIGTERM);
+    assert_eq!(child.status().code(), Some(143));
     nothing_remains(&agent);
 }
 
@@ -176,9 +228,9 @@ fn input_and_output_pass_through() {
     let agent = agent();
     let mut command = run(&agent, &[], "cat; echo done >&2");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"through").unwrap();
-    let output = child.wait_with_output().unwrap();
+    let mut child = Running::spawn(&mut command);
+    child.child().stdin.take().unwrap().write_all(b"through").unwrap();
+    let output = child.output();
     assert_eq!((output.stdout, output.stderr), (b"through".to_vec(), b"done\n".to_vec()));
 }
 
@@ -209,8 +261,8 @@ fn killing_netctl_kills_everything_inside() {
     let (mut child, mut stdout) = started(&mut run(&agent, &[], script));
     let netns = namespace(init_of(&child), "net");
     assert!(is_inhabited(&netns));
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    child.signal(Signal::SIGKILL);
+    assert_eq!(child.status().signal(), Some(9));
     wait_until("everything inside is gone", || !is_inhabited(&netns));
     assert_eq!(stdout.read(&mut [0]).unwrap(), 0, "somebody still has the output");
 }
@@ -253,8 +305,8 @@ fn signals_reach_the_command_once() {
              while [ $n = 0 ]; do sleep 0.01; done; kill -ALRM $$; sleep 1"
         );
         let (mut child, mut stdout) = started(&mut run(&agent, &[], &script));
-        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(9), "{name}");
+        child.signal(signal);
+        assert_eq!(child.status().code(), Some(9), "{name}");
         let mut text = String::new();
         stdout.read_to_string(&mut text).unwrap();
         assert_eq!(text, "1\n", "{name}");
@@ -267,13 +319,13 @@ fn a_signal_while_attaching_ends_it_and_undoes_the_attach() {
     let agent = agent();
     let gate = &agent.memory.gate;
     gate.forget_permits(gate.available_permits());
-    let mut child = run(&agent, &[], "true").spawn().unwrap();
+    let mut child = Running::spawn(&mut run(&agent, &[], "true"));
     wait_until("it attaches", || !agent.memory.state().attached.is_empty());
     let netns = agent.memory.state().attached[0].netns.clone();
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    child.signal(Signal::SIGTERM);
     wait_until("process 1 is gone", || !netns.exists());
     gate.add_permits(1);
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(child.status().code(), Some(143));
     nothing_remains(&agent);
     assert_eq!(agent.memory.state().detached.len(), 1);
 }
@@ -283,14 +335,14 @@ fn a_detach_that_fails_is_told_and_changes_no_status() {
     let agent = agent();
     let (child, _stdout) = started(&mut run(&agent, &[], "echo ready; sleep 0.1; exit 4"));
     agent.memory.state().fail_next = Some(ErrorCode::Unavailable);
-    let output = child.wait_with_output().unwrap();
+    let output = child.output();
     assert_eq!(output.status.code(), Some(4));
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert!(complaint.contains("endpoint a (") && complaint.contains("not detached"), "{complaint}");
 }
 
 /// `netctl run` as a shell's job on a terminal of its own; gives our end of the terminal.
-fn on_terminal(agent: &Agent, script: &str) -> (Child, File) {
+fn on_terminal(agent: &Agent, script: &str) -> (Running, File) {
     let pty = openpty(None, None).unwrap();
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
     let mut command = run(agent, &[], script);
@@ -305,7 +357,7 @@ fn on_terminal(agent: &Agent, script: &str) -> (Child, File) {
             }
         });
     }
-    let child = command.spawn().unwrap();
+    let child = Running::spawn(&mut command);
     (child, pty.master.into())
 }
 
@@ -330,7 +382,7 @@ fn ctrl_c_reaches_the_command_alone_and_once() {
     expect(&mut terminal, "ready");
     terminal.write_all(b"\x03").unwrap();
     expect(&mut terminal, "caught");
-    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(child.status().code(), Some(5));
     nothing_remains(&agent);
 }
 
@@ -341,13 +393,12 @@ fn ctrl_z_stops_netctl_with_the_command_and_both_go_on() {
     let (mut child, mut terminal) = on_terminal(&agent, script);
     expect(&mut terminal, "ready");
     terminal.write_all(b"\x1a").unwrap();
-    let pid = Pid::from_raw(child.id() as i32);
-    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
-    kill(pid, Signal::SIGCONT).unwrap();
+    let stopped = waitpid(child.pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert_eq!(stopped, WaitStatus::Stopped(child.pid, Signal::SIGSTOP));
+    child.signal(Signal::SIGCONT);
     terminal.write_all(b"words\n").unwrap();
     expect(&mut terminal, "got words");
-    assert_eq!(child.wait().unwrap().code(), Some(6));
+    assert_eq!(child.status().code(), Some(6));
 }
 
 #[test]
@@ -366,5 +417,5 @@ fn an_interactive_shell_has_job_control() {
     terminal.write_all(b"echo status $?\nexit 8\n").unwrap();
     seen += &expect(&mut terminal, "status 130");
     assert!(!seen.contains("cannot set terminal") && !seen.contains("no job control"), "{seen}");
-    assert_eq!(child.wait().unwrap().code(), Some(8));
+    assert_eq!(child.status().code(), Some(8));
 }

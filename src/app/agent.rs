@@ -1,7 +1,6 @@
 //! What the agent does on request: the operations behind the API.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,14 +8,14 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-use super::dataplane::{Dataplane, Stopped};
+use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::gate::Gate;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
-use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Defaults, View};
+use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Cursor, Defaults, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
-    Attachment, Endpoint, EndpointId, IfName, Network, NetworkId, NetworkSpec, Node, NodeName, Snapshot,
-    Versioned,
+    Attachment, Endpoint, EndpointId, IfName, Name, Network, NetworkId, NetworkSpec, Node, NodeName,
+    Snapshot, Versioned,
 };
 use crate::overlay::effective_mtu;
 use crate::store::StoreError;
@@ -26,6 +25,8 @@ const WAIT: Duration = Duration::from_secs(10);
 /// How long an attach waits for a network that the store does not have: one that is just being
 /// created is worth it, a mistyped name is not.
 const WAIT_UNKNOWN: Duration = Duration::from_secs(2);
+/// How soon an endpoint is plugged in again after what it needs was not ready.
+const PLUG_AGAIN: Duration = Duration::from_millis(100);
 /// How long a repeated request waits until the view shows the first one's result.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -37,8 +38,8 @@ pub(super) struct Agent {
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) defaults: Defaults,
     pub(super) boot: String,
-    /// The addresses given out last on each network: the search for the next begins there.
-    last: Mutex<BTreeMap<NetworkId, Vec<IpAddr>>>,
+    /// Where the search for a free address goes on, on each network.
+    cursors: Mutex<BTreeMap<NetworkId, Arc<Cursor>>>,
     /// Attaches of one namespace come one after the other.
     attaching: Gate<u64>,
 }
@@ -58,8 +59,8 @@ impl Agent {
         defaults: Defaults,
         boot: String,
     ) -> Self {
-        let (last, attaching) = (Mutex::default(), Gate::new());
-        Self { me, cluster, view, dataplane, defaults, boot, last, attaching }
+        let (cursors, attaching) = (Mutex::default(), Gate::new());
+        Self { me, cluster, view, dataplane, defaults, boot, cursors, attaching }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -157,7 +158,10 @@ impl Agent {
         if let Some(existing) = self.same_place(&network, &request, &place)
             && self.cluster.is_current(&existing).await?
         {
-            return self.complete(&network, existing).await;
+            return self.complete(&network, existing, deadline).await;
+        }
+        if let Some(name) = &request.name {
+            self.release_dead(network.id, name).await?;
         }
         let claim = Claim {
             name: request.name,
@@ -170,24 +174,20 @@ impl Agent {
         let snapshot = self.snapshot();
         let nothing = BTreeMap::new();
         let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
-        match self.cluster.claim(&network, &claim, taken, &self.last(network.id)).await? {
-            Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint)).await,
+        match self.cluster.claim(&network, &claim, taken, &self.cursor(network.id)).await? {
+            Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
-                self.lock_last().insert(network.id, endpoint.addresses.clone());
                 let endpoint = Arc::new(endpoint);
-                self.plug_new(&network, endpoint.clone(), revision).await?;
+                self.plug_new(&network, endpoint.clone(), revision, deadline).await?;
                 self.hold_until_seen(gate, network.id, revision);
                 Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
             }
         }
     }
 
-    fn lock_last(&self) -> std::sync::MutexGuard<'_, BTreeMap<NetworkId, Vec<IpAddr>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn last(&self, network: NetworkId) -> Vec<IpAddr> {
-        self.lock_last().get(&network).cloned().unwrap_or_default()
+    fn cursor(&self, network: NetworkId) -> Arc<Cursor> {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        cursors.entry(network).or_default().clone()
     }
 
     /// The network, also when it is created while we look.
@@ -257,11 +257,55 @@ impl Agent {
             |e: &&Arc<Endpoint>| cluster::endpoints::difference(e, &self.me.name, &claim).is_none();
         endpoints.into_iter().find(same).cloned()
     }
+    /// Releases this node's endpoint of that name if its container does not exist any more: one
+    /// that is started again after a reboot or a crash need not wait until that was noticed.
+    async fn release_dead(&self, network: NetworkId, name: &Name) -> Result<(), ApiError> {
+        let snapshot = self.snapshot();
+        let endpoints = snapshot.members.get(&network).map(|members| members.endpoints.values());
+        let mut same =
+            endpoints.into_iter().flatten().filter(|e| e.name == *name && e.node == self.me.name);
+        let Some(endpoint) = same.next().cloned() else { return Ok(()) };
+        let (attachment, boot) = (endpoint.attachment.clone(), self.boot.clone());
+        let look = move || {
+            attachment.boot == boot
+                && match Netns::open(&attachment.netns) {
+                    Ok(netns) => netns.inode() == attachment.inode,
+                    Err(error) => !error.namespace_is_gone(),
+                }
+        };
+        let lives = tokio::task::spawn_blocking(look).await;
+        match lives {
+            Ok(false) => self.release(&endpoint).await.map(drop),
+            _ => Ok(()),
+        }
+    }
 
     /// Makes sure that an endpoint which exists already is plugged in.
-    async fn complete(&self, network: &Network, endpoint: Arc<Endpoint>) -> Result<Attached, ApiError> {
-        self.dataplane.plug(endpoint.clone(), 0).await.map_err(stopped)??;
+    async fn complete(
+        &self,
+        network: &Network,
+        endpoint: Arc<Endpoint>,
+        deadline: Instant,
+    ) -> Result<Attached, ApiError> {
+        self.plug(endpoint.clone(), 0, deadline).await??;
         Ok(Attached::Existing(self.endpoint_view(network, &endpoint)))
+    }
+
+    /// Plugs an endpoint in; what is not ready is waited for until the deadline.
+    async fn plug(
+        &self,
+        endpoint: Arc<Endpoint>,
+        revision: u64,
+        deadline: Instant,
+    ) -> Result<Result<(), PlugError>, ApiError> {
+        loop {
+            match self.dataplane.plug(endpoint.clone(), revision).await.map_err(stopped)? {
+                Err(PlugError::NotReady(_)) if Instant::now() + PLUG_AGAIN < deadline => {
+                    tokio::time::sleep(PLUG_AGAIN).await;
+                }
+                outcome => return Ok(outcome),
+            }
+        }
     }
 
     /// Plugs a new endpoint in, or takes it back.
@@ -270,9 +314,10 @@ impl Agent {
         network: &Network,
         endpoint: Arc<Endpoint>,
         revision: u64,
+        deadline: Instant,
     ) -> Result<(), ApiError> {
         let id = endpoint.id;
-        match self.dataplane.plug(endpoint.clone(), revision).await.map_err(stopped)? {
+        match self.plug(endpoint.clone(), revision, deadline).await? {
             Ok(()) => {
                 info!(endpoint = %id, name = %endpoint.name, network = %network.name, addresses = ?endpoint.addresses, "endpoint attached");
                 Ok(())

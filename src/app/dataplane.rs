@@ -23,13 +23,24 @@ enum Command {
     /// The view of the cluster has changed.
     Sync,
     /// Plug an endpoint of this node in; it was written at this revision.
-    Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), kernel::Error>>),
+    Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), PlugError>>),
     /// Take an endpoint of this node out; it was released at this revision.
     Unplug(NetworkId, EndpointId, u64, oneshot::Sender<Result<(), kernel::Error>>),
     /// The kernel says that something has changed which we did not do.
     Notice(Notice),
     /// End; the kernel's state stays.
     Stop,
+}
+
+/// Why an endpoint was not plugged in.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// The network's sandbox or the host's rules are not complete: trying again may help.
+    #[error("{0}")]
+    NotReady(String),
+    /// The kernel refused; nothing of the endpoint is left in it.
+    #[error(transparent)]
+    Refused(#[from] kernel::Error),
 }
 
 /// The agent's handle on the dataplane's thread.
@@ -83,12 +94,12 @@ impl Dataplane {
     /// Plugs an endpoint in and waits until packets flow.
     ///
     /// # Errors
-    /// The kernel's refusal; then nothing of the endpoint is left in the kernel.
+    /// What is not ready, or the kernel's refusal.
     pub async fn plug(
         &self,
         endpoint: Arc<Endpoint>,
         revision: u64,
-    ) -> Result<Result<(), kernel::Error>, Stopped> {
+    ) -> Result<Result<(), PlugError>, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Plug(endpoint, revision, reply)).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)

@@ -1,5 +1,6 @@
 //! What the agent's failures are for the API's clients.
 
+use super::dataplane::PlugError;
 use crate::api::{ApiError, ErrorCode};
 use crate::cluster::ClusterError;
 use crate::kernel;
@@ -29,6 +30,15 @@ impl From<ClusterError> for ApiError {
             ClusterError::NoneLeft(..) | ClusterError::Exhausted { .. } => ErrorCode::Exhausted,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<PlugError> for ApiError {
+    fn from(error: PlugError) -> Self {
+        match error {
+            PlugError::NotReady(reason) => Self::new(ErrorCode::Timeout, reason),
+            PlugError::Refused(error) => error.into(),
+        }
     }
 }
 

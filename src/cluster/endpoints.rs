@@ -42,6 +42,10 @@ pub enum Claimed {
     Existing(Endpoint),
 }
 
+/// The addresses of a network that this node chose last, at most one of each family.
+#[derive(Debug, Default)]
+pub struct Cursor(Mutex<Vec<IpAddr>>);
+
 /// The lease under which freed addresses rest.
 ///
 /// One lease serves all addresses freed within a window, so an address rests for the time asked
@@ -74,8 +78,9 @@ impl Rest {
 impl Cluster {
     /// Takes addresses and writes the endpoint that has them, in one transaction.
     ///
-    /// `taken` is what this node knows to be taken (it may lag behind), `last` the addresses that
-    /// it gave out last. The same claim made twice gives the same endpoint.
+    /// `taken` is what this node knows to be taken (it may lag behind). The search goes on from
+    /// `cursor`, so that claims made at the same time do not choose the same addresses. The same
+    /// claim made twice gives the same endpoint.
     ///
     /// # Errors
     /// When an address or the name is somebody else's, or nothing is free; then nothing was written.
@@ -84,18 +89,20 @@ impl Cluster {
         network: &Versioned<Network>,
         claim: &Claim,
         taken: &Taken,
-        last: &[IpAddr],
+        cursor: &Cursor,
     ) -> Result<Claimed, ClusterError> {
         check(network, claim)?;
         let mut network = network.clone();
-        // What the store says itself, once it had to be asked.
-        let mut certain: Option<Taken> = None;
+        // What is known better after a conflict, and whether that is all the store has.
+        let mut known: Option<Taken> = None;
+        let mut listed = false;
         for attempt in 0..TRIES {
-            let chosen = match choose(&network, claim, certain.as_ref().unwrap_or(taken), last, attempt)
-            {
+            let known_taken = known.as_ref().unwrap_or(taken);
+            let chosen = match choose(&network, claim, known_taken, cursor, attempt) {
                 Ok(chosen) => chosen,
-                Err(_) if certain.is_none() => {
-                    certain = Some(self.taken(network.id).await?);
+                Err(_) if !listed => {
+                    known = Some(self.taken(network.id).await?);
+                    listed = true;
                     continue;
                 }
                 Err(exhausted) => return Err(exhausted),
@@ -112,9 +119,11 @@ impl Cluster {
             if network.removing {
                 return Err(ClusterError::Removing(network.name.clone()));
             }
-            let now = self.taken(network.id).await?;
-            refuse_taken(&network, claim, &now)?;
-            certain = Some(now);
+            let found = self.taken_of(network.id, &endpoint.addresses).await?;
+            refuse_taken(&network, claim, &found)?;
+            let mut now = known.take().unwrap_or_else(|| taken.clone());
+            now.extend(found);
+            known = Some(now);
         }
         Err(ClusterError::Contention(format!("network {}", network.name)))
     }
@@ -185,6 +194,17 @@ impl Cluster {
     /// When the store cannot be reached or is another one.
     pub async fn withdraw(&self, endpoint: &Endpoint) -> Result<Option<u64>, ClusterError> {
         self.remove(endpoint, false).await
+    }
+
+    /// Which of these addresses are taken, as the store has it now.
+    async fn taken_of(&self, network: NetworkId, addresses: &[IpAddr]) -> Result<Taken, ClusterError> {
+        let mut taken = Taken::new();
+        for address in addresses {
+            if let Some(entry) = self.store.get(&keys::address(network, *address)).await? {
+                taken.insert(*address, holder(&entry.value));
+            }
+        }
+        Ok(taken)
     }
 
     /// Removes an endpoint; its addresses rest. `None`: there was no such endpoint any more.
@@ -318,9 +338,10 @@ fn choose(
     network: &Network,
     claim: &Claim,
     taken: &Taken,
-    last: &[IpAddr],
+    cursor: &Cursor,
     attempt: usize,
 ) -> Result<Vec<IpAddr>, ClusterError> {
+    let mut last = cursor.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut chosen = Vec::with_capacity(2);
     for (ipv4, present, family) in
         [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")]
@@ -347,6 +368,8 @@ fn choose(
                 resting: count.resting,
             }
         })?;
+        last.retain(|address| address.is_ipv4() != ipv4);
+        last.push(free);
         chosen.push(free);
     }
     Ok(chosen)

@@ -288,7 +288,9 @@ fn route_change(
             // A device that gets another name was of ours before, or is now.
             let before = links.get(&found.index).cloned();
             let ours = is_ours(scope, &state.0) || before.is_some();
-            let changed = ours && !found.leaving && before.as_ref() != Some(&state);
+            // Going up is how a device of ours is completed, and never what harms one.
+            let rises = state.1 && before.as_ref().is_some_and(|b| (&b.0, b.2) == (&state.0, state.2));
+            let changed = ours && !found.leaving && !rises && before.as_ref() != Some(&state);
             if ours {
                 links.insert(found.index, state);
             }

@@ -16,36 +16,51 @@ use crate::model::object::{TABLE, UPLINK_PREFIX};
 ///
 /// - A packet from a container or from the tunnel must come from where its source address is
 ///   routed to: `fib` asks the very routes that deliver to that address, for both families.
-/// - Traffic within the network is not tracked; only what leaves is, to be masqueraded.
+/// - Traffic within the network is not tracked; only what leaves is, to be masqueraded. Where it
+///   goes to says which it is, because its source has been checked before.
 /// - Other nodes cannot leave through this node's uplink, and nobody comes in through it.
+///
+/// Every packet between containers passes these rules: names of devices are costly to compare, so
+/// there are few, and none once a packet is known to stay within the network.
 pub(super) fn sandbox(network: &Network) -> String {
     let mut rules = String::from(
         r#"
     chain prerouting {
         type filter hook prerouting priority raw; policy accept;
-        iifname "ve*" ip6 saddr { ::, fe80::/10 } drop comment "link-local: not routed"
-        iifname "ve*" fib saddr . iif oif missing counter drop comment "foreign-source"
-        iifname "vx0" fib saddr . iif oif missing counter drop comment "foreign-source-tunnel"
+        iif "lo" accept
+        iifname "up0" accept
+        ip6 saddr { ::, fe80::/10 } drop comment "link-local: not routed"
+        fib saddr . iif oif missing jump foreign
 "#,
     );
-    if network.internal {
-        rules.push_str("    }\n");
-        return table(&rules);
-    }
-    for (family, ipv4) in [("ip", true), ("ip6", false)] {
-        let subnets = network.subnets.iter().map(|s| s.cidr()).filter(|c| c.is_ipv4() == ipv4);
-        let subnets = subnets.map(|cidr| cidr.to_string()).collect::<Vec<_>>().join(", ");
-        if !subnets.is_empty() {
-            let _ = writeln!(
-                rules,
-                "        {family} saddr {{ {subnets} }} {family} daddr {{ {subnets} }} notrack"
-            );
+    if !network.internal {
+        for (family, ipv4) in [("ip", true), ("ip6", false)] {
+            let subnets = network.subnets.iter().map(|s| s.cidr()).filter(|c| c.is_ipv4() == ipv4);
+            let subnets: Vec<String> = subnets.map(|cidr| cidr.to_string()).collect();
+            match subnets.as_slice() {
+                [] => {}
+                // A set of one would be searched like one of many.
+                [one] => rules.push_str(&format!("        {family} daddr {one} notrack\n")),
+                many => {
+                    let many = many.join(", ");
+                    rules.push_str(&format!("        {family} daddr {{ {many} }} notrack\n"));
+                }
+            }
         }
     }
     rules.push_str(
         r#"    }
-    chain forward {
+    chain foreign {
+        iifname "vx0" counter drop comment "foreign-source-tunnel"
+        counter drop comment "foreign-source"
+    }
+"#,
+    );
+    if !network.internal {
+        rules.push_str(
+            r#"    chain forward {
         type filter hook forward priority filter; policy accept;
+        ct state untracked accept
         iifname "vx0" oifname "up0" counter drop comment "remote-to-uplink"
         iifname "up0" ct state != { established, related } counter drop comment "unsolicited"
     }
@@ -54,7 +69,8 @@ pub(super) fn sandbox(network: &Network) -> String {
         oifname "up0" masquerade
     }
 "#,
-    );
+        );
+    }
     table(&rules)
 }
 
@@ -87,8 +103,11 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
     }}
     chain output {{
         type filter hook output priority -450; policy accept;
-        udp dport {{ {ports} }} meta skuid >= 0 counter drop comment "tunnel-from-process"
-        udp dport {{ {ports} }} notrack
+        udp dport {{ {ports} }} jump sent
+    }}
+    chain sent {{
+        meta skuid >= 0 counter drop comment "tunnel-from-process"
+        notrack
     }}
     chain forward {{
         type filter hook forward priority -450; policy accept;

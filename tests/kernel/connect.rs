@@ -131,19 +131,17 @@ pub fn an_interface_that_is_taken_is_a_conflict_and_leaves_nothing() {
     assert!(!node.sh("ip -o link").contains(&taken.device().to_string()));
 }
 
-pub fn a_default_route_of_others_is_a_conflict_and_leaves_nothing() {
+pub fn a_default_route_that_is_there_stays() {
     let mut node = Node::alone();
     let container = Container::new(10);
     container.space.sh("ip link add other type bridge");
     container.space.sh("ip link set other up");
     container.space.sh("ip route add default dev other");
-    let before = container.inside();
-    let error = node.plug(&container.plug).unwrap_err();
-    assert!(matches!(&error, Error::Conflict { what, .. } if what.contains("0.0.0.0/0")), "{error}");
-    assert_eq!(container.inside(), before);
-    assert!(!node.sh("ip -o link").contains(&container.device().to_string()));
-    let plug = netctl::model::object::Plug { default_route: false, ..container.plug.clone() };
-    node.plug(&plug).unwrap();
+    node.plug(&container.plug).unwrap();
+    let routes = container.space.sh("ip route");
+    let defaults: Vec<&str> = routes.lines().filter(|line| line.starts_with("default")).collect();
+    assert!(matches!(defaults.as_slice(), [only] if only.contains("dev other")), "{routes}");
+    assert!(routes.contains("10.9.0.0/24 via 10.9.0.1"), "{routes}");
 }
 
 pub fn another_namespace_at_the_same_path_is_refused() {

@@ -36,7 +36,7 @@ fn main() {
             an_address_that_nobody_has_is_unreachable_at_once, two_hundred_containers_come_and_go,
             plugging_again_completes_what_is_missing, a_container_that_comes_back_is_connected_anew,
             unplugging_leaves_nothing, an_interface_that_is_taken_is_a_conflict_and_leaves_nothing,
-            a_default_route_of_others_is_a_conflict_and_leaves_nothing,
+            a_default_route_that_is_there_stays,
             another_namespace_at_the_same_path_is_refused, ipv6_is_switched_on_where_it_is_needed,
             the_interfaces_of_a_container_that_has_gone_are_gone;
         facts: what_was_applied_is_observed, applying_twice_is_as_good_as_once,

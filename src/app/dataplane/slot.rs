@@ -72,7 +72,7 @@ impl Slot {
 
     /// Whether containers may be connected: the rules stand, and there is a way to other nodes.
     pub(super) fn is_ready(&self) -> bool {
-        self.firewall.is_some() && self.has(Device::Tunnel)
+        self.firewall.is_some() && self.has_device(Device::Tunnel)
     }
 
     /// Puts the host's end of the uplink right, and makes the pair where it is missing.
@@ -146,7 +146,7 @@ impl Slot {
         }
         // What stands on a container's device makes sense only where the device is.
         let present = |step: &Step| match device_of(step) {
-            Some(device @ Device::Endpoint(_)) => self.has(device),
+            Some(device @ Device::Endpoint(_)) => self.has_device(device),
             _ => true,
         };
         let rest: Vec<Step> = rest.into_iter().filter(present).collect();
@@ -199,12 +199,17 @@ impl Slot {
         unplugged
     }
 
-    fn has(&self, device: Device) -> bool {
+    /// Whether an object is known to be there.
+    pub(super) fn has(&self, object: &Object) -> bool {
+        self.observed.contains(object)
+    }
+
+    fn has_device(&self, device: Device) -> bool {
         self.observed.iter().any(|object| matches!(object, Object::Link(link) if link.device == device))
     }
 
     /// Takes steps; goes on after a failure and returns the last one.
-    fn apply(&mut self, host: &mut Host, steps: &[Step]) -> Result<(), kernel::Error> {
+    pub(super) fn apply(&mut self, host: &mut Host, steps: &[Step]) -> Result<(), kernel::Error> {
         if steps.is_empty() {
             return Ok(());
         }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use super::Command;
 use super::slot::{Firewall, Left, Slot};
+use super::{Command, PlugError};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
-use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
-use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
+use crate::model::object::{self, Object, SANDBOX_PREFIX, Step, sandbox_name};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
 use crate::overlay::{self, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
@@ -35,7 +35,11 @@ pub struct Settings {
     pub resync: Duration,
 }
 
-type Reply = oneshot::Sender<Result<(), kernel::Error>>;
+type Reply<E> = oneshot::Sender<Result<(), E>>;
+/// An endpoint to plug in, and the revision that wrote it.
+type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
+/// An endpoint to unplug, and the revision that released it.
+type UnplugRequest = (EndpointId, u64, Reply<kernel::Error>);
 
 /// What this node did itself and the view may not show yet, each with its revision.
 #[derive(Default)]
@@ -47,8 +51,8 @@ struct Ahead {
 /// What has queued up.
 #[derive(Default)]
 struct Batch {
-    plugs: BTreeMap<NetworkId, Vec<(Arc<Endpoint>, u64, Reply)>>,
-    unplugs: BTreeMap<NetworkId, Vec<(EndpointId, u64, Reply)>>,
+    plugs: BTreeMap<NetworkId, Vec<PlugRequest>>,
+    unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
     stop: bool,
 }
 
@@ -71,6 +75,8 @@ pub(super) struct Worker {
     ahead: BTreeMap<NetworkId, Ahead>,
     /// Networks whose desired state may differ from what is known to be there.
     changed: BTreeSet<NetworkId>,
+    /// Endpoints that changed where nothing else did, as they were before.
+    touched: BTreeMap<NetworkId, BTreeMap<EndpointId, Option<Arc<Endpoint>>>>,
     host_changed: bool,
     /// Namespaces that must be read again; `None` is the host's.
     dirty: BTreeSet<Option<NetworkId>>,
@@ -107,6 +113,7 @@ impl Worker {
             reported: BTreeMap::new(),
             ahead: BTreeMap::new(),
             changed: BTreeSet::new(),
+            touched: BTreeMap::new(),
             host_changed: true,
             dirty: BTreeSet::new(),
             check_at: None,
@@ -168,7 +175,8 @@ impl Worker {
         if !self.view.has_changed().unwrap_or(false) {
             return;
         }
-        let published = self.view.borrow_and_update().clone(); // What an incomplete snapshot lacks may well exist.
+        let published = self.view.borrow_and_update().clone();
+        // What an incomplete snapshot lacks may well exist.
         if !published.complete {
             return;
         }
@@ -176,13 +184,22 @@ impl Worker {
         let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
         let nodes_changed = !Arc::ptr_eq(&old.nodes, &new.nodes) && old.nodes != new.nodes;
         for (id, members) in &new.members {
-            let same_members = old.members.get(id).is_some_and(|before| Arc::ptr_eq(before, members));
             let same_network = match (old.networks.get(id), new.networks.get(id)) {
                 (Some(before), Some(now)) => Arc::ptr_eq(before, now),
                 _ => false,
             };
-            if nodes_changed || !same_members || !same_network {
-                self.changed.insert(*id);
+            match old.members.get(id) {
+                Some(before) if same_network && !nodes_changed => {
+                    if !Arc::ptr_eq(before, members) {
+                        let touched = self.touched.entry(*id).or_default();
+                        for (endpoint, before) in differences(&before.endpoints, &members.endpoints) {
+                            touched.entry(endpoint).or_insert(before);
+                        }
+                    }
+                }
+                _ => {
+                    self.changed.insert(*id);
+                }
             }
         }
         let used = |snapshot: &Snapshot| -> Vec<NetworkId> {
@@ -224,14 +241,12 @@ impl Worker {
         endpoints
     }
 
-    fn plug(&mut self, id: NetworkId, requests: Vec<(Arc<Endpoint>, u64, Reply)>) {
+    fn plug(&mut self, id: NetworkId, requests: Vec<PlugRequest>) {
         let network = match self.ready_slot(id) {
             Ok(network) => network,
             Err(reason) => {
                 for (_, _, reply) in requests {
-                    let source = std::io::Error::other(reason.clone());
-                    let _ = reply
-                        .send(Err(kernel::Error::System { action: "plug the endpoint in", source }));
+                    let _ = reply.send(Err(PlugError::NotReady(reason.clone())));
                 }
                 return;
             }
@@ -254,9 +269,10 @@ impl Worker {
                 ahead.added.insert(endpoint.id, (endpoint, revision));
             }
             // The caller may have given up; then reconciliation finds what to do.
-            let _ = reply.send(result);
+            let _ = reply.send(result.map_err(PlugError::Refused));
         }
     }
+
     /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
     /// gives the network, or says what is missing.
     fn ready_slot(&mut self, id: NetworkId) -> Result<Arc<Versioned<Network>>, String> {
@@ -273,7 +289,7 @@ impl Worker {
         Err(format!("network {} is not complete on this node: {}", network.name, self.failure))
     }
 
-    fn unplug(&mut self, network: NetworkId, requests: Vec<(EndpointId, u64, Reply)>) {
+    fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {
         let ahead = self.ahead.entry(network).or_default();
         for (id, revision, _) in &requests {
             ahead.added.remove(id);
@@ -347,6 +363,11 @@ impl Worker {
         if self.host_changed {
             self.converge_host();
         }
+        for (id, touched) in std::mem::take(&mut self.touched) {
+            if !self.changed.contains(&id) && !self.converge_endpoints(id, &touched) {
+                self.changed.insert(id);
+            }
+        }
         for id in std::mem::take(&mut self.changed) {
             self.converge_network(id);
         }
@@ -391,7 +412,8 @@ impl Worker {
             desired.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         for error in self.host.remove_uplinks_but(&wanted) {
             warn!(%error, "uplink not removed");
-        } // An uplink is one pair: it is made with its sandbox, here its host end is put right.
+        }
+        // An uplink is one pair: it is made with its sandbox, here its host end is put right.
         let mut outcome = Ok(());
         for uplink in &desired.uplinks {
             let id = uplink.name.strip_prefix(object::UPLINK_PREFIX).and_then(|id| id.parse().ok());
@@ -400,6 +422,57 @@ impl Worker {
             }
         }
         outcome
+    }
+
+    /// An endpoint of a network: as the snapshot has it, or what this node did since.
+    fn endpoint(&self, network: NetworkId, id: EndpointId) -> Option<&Arc<Endpoint>> {
+        let ahead = self.ahead.get(&network);
+        if ahead.is_some_and(|ahead| ahead.removed.contains_key(&id)) {
+            return None;
+        }
+        let added = ahead.and_then(|ahead| ahead.added.get(&id)).map(|(endpoint, _)| endpoint);
+        added.or_else(|| self.snapshot.members.get(&network)?.endpoints.get(&id))
+    }
+
+    /// Brings what belongs to some endpoints to the desired state: the work does not grow with
+    /// the network. `false`: this is more than adding or removing, and the whole network must
+    /// converge.
+    fn converge_endpoints(
+        &mut self,
+        id: NetworkId,
+        touched: &BTreeMap<EndpointId, Option<Arc<Endpoint>>>,
+    ) -> bool {
+        let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
+        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let objects = |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, endpoint);
+        let before: Vec<&Endpoint> = touched.values().flatten().map(Arc::as_ref).collect();
+        let now = touched.keys().filter_map(|endpoint| self.endpoint(id, *endpoint));
+        let wanted: BTreeSet<Object> = now.flat_map(|endpoint| objects(endpoint)).collect();
+        let mut gone: BTreeSet<Object> = before.iter().flat_map(|endpoint| objects(endpoint)).collect();
+        gone.retain(|object| !wanted.contains(object) && slot.has(object));
+        if !gone.is_empty() {
+            // Endpoints of one node share the way to it.
+            let nodes: BTreeSet<&NodeName> = before.iter().map(|endpoint| &endpoint.node).collect();
+            let members = self.snapshot.members.get(&id).into_iter().flat_map(|m| m.endpoints.values());
+            for endpoint in members.filter(|endpoint| nodes.contains(&endpoint.node)) {
+                for object in objects(endpoint) {
+                    gone.remove(&object);
+                }
+            }
+        }
+        let missing: Vec<Object> = wanted.into_iter().filter(|object| !slot.has(object)).collect();
+        let devices = missing.iter().chain(&gone).any(|object| matches!(object, Object::Link(_)));
+        if devices || (!gone.is_empty() && !missing.is_empty()) {
+            return false;
+        }
+        let steps: Vec<Step> =
+            gone.into_iter().rev().map(Step::Remove).chain(missing.into_iter().map(Step::Add)).collect();
+        let done =
+            self.slots.get_mut(&id).is_some_and(|slot| slot.apply(&mut self.host, &steps).is_ok());
+        if !done {
+            self.retry(Some(id));
+        }
+        true
     }
 
     fn converge_network(&mut self, id: NetworkId) {
@@ -419,7 +492,8 @@ impl Worker {
         let endpoints = self.endpoints(id);
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
         let desired = overlay::sandbox(around, &network, endpoints.values().map(Arc::as_ref));
-        let Some(slot) = self.slots.get_mut(&id) else { return }; // A namespace's inode means nothing after a reboot.
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
         let plug_of = |endpoint| {
             endpoints.get(&endpoint).filter(this_boot).map(|e| overlay::plug(&self.me, &network, e))
@@ -483,4 +557,24 @@ impl Worker {
             }
         }
     }
+}
+
+type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+
+/// The endpoints in which two versions of a network differ, as they were before.
+fn differences(before: &Endpoints, now: &Endpoints) -> Vec<(EndpointId, Option<Arc<Endpoint>>)> {
+    let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
+    let mut new = now.iter().peekable();
+    let mut found = Vec::new();
+    for (id, was) in before {
+        while let Some((added, _)) = new.next_if(|(other, _)| *other < id) {
+            found.push((*added, None));
+        }
+        match new.next_if(|(other, _)| *other == id) {
+            Some((_, is)) if same(was, is) => {}
+            _ => found.push((*id, Some(was.clone()))),
+        }
+    }
+    found.extend(new.map(|(added, _)| (*added, None)));
+    found
 }

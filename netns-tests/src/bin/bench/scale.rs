@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netctl::cluster::{Claim, Cluster};
+use netctl::cluster::{Claim, Cluster, Cursor};
 use netctl::model::{Attachment, MacAddr, Network, NodeId, NodeName, Versioned};
 use netctl::store::etcd::{Etcd as Store, EtcdConfig};
 use tokio::task::JoinSet;
@@ -122,7 +122,7 @@ fn converge(ground: &Ground, count: usize, report: &mut Report) {
     };
     let etcd = ground.world.etcd();
     let node = ground.world.node("member");
-    let config = plain(Config::etcd(&etcd));
+    let config = plain(Config::etcd(&etcd)).store("timeout", "2s");
     let agent = node.agent(&config);
     node.ok(&format!("network create {NETWORK} --subnet {SUBNET}"));
     let remote = REMOTE_NODES * PER_NODE;
@@ -244,7 +244,9 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
             any_interface: false,
             labels: std::collections::BTreeMap::new(),
         };
-        let claimed = cluster.claim(&network, &claim, &std::collections::BTreeMap::new(), &[]).await;
+        let claimed = cluster
+            .claim(&network, &claim, &std::collections::BTreeMap::new(), &Cursor::default())
+            .await;
         claimed.expect("the address is free");
     }
 }

@@ -1,11 +1,10 @@
 //! Probes of a path: rates between two namespaces.
 //!
-//! Both ends are threads of this process with their cores fixed: where the scheduler puts them
-//! would decide the rates of small packets.
+//! Both ends are threads of this process. Where only one packet is under way at a time their cores
+//! are fixed: where the scheduler puts them would decide the rate.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +12,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use world::{Process, Space, output, wait_for};
@@ -100,35 +98,30 @@ impl Path {
         rate
     }
 
-    /// TCP round trips of 64 bytes per second, with one outstanding on each of `connections`.
+    /// TCP round trips of 64 bytes per second, with one outstanding on each of `connections`: a
+    /// thread for each end of each.
     ///
     /// With one connection both ends share a core: else it would be the time of a wake-up on
     /// another core that is measured.
     pub fn round_trips(&self, connections: usize, time: Duration) -> f64 {
-        let server_core = usize::from(connections > 1);
+        let single = connections == 1;
         let address = self.at(PORT);
         let listener = self.server.enter(|| TcpListener::bind(address)).expect("the port is free");
-        let server = thread::spawn(move || {
-            pin(server_core);
-            let accepted = || listener.accept().expect("a connection comes").0;
-            let streams: Vec<_> = (0..connections).map(|_| accepted()).collect();
-            echo(&streams, || false)
-        });
-        let client = self.client.spawn(move || {
-            pin(0);
-            let connect = |_| TcpStream::connect(address).expect("the server accepts");
-            let streams: Vec<_> = (0..connections).map(connect).collect();
-            for mut stream in &streams {
-                stream.write_all(&[0; 64]).expect("a new connection takes 64 bytes");
-            }
-            let start = Instant::now();
-            echo(&streams, || start.elapsed() >= WARM_UP);
-            let start = Instant::now();
-            let count = echo(&streams, || start.elapsed() >= time);
-            count as f64 / start.elapsed().as_secs_f64()
-        });
-        let rate = client.join().expect("the client did not panic");
-        server.join().expect("the server did not panic");
+        let (stop, count) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let mut ends = Vec::with_capacity(2 * connections);
+        for _ in 0..connections {
+            let client = self.client.enter(|| TcpStream::connect(address)).expect("the server accepts");
+            let (server, _) = listener.accept().expect("a connection comes");
+            let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
+            ends.push(thread::spawn(move || ask(client, single, &stop, &count)));
+            ends.push(thread::spawn(move || answer(server, single)));
+        }
+        thread::sleep(WARM_UP);
+        let (start, before) = (Instant::now(), count.load(Ordering::Relaxed));
+        thread::sleep(time);
+        let rate = (count.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.join().expect("no end panicked"));
         rate
     }
 
@@ -178,45 +171,31 @@ impl Path {
     }
 }
 
-/// Sends back what comes on the connections, until the time is over or all have ended; returns how
-/// many times.
-fn echo(streams: &[TcpStream], over: impl Fn() -> bool) -> u64 {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll can be made");
-    for (number, stream) in streams.iter().enumerate() {
-        stream.set_nodelay(true).expect("a socket has an option");
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
-        epoll.add(stream.as_fd(), event).expect("a socket can be waited for");
-    }
-    let (mut count, mut open) = (0, streams.len());
-    let mut events = vec![EpollEvent::empty(); streams.len()];
+/// Asks and waits for the answer, again and again.
+fn ask(mut stream: TcpStream, pinned: bool, stop: &AtomicBool, count: &AtomicU64) {
+    prepare(&stream, pinned);
     let mut buffer = [0; 64];
-    while open > 0 && !over() {
-        let ready = match epoll.wait(&mut events, EpollTimeout::from(100_u8)) {
-            Ok(ready) => ready,
-            Err(nix::Error::EINTR) => continue,
-            Err(error) => panic!("wait for sockets: {error}"),
-        };
-        for event in &events[..ready] {
-            let mut stream = &streams[event.data() as usize];
-            match stream.read(&mut buffer) {
-                Ok(length @ 1..) => {
-                    // An end that has stopped takes nothing any more; then reading says so.
-                    let _ = stream.write_all(&buffer[..length]);
-                    count += 1;
-                }
-                Ok(0) => {
-                    open -= 1;
-                    epoll.delete(stream.as_fd()).expect("it was added");
-                }
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
-                    open -= 1;
-                    epoll.delete(stream.as_fd()).expect("it was added");
-                }
-                Err(error) => panic!("read: {error}"),
-            }
-        }
+    while !stop.load(Ordering::Relaxed) {
+        stream.write_all(&buffer).expect("the server is there");
+        stream.read_exact(&mut buffer).expect("the server answers");
+        count.fetch_add(1, Ordering::Relaxed);
     }
-    count
+}
+
+/// Sends back what comes, until the other end has gone.
+fn answer(mut stream: TcpStream, pinned: bool) {
+    prepare(&stream, pinned);
+    let mut buffer = [0; 64];
+    while stream.read_exact(&mut buffer).is_ok() {
+        stream.write_all(&buffer).expect("the client is there");
+    }
+}
+
+fn prepare(stream: &TcpStream, pinned: bool) {
+    stream.set_nodelay(true).expect("a socket has an option");
+    if pinned {
+        pin(0);
+    }
 }
 
 /// Keeps the calling thread on one core; a machine with one core has only that.
