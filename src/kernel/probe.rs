@@ -11,8 +11,9 @@ use super::netns::Netns;
 use super::{Error, nft};
 use crate::model::{MacAddr, Vni};
 
-/// The oldest kernel that has all we use: IPv4 routes through IPv6 next hops (5.2), and room.
-const OLDEST: (u32, u32) = (5, 4);
+/// The oldest kernel that is supported: it has all we use (IPv4 routes through IPv6 next hops came
+/// with 5.2), and is the oldest with long-term support.
+const OLDEST: (u32, u32) = (5, 10);
 /// From this kernel on an address keeps our mark (`IFA_PROTO`).
 const ADDRESS_PROTOCOL: (u32, u32) = (5, 18);
 /// Capability numbers (include/uapi/linux/capability.h).
