@@ -18,7 +18,7 @@ use netctl::api::ErrorCode;
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, tcgetpgrp};
 
 /// Longer than anything here takes; reaching it is a failure.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -282,8 +282,7 @@ fn what_the_command_leaves_running_ends_with_it() {
 #[test]
 fn orphans_are_reaped_by_process_1() {
     // The grandchild's parent ends first, so process 1 inherits it and must wait for it.
-    let script = "(sh -c 'sleep 0.01 & echo $! > /dev/shm/netctl-orphan'); \
-                  pid=$(cat /dev/shm/netctl-orphan); rm /dev/shm/netctl-orphan; \
+    let script = "pid=$(sh -c 'sleep 0.01 > /dev/null & echo $!'); \
                   while [ -e /proc/$pid ]; do sleep 0.01; done; echo reaped";
     assert_eq!(printed(&agent(), &[], script), "reaped\n");
 }
@@ -312,6 +311,16 @@ fn signals_reach_the_command_once() {
         assert_eq!(text, "1\n", "{name}");
     }
     nothing_remains(&agent);
+}
+
+#[test]
+fn a_signal_from_inside_to_process_1_does_not_come_back() {
+    // Process 1 reads signals by their number: when it has reaped the orphan (SIGCHLD) it has seen
+    // the SIGUSR1 as well.
+    let script = "trap 'echo back' USR1; kill -USR1 1; \
+                  pid=$(sh -c 'sleep 0.01 > /dev/null & echo $!'); \
+                  while [ -e /proc/$pid ]; do sleep 0.01; done; echo alone";
+    assert_eq!(printed(&agent(), &[], script), "alone\n");
 }
 
 #[test]
@@ -375,7 +384,7 @@ fn expect(terminal: &mut File, text: &str) -> String {
 }
 
 #[test]
-fn ctrl_c_reaches_the_command_alone_and_once() {
+fn ctrl_c_reaches_the_command_and_not_netctl() {
     let agent = agent();
     let script = "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.01; done";
     let (mut child, mut terminal) = on_terminal(&agent, script);
@@ -411,8 +420,14 @@ fn an_interactive_shell_has_job_control() {
     seen += &expect(&mut terminal, "status 143");
     terminal.write_all(b"sleep 1000\n").unwrap();
     let shell = only_child(init_of(&child)).unwrap();
-    let sleeping = || only_child(shell).is_some();
-    wait_until("the shell runs sleep", sleeping);
+    // Not before the job has the foreground, else the shell itself is meant.
+    let in_front = || {
+        let job = only_child(shell).filter(|job| {
+            fs::read_to_string(format!("/proc/{job}/comm")).is_ok_and(|name| name == "sleep\n")
+        });
+        job.is_some_and(|job| tcgetpgrp(&terminal) == Ok(Pid::from_raw(job as i32)))
+    };
+    wait_until("sleep has the terminal", in_front);
     terminal.write_all(b"\x03").unwrap();
     terminal.write_all(b"echo status $?\nexit 8\n").unwrap();
     seen += &expect(&mut terminal, "status 130");

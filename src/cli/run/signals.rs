@@ -116,3 +116,30 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(signal: Signal, code: i32, sender: u32) -> Option<Received> {
+        // SAFETY: a record of numbers only; zero is a value of each.
+        let mut info: siginfo = unsafe { std::mem::zeroed() };
+        (info.ssi_signo, info.ssi_code, info.ssi_pid) = (signal as u32, code, sender);
+        Received::new(&info)
+    }
+
+    #[test]
+    fn who_sent_a_signal_is_seen() {
+        let signal = Signal::SIGINT;
+        for (code, sender, from_terminal, from_outside) in [
+            (libc::SI_KERNEL, 0, true, false),
+            (libc::SI_USER, 0, false, true),
+            (libc::SI_USER, 7, false, false),
+        ] {
+            let expected = Received::Forward { signal, from_terminal, from_outside };
+            assert_eq!(received(signal, code, sender), Some(expected));
+        }
+        assert_eq!(received(Signal::SIGCHLD, libc::CLD_EXITED, 7), Some(Received::Child));
+        assert_eq!(received(Signal::SIGALRM, libc::SI_USER, 0), None);
+    }
+}
