@@ -204,8 +204,12 @@ impl Slot {
         self.observed.contains(object)
     }
 
-    fn has_device(&self, device: Device) -> bool {
-        self.observed.iter().any(|object| matches!(object, Object::Link(link) if link.device == device))
+    /// Whether a device is known to be there.
+    pub(super) fn has_device(&self, device: Device) -> bool {
+        // Links come first, and they are ordered by device first.
+        let lowest = Link { device, kind: object::LinkKind::Loopback, mtu: 0, up: false };
+        let next = self.observed.range(Object::Link(lowest)..).next();
+        matches!(next, Some(Object::Link(link)) if link.device == device)
     }
 
     /// Takes steps; goes on after a failure and returns the last one.

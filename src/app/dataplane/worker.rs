@@ -12,7 +12,7 @@ use super::{Command, PlugError};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
-use crate::model::object::{self, Object, SANDBOX_PREFIX, Step, sandbox_name};
+use crate::model::object::{self, Device, Object, SANDBOX_PREFIX, Step, sandbox_name};
 use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
 use crate::overlay::{self, Surroundings};
 
@@ -22,6 +22,10 @@ const DEBOUNCE: Duration = Duration::from_millis(30);
 const HOST: &str = "host";
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a new endpoint of this node may wait for its request to be plugged in, before it is
+/// plugged in without one.
+const PLUG_GRACE: Duration = Duration::from_secs(1);
 
 /// How soon an endpoint whose container is gone is reported again, if it is still there.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
@@ -77,6 +81,8 @@ pub(super) struct Worker {
     changed: BTreeSet<NetworkId>,
     /// Endpoints that changed where nothing else did, as they were before.
     touched: BTreeMap<NetworkId, BTreeMap<EndpointId, Option<Arc<Endpoint>>>>,
+    /// New endpoints of this node that somebody is about to have plugged in, and until when.
+    expected: BTreeMap<EndpointId, (NetworkId, Instant)>,
     host_changed: bool,
     /// Namespaces that must be read again; `None` is the host's.
     dirty: BTreeSet<Option<NetworkId>>,
@@ -114,6 +120,7 @@ impl Worker {
             ahead: BTreeMap::new(),
             changed: BTreeSet::new(),
             touched: BTreeMap::new(),
+            expected: BTreeMap::new(),
             host_changed: true,
             dirty: BTreeSet::new(),
             check_at: None,
@@ -332,6 +339,7 @@ impl Worker {
             return;
         }
         self.check_at = None;
+        self.give_up_expecting(now);
         for namespace in std::mem::take(&mut self.dirty) {
             match namespace {
                 None => self.read_host_again(),
@@ -344,6 +352,21 @@ impl Worker {
                     }
                 }
             }
+        }
+    }
+
+    /// Endpoints that nobody asked for in time are plugged in with the rest of their network.
+    fn give_up_expecting(&mut self, now: Instant) {
+        let slots = &self.slots;
+        self.expected.retain(|id, (network, _)| {
+            slots.get(network).is_some_and(|slot| !slot.has_device(Device::Endpoint(*id)))
+        });
+        for (network, _) in self.expected.extract_if(.., |_, (_, until)| *until <= now).map(|(_, of)| of)
+        {
+            self.changed.insert(network);
+        }
+        if let Some(until) = self.expected.values().map(|(_, until)| *until).min() {
+            self.check_within(until.saturating_duration_since(now));
         }
     }
 
@@ -447,7 +470,16 @@ impl Worker {
         let objects = |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, endpoint);
         let before: Vec<&Endpoint> = touched.values().flatten().map(Arc::as_ref).collect();
         let now = touched.keys().filter_map(|endpoint| self.endpoint(id, *endpoint));
-        let wanted: BTreeSet<Object> = now.flat_map(|endpoint| objects(endpoint)).collect();
+        // One that was written just now: who wrote it is about to ask for it.
+        let is_new = |e: &Endpoint| touched.get(&e.id).is_some_and(Option::is_none);
+        let (expected, now): (Vec<_>, Vec<_>) = now.partition(|endpoint| {
+            endpoint.node == self.me.name
+                && is_new(endpoint)
+                && !slot.has_device(Device::Endpoint(endpoint.id))
+        });
+        let now_is = Instant::now();
+        let expected: Vec<_> = expected.into_iter().map(|e| (e.id, (id, now_is + PLUG_GRACE))).collect();
+        let wanted: BTreeSet<Object> = now.into_iter().flat_map(|endpoint| objects(endpoint)).collect();
         let mut gone: BTreeSet<Object> = before.iter().flat_map(|endpoint| objects(endpoint)).collect();
         gone.retain(|object| !wanted.contains(object) && slot.has(object));
         if !gone.is_empty() {
@@ -471,6 +503,10 @@ impl Worker {
             self.slots.get_mut(&id).is_some_and(|slot| slot.apply(&mut self.host, &steps).is_ok());
         if !done {
             self.retry(Some(id));
+        }
+        if !expected.is_empty() {
+            self.expected.extend(expected);
+            self.check_within(PLUG_GRACE);
         }
         true
     }
