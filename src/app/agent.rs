@@ -1,7 +1,7 @@
 //! What the agent does on request: the operations behind the API.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::gate::Gate;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
-use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Cursor, Defaults, View};
+use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Defaults, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
     Attachment, Endpoint, EndpointId, IfName, Name, Network, NetworkId, NetworkSpec, Node, NodeName,
@@ -39,7 +39,6 @@ pub(super) struct Agent {
     pub(super) defaults: Defaults,
     pub(super) boot: String,
     /// Where the search for a free address goes on, on each network.
-    cursors: Mutex<BTreeMap<NetworkId, Arc<Cursor>>>,
     /// Attaches of one namespace come one after the other.
     attaching: Gate<u64>,
 }
@@ -59,8 +58,8 @@ impl Agent {
         defaults: Defaults,
         boot: String,
     ) -> Self {
-        let (cursors, attaching) = (Mutex::default(), Gate::new());
-        Self { me, cluster, view, dataplane, defaults, boot, cursors, attaching }
+        let attaching = Gate::new();
+        Self { me, cluster, view, dataplane, defaults, boot, attaching }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -172,9 +171,7 @@ impl Agent {
             labels: request.labels,
         };
         let snapshot = self.snapshot();
-        let nothing = BTreeMap::new();
-        let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
-        match self.cluster.claim(&network, &claim, taken, &self.cursor(network.id)).await? {
+        match self.cluster.claim(&network, &claim, &snapshot.alive).await? {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
                 let endpoint = Arc::new(endpoint);
@@ -183,11 +180,6 @@ impl Agent {
                 Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
             }
         }
-    }
-
-    fn cursor(&self, network: NetworkId) -> Arc<Cursor> {
-        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
-        cursors.entry(network).or_default().clone()
     }
 
     /// The network, also when it is created while we look.

@@ -178,7 +178,10 @@ fn design(
     Ok(Network {
         id: NetworkId::random(&mut rand::rng()),
         name: spec.name.clone(),
-        subnets: choose_subnets(spec, defaults, existing)?,
+        subnets: choose_subnets(spec, defaults, existing)?
+            .into_iter()
+            .map(|subnet| subnet.with_blocks_for(existing.nodes.len()))
+            .collect(),
         vni: choose_vni(spec.vni, defaults, &existing.networks)?,
         uplink: choose_uplink(&existing.networks)?,
         mtu: spec.mtu,

@@ -14,7 +14,7 @@ use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, Device, Object, SANDBOX_PREFIX, Step, sandbox_name};
 use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
-use crate::overlay::{self, Surroundings};
+use crate::overlay::{self, Blocks, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
 const DEBOUNCE: Duration = Duration::from_millis(30);
@@ -196,7 +196,11 @@ impl Worker {
                 _ => false,
             };
             match old.members.get(id) {
-                Some(before) if same_network && !nodes_changed => {
+                Some(before)
+                    if same_network
+                        && !nodes_changed
+                        && same_blocks(&before.blocks, &members.blocks, &self.me.name) =>
+                {
                     if !Arc::ptr_eq(before, members) {
                         let touched = self.touched.entry(*id).or_default();
                         for (endpoint, before) in differences(&before.endpoints, &members.endpoints) {
@@ -264,8 +268,10 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let results = slot.plug(&plugs);
         let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
-        let objects = objects
-            .flat_map(|((endpoint, ..), _)| overlay::endpoint_objects(around, &network, endpoint));
+        let blocks = blocks_of(&self.snapshot, id);
+        let objects = objects.flat_map(|((endpoint, ..), _)| {
+            overlay::endpoint_objects(around, &network, &blocks, endpoint)
+        });
         if let Err(error) = slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
             self.failure = error.to_string();
             self.retry(Some(id));
@@ -467,7 +473,9 @@ impl Worker {
     ) -> bool {
         let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
-        let objects = |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, endpoint);
+        let blocks = blocks_of(&self.snapshot, id);
+        let objects =
+            |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, &blocks, endpoint);
         let before: Vec<&Endpoint> = touched.values().flatten().map(Arc::as_ref).collect();
         let now = touched.keys().filter_map(|endpoint| self.endpoint(id, *endpoint));
         // One that was written just now: who wrote it is about to ask for it.
@@ -483,7 +491,10 @@ impl Worker {
         let mut gone: BTreeSet<Object> = before.iter().flat_map(|endpoint| objects(endpoint)).collect();
         gone.retain(|object| !wanted.contains(object) && slot.has(object));
         if !gone.is_empty() {
-            // Endpoints of one node share the way to it.
+            // Endpoints and blocks of one node share the way to it.
+            for object in overlay::block_objects(around, &network, &blocks) {
+                gone.remove(&object);
+            }
             let nodes: BTreeSet<&NodeName> = before.iter().map(|endpoint| &endpoint.node).collect();
             let members = self.snapshot.members.get(&id).into_iter().flat_map(|m| m.endpoints.values());
             for endpoint in members.filter(|endpoint| nodes.contains(&endpoint.node)) {
@@ -527,7 +538,8 @@ impl Worker {
         }
         let endpoints = self.endpoints(id);
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
-        let desired = overlay::sandbox(around, &network, endpoints.values().map(Arc::as_ref));
+        let blocks = blocks_of(&self.snapshot, id);
+        let desired = overlay::sandbox(around, &network, &blocks, endpoints.values().map(Arc::as_ref));
         let Some(slot) = self.slots.get_mut(&id) else { return };
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
@@ -596,6 +608,20 @@ impl Worker {
 }
 
 type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+
+/// Whose each block of a network's addresses is.
+fn blocks_of(snapshot: &Snapshot, network: NetworkId) -> Arc<Blocks> {
+    snapshot.members.get(&network).map(|members| members.blocks.clone()).unwrap_or_default()
+}
+
+/// Whether the blocks of other nodes are the same: this node's own mean nothing to it.
+fn same_blocks(before: &Arc<Blocks>, now: &Arc<Blocks>, me: &NodeName) -> bool {
+    let others = |blocks: &Arc<Blocks>| -> Vec<_> {
+        let of_others = blocks.iter().filter(|(_, node)| *node != me);
+        of_others.map(|(range, node)| (*range, node.clone())).collect()
+    };
+    Arc::ptr_eq(before, now) || others(before) == others(now)
+}
 
 /// The endpoints in which two versions of a network differ, as they were before.
 fn differences(before: &Endpoints, now: &Endpoints) -> Vec<(EndpointId, Option<Arc<Endpoint>>)> {
