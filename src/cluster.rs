@@ -27,6 +27,8 @@ pub use view::{Health, View};
 
 /// How often a change is tried again when others were faster, before it is given up.
 const TRIES: usize = 64;
+/// How many keys one transaction deletes: etcd takes 128 operations by default.
+const BATCH: usize = 100;
 
 /// Why a change was not made.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use rand::Rng as _;
 
-use super::{Cluster, ClusterError, TRIES, encode, keys};
+use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
 use crate::ipam::{Block, Ledger, Proposal};
 use crate::model::snapshot::Holder;
 use crate::model::{
@@ -217,9 +218,20 @@ impl Cluster {
         ledgers.entry(network).or_insert_with(new).clone()
     }
 
-    /// Forgets a network's addresses: nobody keeps them current any more.
-    pub(super) fn forget_ledger(&self, network: NetworkId) {
-        lock(&self.ledgers).remove(&network);
+    /// Forgets a network's addresses, because this node does not use it any more, and gives its
+    /// blocks back.
+    pub(super) async fn leave_blocks(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let Some(ledger) = lock(&self.ledgers).remove(&network) else { return Ok(()) };
+        let own: Vec<_> = lock(&ledger).own_blocks().collect();
+        for batch in own.chunks(BATCH) {
+            let delete = |transaction: Transaction, (range, revision): &(IpNetwork, u64)| {
+                let key = keys::block(network, *range);
+                transaction.modified(&key, Revision(*revision)).delete(key)
+            };
+            // Should one have been taken over meanwhile, the others stay until somebody needs them.
+            self.commit(batch.iter().fold(Transaction::new(), delete)).await?;
+        }
+        Ok(())
     }
 
     /// Reads a network's addresses and blocks, as the store has them now.
@@ -320,6 +332,15 @@ impl Cluster {
                     Some(lease) => transaction.put_leased(key, [], lease),
                     None => transaction.delete(key),
                 };
+            }
+            if !resting {
+                // A block that was taken for this endpoint alone.
+                let ledger = self.ledger(found.network);
+                let blocks = found.addresses.iter().filter_map(|a| lock(&ledger).last_of_block(*a));
+                for (range, revision) in blocks {
+                    let key = keys::block(found.network, range);
+                    transaction = transaction.modified(&key, Revision(revision)).delete(key);
+                }
             }
             match self.commit(transaction).await {
                 Ok(Outcome::Committed(Revision(revision))) => return Ok(Some(revision)),

@@ -4,14 +4,11 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use super::{Cluster, ClusterError, TRIES, decode, encode, keys};
+use super::{BATCH, Cluster, ClusterError, TRIES, decode, encode, keys};
 use crate::ipam::pool;
 use crate::model::node::UPLINK_COUNT;
 use crate::model::{Endpoint, Network, NetworkId, NetworkSpec, Node, Subnet, Versioned, Vni};
 use crate::store::{Outcome, Revision, Transaction};
-
-/// How many keys one transaction deletes: etcd takes 128 operations by default.
-const BATCH: usize = 100;
 
 /// What a network gets when its creator leaves it open.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -284,7 +284,13 @@ impl Follower {
         if let Some(followed) = self.followed.remove(&network) {
             followed.watch.abort();
             self.now.snapshot.members.remove(&network);
-            self.cluster.forget_ledger(network);
+            let cluster = Arc::clone(&self.cluster);
+            tokio::spawn(async move {
+                // What stays is taken over by who needs it, once it is empty.
+                if let Err(error) = cluster.leave_blocks(network).await {
+                    warn!(%network, %error, "blocks of addresses not given back");
+                }
+            });
         }
     }
 

@@ -180,6 +180,23 @@ impl Ledger {
         &self.blocks
     }
 
+    /// This node's blocks.
+    pub fn own_blocks(&self) -> impl Iterator<Item = (IpNetwork, u64)> {
+        let own = self.blocks.iter().filter(|(_, block)| block.node == self.me);
+        own.map(|(range, block)| (*range, block.revision))
+    }
+
+    /// The block of this node in which an address is the only one that is held.
+    pub fn last_of_block(&self, address: IpAddr) -> Option<(IpNetwork, u64)> {
+        let (index, number) = self.find(address)?;
+        let span = self.spans.get(index)?;
+        let range = span.subnet.block_of(address)?;
+        let block = self.blocks.get(&range).filter(|block| block.node == self.me)?;
+        let mut without = span.clone();
+        without.free(number);
+        without.is_empty_block(number - number % span.block).then_some((range, block.revision))
+    }
+
     /// Chooses a free address of one family, and holds it as given out; `None` when every address
     /// is taken that may be given out: usable ones, within the ranges of the subnets that have one.
     ///
@@ -192,7 +209,7 @@ impl Ledger {
         spread: u128,
     ) -> Option<Proposal> {
         let family = |span: &&mut Span| span.subnet.cidr().is_ipv4() == ipv4;
-        if let Some(address) = self.spans.iter_mut().filter(family).find_map(Span::from_own_block) {
+        if let Some(address) = self.spans.iter_mut().filter(family).find_map(Span::own_free) {
             return Some(Proposal { address, block: None });
         }
         self.new_block(ipv4, spread)
@@ -388,7 +405,7 @@ impl Span {
 
     /// A free address of this node's blocks: going on behind the last one, so that an address that
     /// was freed comes late again.
-    fn from_own_block(&mut self) -> Option<IpAddr> {
+    fn own_free(&mut self) -> Option<IpAddr> {
         let here = self.cursor - self.cursor % self.block;
         let start = match self.open.range(here..).next() {
             Some(start) if *start == here => {

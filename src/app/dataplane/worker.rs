@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+use tokio::sync::{mpsc as async_mpsc, watch};
 use tracing::{info, warn};
 
+use super::batch::{Batch, PlugRequest, UnplugRequest};
+use super::changes::{blocks_of, differences, same_blocks};
 use super::slot::{Firewall, Left, Slot};
 use super::{Command, PlugError};
 use crate::cluster::Health;
@@ -14,7 +16,7 @@ use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, Device, Object, SANDBOX_PREFIX, Step, sandbox_name};
 use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
-use crate::overlay::{self, Blocks, Surroundings};
+use crate::overlay::{self, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
 const DEBOUNCE: Duration = Duration::from_millis(30);
@@ -39,25 +41,11 @@ pub struct Settings {
     pub resync: Duration,
 }
 
-type Reply<E> = oneshot::Sender<Result<(), E>>;
-/// An endpoint to plug in, and the revision that wrote it.
-type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
-/// An endpoint to unplug, and the revision that released it.
-type UnplugRequest = (EndpointId, u64, Reply<kernel::Error>);
-
 /// What this node did itself and the view may not show yet, each with its revision.
 #[derive(Default)]
 struct Ahead {
     added: BTreeMap<EndpointId, (Arc<Endpoint>, u64)>,
     removed: BTreeMap<EndpointId, u64>,
-}
-
-/// What has queued up.
-#[derive(Default)]
-struct Batch {
-    plugs: BTreeMap<NetworkId, Vec<PlugRequest>>,
-    unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
-    stop: bool,
 }
 
 pub(super) struct Worker {
@@ -139,7 +127,11 @@ impl Worker {
             };
             let mut batch = Batch::default();
             for command in first.into_iter().chain(queue.try_iter()) {
-                self.take(command, &mut batch);
+                batch.add(command);
+            }
+            if !batch.noticed.is_empty() {
+                self.dirty.append(&mut batch.noticed);
+                self.check_within(DEBOUNCE);
             }
             self.follow_view();
             // A VNI that has become free may be wanted at once.
@@ -155,25 +147,6 @@ impl Worker {
             if batch.stop {
                 return;
             }
-        }
-    }
-
-    fn take(&mut self, command: Command, batch: &mut Batch) {
-        match command {
-            Command::Sync => {}
-            Command::Plug(endpoint, revision, reply) => {
-                batch.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
-            }
-            Command::Unplug(network, id, revision, reply) => {
-                batch.unplugs.entry(network).or_default().push((id, revision, reply));
-            }
-            Command::Notice(notice) => {
-                let network =
-                    notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
-                self.dirty.insert(network);
-                self.check_within(DEBOUNCE);
-            }
-            Command::Stop => batch.stop = true,
         }
     }
 
@@ -605,38 +578,4 @@ impl Worker {
             }
         }
     }
-}
-
-type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
-
-/// Whose each block of a network's addresses is.
-fn blocks_of(snapshot: &Snapshot, network: NetworkId) -> Arc<Blocks> {
-    snapshot.members.get(&network).map(|members| members.blocks.clone()).unwrap_or_default()
-}
-
-/// Whether the blocks of other nodes are the same: this node's own mean nothing to it.
-fn same_blocks(before: &Arc<Blocks>, now: &Arc<Blocks>, me: &NodeName) -> bool {
-    let others = |blocks: &Arc<Blocks>| -> Vec<_> {
-        let of_others = blocks.iter().filter(|(_, node)| *node != me);
-        of_others.map(|(range, node)| (*range, node.clone())).collect()
-    };
-    Arc::ptr_eq(before, now) || others(before) == others(now)
-}
-
-/// The endpoints in which two versions of a network differ, as they were before.
-fn differences(before: &Endpoints, now: &Endpoints) -> Vec<(EndpointId, Option<Arc<Endpoint>>)> {
-    let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
-    let mut new = now.iter().peekable();
-    let mut found = Vec::new();
-    for (id, was) in before {
-        while let Some((added, _)) = new.next_if(|(other, _)| *other < id) {
-            found.push((*added, None));
-        }
-        match new.next_if(|(other, _)| *other == id) {
-            Some((_, is)) if same(was, is) => {}
-            _ => found.push((*id, Some(was.clone()))),
-        }
-    }
-    found.extend(new.map(|(added, _)| (*added, None)));
-    found
 }
