@@ -65,6 +65,12 @@ pub fn count(network: &Network, ipv4: bool, taken: &Taken) -> Count {
     count
 }
 
+/// How many addresses of a subnet may be given out without being asked for; saturates at
+/// `u128::MAX`.
+pub fn usable(subnet: &Subnet) -> u128 {
+    span(subnet).usable()
+}
+
 /// The addresses of one subnet that may be given out without being asked for.
 struct Span<'a> {
     subnet: &'a Subnet,
@@ -74,10 +80,12 @@ struct Span<'a> {
 }
 
 fn spans(network: &Network, ipv4: bool) -> impl Iterator<Item = Span<'_>> {
-    network.subnets.iter().filter(move |subnet| subnet.cidr().is_ipv4() == ipv4).map(|subnet| {
-        let range = subnet.range().unwrap_or(subnet.cidr());
-        Span { subnet, first: range.network(), size: size(range) }
-    })
+    network.subnets.iter().filter(move |subnet| subnet.cidr().is_ipv4() == ipv4).map(span)
+}
+
+fn span(subnet: &Subnet) -> Span<'_> {
+    let range = subnet.range().unwrap_or(subnet.cidr());
+    Span { subnet, first: range.network(), size: size(range) }
 }
 
 fn size(range: IpNetwork) -> u128 {
