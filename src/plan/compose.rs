@@ -136,7 +136,7 @@ pub fn check_stack_name(text: &str) -> Result<String, String> {
 /// where a value is used.
 ///
 /// # Errors
-/// Everything in the file that cannot be used, in the order of the file.
+/// Everything in the file that cannot be used, in the order of the file; 100 at most.
 pub fn read(
     text: &str,
     file: &str,

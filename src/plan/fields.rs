@@ -70,7 +70,7 @@ impl Reader<'_> {
     pub(super) fn problem(&mut self, field: &Field<'_>, text: impl Into<String>) {
         let (file, path, text) = (self.file.to_owned(), field.path.clone(), text.into());
         let Place { line, column } = field.place;
-        self.problems.push(Problem { file, line, column, path, text });
+        Problem { file, line, column, path, text }.keep(&mut self.problems);
     }
 
     fn other_kind<T>(&mut self, field: &Field<'_>, wanted: &str) -> Option<T> {

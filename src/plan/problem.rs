@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// How many problems of a file are kept: who has more to correct asks again.
+const MOST: usize = 100;
+
 /// Something in a file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -15,6 +18,15 @@ pub struct Problem {
     pub path: String,
     /// What is wrong, and what could be given.
     pub text: String,
+}
+
+impl Problem {
+    /// Adds the problem to those of its file, unless there are very many already.
+    pub(super) fn keep(self, problems: &mut Vec<Self>) {
+        if problems.len() < MOST {
+            problems.push(self);
+        }
+    }
 }
 
 impl fmt::Display for Problem {

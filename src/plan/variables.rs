@@ -160,7 +160,7 @@ pub fn read_file(text: &str, file: &str, environment: &Variables) -> Result<Vari
             Ok(None) => {}
             Err(text) => {
                 let (file, path) = (file.to_owned(), String::new());
-                problems.push(Problem { file, line, column: 1, path, text });
+                Problem { file, line, column: 1, path, text }.keep(&mut problems);
             }
         }
         line += start[..start.len() - rest.len()].matches('\n').count();

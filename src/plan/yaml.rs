@@ -66,7 +66,7 @@ pub(super) fn read(text: &str, file: &str, problems: &mut Vec<Problem>) -> Optio
     match builder.run(text) {
         Ok(()) => builder.root,
         Err(problem) => {
-            builder.problems.push(problem);
+            problem.keep(builder.problems);
             None
         }
     }
@@ -167,7 +167,7 @@ impl Builder<'_> {
                 }
                 Value::Null | Value::Text(_) | Value::List(_) => {
                     let problem = self.problem(place, "<< needs a map or a list of maps");
-                    self.problems.push(problem);
+                    problem.keep(self.problems);
                 }
             }
         }
@@ -224,7 +224,7 @@ impl Builder<'_> {
 
     fn twice(&mut self, key: &str, place: Place) {
         let problem = self.problem(place, format!("{key:?} is there twice"));
-        self.problems.push(problem);
+        problem.keep(self.problems);
     }
 
     fn too_deep(&self, place: Place) -> Problem {

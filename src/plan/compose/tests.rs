@@ -265,6 +265,12 @@ fn a_file_that_is_no_compose_file_is_told_so() {
     }
 }
 
+#[test]
+fn of_very_many_problems_100_are_told() {
+    let services = (0..500).map(|n| format!("  s{n}: {{scale: x, scale: y}}\n")).collect::<String>();
+    assert_eq!(wrong(&format!("services:\n{services}")).len(), 100);
+}
+
 /// Lines that files are made of, with what may be wrong in them.
 fn lines() -> impl Strategy<Value = String> {
     let key = prop::sample::select(vec![
