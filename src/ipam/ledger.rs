@@ -77,6 +77,11 @@ impl Count {
     }
 }
 
+/// How many addresses of a subnet may be given out without being asked for.
+pub fn usable(subnet: &Subnet) -> u128 {
+    Span::new(subnet).usable
+}
+
 /// The addresses of one subnet that may be given out without being asked for.
 #[derive(Debug, Clone)]
 struct Span {
