@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::model::{Endpoint, EndpointId, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName};
+use crate::model::{
+    self, Endpoint, EndpointId, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName, ServiceSpec,
+};
 
 /// What went wrong, for programs: stable over versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -82,6 +84,10 @@ pub struct NetworkView {
     pub network: Network,
     /// How many endpoints it has in the cluster.
     pub endpoints: usize,
+    /// How its IPv4 addresses are used, where it has any; unknown while the store is away.
+    pub ipv4: Option<Usage>,
+    /// How its IPv6 addresses are used.
+    pub ipv6: Option<Usage>,
     /// The MTU of its containers' interfaces on this node.
     pub effective_mtu: u32,
     /// The store's revision that wrote it last.
@@ -154,6 +160,9 @@ pub struct AttachRequest {
     /// The Ethernet address; by default a random one.
     #[serde(default)]
     pub mac: Option<MacAddr>,
+    /// The service that it belongs to: it gets one of the addresses that are kept for that.
+    #[serde(default)]
+    pub service: Option<Name>,
     /// Free text by key.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -161,6 +170,53 @@ pub struct AttachRequest {
     /// default 10 seconds.
     #[serde(default)]
     pub wait_ms: Option<u64>,
+}
+
+/// A service as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceView {
+    /// The service itself.
+    #[serde(flatten)]
+    pub service: model::Service,
+    /// The names of its networks, in the same order.
+    pub network_names: Vec<String>,
+}
+
+/// A new number of a service's containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// How many.
+    pub replicas: u32,
+}
+
+/// A request to keep addresses for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReserveRequest {
+    /// Under which name.
+    pub name: Name,
+    /// How many addresses of each network, by name or id.
+    pub networks: BTreeMap<String, u64>,
+    /// For how long, in seconds.
+    pub ttl_s: u64,
+}
+
+/// How the addresses of one family of a network are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// Addresses that may be given out. Numbers beyond 64 bits are shown as the largest.
+    pub usable: u64,
+    /// Those that endpoints have.
+    pub endpoints: u64,
+    /// Those that services have as their own.
+    pub services: u64,
+    /// Those that were freed a short while ago.
+    pub resting: u64,
+    /// Those that are kept for services' containers, and by reservations.
+    pub reserved: u64,
+    /// What is left.
+    pub free: u64,
 }
 
 /// What a detach removed.
@@ -219,6 +275,18 @@ pub trait Service: Send + Sync + 'static {
         reference: &str,
         network: Option<&str>,
     ) -> Result<Option<EndpointId>, ApiError>;
+    /// Makes a service, with all the addresses that it will need.
+    async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceView, ApiError>;
+    /// All services, by name.
+    async fn services(&self) -> Result<Vec<ServiceView>, ApiError>;
+    /// One service.
+    async fn service(&self, name: &Name) -> Result<ServiceView, ApiError>;
+    /// Changes how many containers a service has.
+    async fn scale_service(&self, name: &Name, replicas: u32) -> Result<ServiceView, ApiError>;
+    /// Removes a service.
+    async fn remove_service(&self, name: &Name) -> Result<(), ApiError>;
+    /// Keeps addresses for a while.
+    async fn reserve(&self, request: ReserveRequest) -> Result<(), ApiError>;
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
     /// One node.

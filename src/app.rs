@@ -11,6 +11,7 @@ mod front;
 mod gate;
 mod identity;
 mod join;
+mod services;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,6 +11,7 @@ mod node;
 mod output;
 mod plan;
 mod run;
+mod service;
 mod values;
 mod version;
 
@@ -38,7 +39,7 @@ Exit status:
   1  the agent refused or failed
   2  the command or one of its values cannot be used
   3  the agent cannot be reached
-  4  there is no such network, endpoint or node
+  4  there is no such network, endpoint, service or node
   5  conflict: taken, in use, or no address left
   6  not now: the store cannot be reached, or the network was not ready in time; try again
   netctl run: the status of the command it ran; 128 and the signal's number if one ended it; 126 or
@@ -71,6 +72,9 @@ enum Command {
     /// List, show, attach and detach endpoints: interfaces of containers on a network
     #[command(subcommand, visible_alias = "ep")]
     Endpoint(endpoint::Command),
+    /// Make, list, show, scale and remove services
+    #[command(subcommand, visible_alias = "svc")]
+    Service(service::Command),
     /// Run a command in namespaces of its own, plugged into a network
     Run(run::Arguments),
     /// Say whether Compose files fit into the networks' addresses, before they are deployed
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
                 Command::Network(command) => network::run(&session, command).await,
                 Command::Endpoint(command) => endpoint::run(&session, command).await,
                 Command::Node(command) => node::run(&session, command).await,
+                Command::Service(command) => service::run(&session, command).await,
                 Command::Plan(arguments) => plan::run(&session, arguments).await,
                 Command::Version => version::run(&session).await,
                 Command::Run(_) | Command::Completion(_) => Ok(Exit::Done.into()),

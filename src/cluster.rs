@@ -4,10 +4,13 @@
 //! Owns the layout of the store ([`keys`]). Every transaction also compares the cluster's identity,
 //! so a store that was wiped or exchanged refuses all of them: nobody writes into a foreign store.
 
+mod admission;
 pub mod endpoints;
 mod keys;
 pub mod networks;
 pub mod nodes;
+mod rest;
+pub mod services;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -21,7 +24,7 @@ use crate::model::network::NetworkError;
 use crate::model::{Endpoint, EndpointId, Name, NetworkId, NodeName, Snapshot, Versioned, Vni};
 use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, schema};
 
-pub use endpoints::{Claim, Claimed};
+pub use endpoints::{Claimed, EndpointRequest};
 pub use networks::Defaults;
 pub use view::{Health, View};
 
@@ -90,6 +93,16 @@ pub enum ClusterError {
         /// One of them.
         example: String,
     },
+    /// The network has services.
+    #[error(
+        "network {network} is in use by service {service}: remove it first (`netctl service rm {service}`)"
+    )]
+    HasService {
+        /// The network.
+        network: Name,
+        /// One of them.
+        service: Name,
+    },
     /// An address that the network cannot give.
     #[error("address {address} cannot be had on network {network}: {problem}")]
     Address {
@@ -112,10 +125,10 @@ pub enum ClusterError {
     },
     /// All addresses of a family are taken.
     #[error(
-        "network {network} has no free {family} address: {} usable, {} in use by endpoints, {} \
-         resting after use; add a subnet (`netctl network expand`), detach endpoints, or wait until \
-         resting ones are free",
-        count.usable, count.endpoints, count.resting
+        "network {network} has no free {family} address: {} usable, {} in use by endpoints, {} by \
+         services, {} resting after use, {} reserved; add a subnet (`netctl network expand {network} \
+         --subnet CIDR`), detach endpoints, or wait until resting ones are free",
+        count.usable, count.endpoints, count.services, count.resting, count.reserved
     )]
     Exhausted {
         /// The network.
@@ -123,7 +136,7 @@ pub enum ClusterError {
         /// `IPv4` or `IPv6`.
         family: &'static str,
         /// How its addresses are used.
-        count: Count,
+        count: Box<Count>,
     },
     /// An endpoint of that name is there, and it is another one.
     #[error("endpoint {name} exists already on network {network} and differs: {difference}")]
@@ -134,6 +147,46 @@ pub enum ClusterError {
         network: Name,
         /// In what it differs from the request.
         difference: String,
+    },
+    /// The service is not on the network.
+    #[error(
+        "service {service} does not exist on network {network}: `netctl service ls` lists those that do"
+    )]
+    NotOfService {
+        /// The service.
+        service: Name,
+        /// The network.
+        network: Name,
+    },
+    /// There is no such service.
+    #[error("service {0:?} does not exist: `netctl service ls` lists those that do")]
+    NoService(String),
+    /// There is such a service already.
+    #[error(
+        "service {0} exists already: change it (`netctl service scale {0}=N`), remove it, or choose \
+         another name"
+    )]
+    ServiceExists(Name),
+    /// A service that cannot be as it was asked for.
+    #[error("{0}")]
+    ServiceInvalid(String),
+    /// A network has fewer free addresses than are asked for.
+    #[error(
+        "network {network} has too few {family} addresses: {asked} asked for, {} free ({} usable, {} \
+         in use by endpoints, {} by services, {} resting, {} reserved), {} short; nothing was \
+         changed. Give it another subnet first: netctl network expand {network} --subnet CIDR",
+        count.free(), count.usable, count.endpoints, count.services, count.resting, count.reserved,
+        asked - count.free()
+    )]
+    TooFew {
+        /// The network.
+        network: Name,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// How many were asked for.
+        asked: u128,
+        /// How its addresses are used.
+        count: Box<Count>,
     },
     /// There is no such endpoint.
     #[error("endpoint {0:?} does not exist: `netctl endpoint ls` lists those that do")]
@@ -183,8 +236,9 @@ pub struct Cluster {
     node: NodeName,
     /// The revision that wrote the cluster's identity: as long as it stands, it is our store.
     identity: Revision,
-    rest: endpoints::Rest,
+    rest: rest::Rest,
     /// What is known of the addresses of the networks in use.
+    draws: tokio::sync::Mutex<()>,
     ledgers: Mutex<BTreeMap<NetworkId, Arc<Mutex<Ledger>>>>,
 }
 
@@ -202,7 +256,14 @@ impl Cluster {
     ) -> Result<Self, ClusterError> {
         let entry = store.get(schema::KEY).await?;
         let identity = entry.ok_or_else(|| ClusterError::Replaced(store.name()))?.modified;
-        Ok(Self { store, node, identity, rest: endpoints::Rest::new(rest), ledgers: Mutex::default() })
+        Ok(Self {
+            store,
+            node,
+            identity,
+            rest: rest::Rest::new(rest),
+            draws: tokio::sync::Mutex::default(),
+            ledgers: Mutex::default(),
+        })
     }
 
     /// The store itself.

@@ -9,13 +9,15 @@ pub mod name;
 pub mod network;
 pub mod node;
 pub mod object;
+pub mod service;
 pub mod snapshot;
 pub mod subnet;
 
 pub use endpoint::{Attachment, Endpoint};
-pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, Vni};
+pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};
 pub use name::{IfName, Name, NodeName};
 pub use network::{Network, NetworkSpec};
 pub use node::Node;
+pub use service::{EndpointMode, Reservation, Service, ServiceSpec, UpdateOrder};
 pub use snapshot::{Snapshot, Versioned};
 pub use subnet::{Subnet, SubnetError};

@@ -29,6 +29,8 @@ mod restart;
 mod run;
 #[path = "netns/security.rs"]
 mod security;
+#[path = "netns/services.rs"]
+mod services;
 #[path = "netns/single.rs"]
 mod single;
 #[path = "netns/store.rs"]
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         ("repair", repair::TESTS),
         ("restart", restart::TESTS),
         ("security", security::TESTS),
+        ("services", services::TESTS),
         ("store", store::TESTS),
     ];
     let trials = suites.into_iter().flat_map(|(suite, tests)| {

@@ -18,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, AttachRequest, Attached, Detached, EndpointView, NetworkView, NodeView, VersionView,
+    ApiError, AttachRequest, Attached, Detached, EndpointView, NetworkView, NodeView, ReserveRequest,
+    Scale, ServiceView, VersionView,
 };
-use crate::model::{EndpointId, NetworkSpec};
+use crate::model::{EndpointId, NetworkSpec, ServiceSpec};
 
 /// Where the agent's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/netctl/netctl.sock";
@@ -234,6 +235,58 @@ impl Client {
         self.get(&format!("/v1/nodes/{}", encoded(name))).await
     }
 
+    /// Makes a service.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn create_service(&self, spec: &ServiceSpec) -> Result<ServiceView, ClientError> {
+        let (status, body) = self.post("/v1/services", spec, TIMEOUT).await?;
+        self.decode(status, &body)
+    }
+
+    /// All services, by name.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn services(&self) -> Result<Vec<ServiceView>, ClientError> {
+        self.get("/v1/services").await
+    }
+
+    /// One service.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn service(&self, name: &str) -> Result<ServiceView, ClientError> {
+        self.get(&format!("/v1/services/{}", encoded(name))).await
+    }
+
+    /// Changes how many containers a service has.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn scale_service(&self, name: &str, replicas: u32) -> Result<ServiceView, ClientError> {
+        let path = format!("/v1/services/{}/scale", encoded(name));
+        let (status, body) = self.call_with(Method::PUT, &path, &Scale { replicas }, TIMEOUT).await?;
+        self.decode(status, &body)
+    }
+
+    /// Removes a service.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn remove_service(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/services/{}", encoded(name));
+        self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await.map(|_| ())
+    }
+
+    /// Keeps addresses for a while.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn reserve(&self, request: &ReserveRequest) -> Result<(), ClientError> {
+        self.post("/v1/reservations", request, TIMEOUT).await.map(|_| ())
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let (status, body) = self.call(Method::GET, path, Bytes::new(), TIMEOUT).await?;
         self.decode(status, &body)
@@ -245,8 +298,18 @@ impl Client {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
+        self.call_with(Method::POST, path, body, limit).await
+    }
+
+    async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
-        self.call(Method::POST, path, body.into(), limit).await
+        self.call(method, path, body.into(), limit).await
     }
 
     /// Makes a call; an answer that is an error becomes one.

@@ -6,6 +6,7 @@
 mod bind;
 mod extract;
 mod routes;
+mod services;
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::gate::Gate;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
-use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Defaults, View};
+use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
     Attachment, Endpoint, EndpointId, IfName, Name, Network, NetworkId, NetworkSpec, Node, NodeName,
@@ -62,7 +62,7 @@ impl Agent {
         Self { me, cluster, view, dataplane, defaults, boot, attaching }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> Snapshot {
         self.view.latest().snapshot
     }
 
@@ -72,9 +72,24 @@ impl Agent {
         Ok(self.network_view(network, 0))
     }
 
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     fn network_view(&self, network: Versioned<Network>, endpoints: usize) -> NetworkView {
         let effective_mtu = effective_mtu(&self.me, &network);
-        NetworkView { revision: network.revision, network: network.value, endpoints, effective_mtu }
+        let revision = network.revision;
+        let network = network.value;
+        NetworkView { revision, network, endpoints, ipv4: None, ipv6: None, effective_mtu }
+    }
+
+    /// The same with how its addresses are used, unless the store is away.
+    async fn with_usage(&self, view: NetworkView) -> Result<NetworkView, ApiError> {
+        match self.usage(&view.network).await {
+            Ok((ipv4, ipv6)) => Ok(NetworkView { ipv4, ipv6, ..view }),
+            Err(ClusterError::Store(StoreError::Unreachable { .. })) => Ok(view),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) async fn networks(&self) -> Result<Vec<NetworkView>, ApiError> {
@@ -97,7 +112,8 @@ impl Agent {
             };
             lost = counted.is_none();
             let endpoints = counted.unwrap_or_else(|| self.seen_endpoints(network.id));
-            views.push(self.network_view(network, endpoints));
+            let view = self.network_view(network, endpoints);
+            views.push(if lost { view } else { self.with_usage(view).await? });
         }
         Ok(views)
     }
@@ -126,7 +142,7 @@ impl Agent {
             other => {
                 let network = other?;
                 let endpoints = self.cluster.endpoint_count(network.id).await?;
-                Ok(self.network_view(network, endpoints))
+                self.with_usage(self.network_view(network, endpoints)).await
             }
         }
     }
@@ -162,22 +178,45 @@ impl Agent {
         if let Some(name) = &request.name {
             self.release_dead(network.id, name).await?;
         }
-        let claim = Claim {
+        let claim = EndpointRequest {
             name: request.name,
             addresses: request.addresses,
             mac: request.mac,
             attachment: place.attachment,
             any_interface: place.any_interface,
+            service: request.service,
             labels: request.labels,
         };
-        let snapshot = self.snapshot();
-        match self.cluster.claim(&network, &claim, &snapshot.alive).await? {
+        match self.claim(&network, &claim, deadline).await? {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
                 let endpoint = Arc::new(endpoint);
                 self.plug_new(&network, endpoint.clone(), revision, deadline).await?;
                 self.hold_until_seen(gate, network.id, revision);
                 Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
+            }
+        }
+    }
+
+    /// Has an endpoint written. One of a service, for which an address is kept, waits until one has
+    /// rested.
+    async fn claim(
+        &self,
+        network: &Versioned<Network>,
+        request: &EndpointRequest,
+        deadline: Instant,
+    ) -> Result<Claimed, ApiError> {
+        loop {
+            let alive = self.snapshot().alive;
+            match self.cluster.claim(network, request, &alive).await {
+                Err(ClusterError::Exhausted { count, .. })
+                    if request.service.is_some()
+                        && count.resting > 0
+                        && Instant::now() + PLUG_AGAIN < deadline =>
+                {
+                    tokio::time::sleep(PLUG_AGAIN).await;
+                }
+                outcome => return Ok(outcome?),
             }
         }
     }
@@ -235,12 +274,13 @@ impl Agent {
         if request.name.is_some() {
             return None;
         }
-        let claim = Claim {
+        let claim = EndpointRequest {
             name: None,
             addresses: request.addresses.clone(),
             mac: request.mac,
             attachment: place.attachment.clone(),
             any_interface: place.any_interface,
+            service: request.service.clone(),
             labels: BTreeMap::new(),
         };
         let snapshot = self.snapshot();

@@ -16,9 +16,14 @@ impl From<ClusterError> for ApiError {
             ClusterError::Replaced(_) => ErrorCode::StoreReplaced,
             ClusterError::Invalid(_)
             | ClusterError::Address { .. }
-            | ClusterError::MtuTooLarge { .. } => ErrorCode::Invalid,
-            ClusterError::NoNetwork(_) | ClusterError::NoEndpoint(_) => ErrorCode::NotFound,
+            | ClusterError::MtuTooLarge { .. }
+            | ClusterError::ServiceInvalid(_) => ErrorCode::Invalid,
+            ClusterError::NoNetwork(_)
+            | ClusterError::NoEndpoint(_)
+            | ClusterError::NoService(_)
+            | ClusterError::NotOfService { .. } => ErrorCode::NotFound,
             ClusterError::NetworkExists(_)
+            | ClusterError::ServiceExists(_)
             | ClusterError::Removing(_)
             | ClusterError::VniTaken { .. }
             | ClusterError::AddressTaken { .. }
@@ -26,8 +31,10 @@ impl From<ClusterError> for ApiError {
             | ClusterError::Ambiguous { .. }
             | ClusterError::Elsewhere { .. }
             | ClusterError::NodeTaken { .. } => ErrorCode::Conflict,
-            ClusterError::InUse { .. } => ErrorCode::InUse,
-            ClusterError::NoneLeft(..) | ClusterError::Exhausted { .. } => ErrorCode::Exhausted,
+            ClusterError::InUse { .. } | ClusterError::HasService { .. } => ErrorCode::InUse,
+            ClusterError::NoneLeft(..)
+            | ClusterError::Exhausted { .. }
+            | ClusterError::TooFew { .. } => ErrorCode::Exhausted,
         };
         Self::new(code, error.to_string())
     }

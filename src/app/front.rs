@@ -6,10 +6,10 @@ use async_trait::async_trait;
 
 use super::agent::Agent;
 use crate::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service,
-    VersionView,
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, ReserveRequest,
+    Service, ServiceView, VersionView,
 };
-use crate::model::{EndpointId, NetworkSpec, NodeName};
+use crate::model::{EndpointId, Name, NetworkSpec, NodeName, ServiceSpec};
 
 /// Answers the API from the moment the agent starts: until it belongs to its cluster, with the
 /// reason why it does not.
@@ -87,6 +87,30 @@ impl Service for Front {
         network: Option<&str>,
     ) -> Result<Option<EndpointId>, ApiError> {
         self.agent()?.detach(reference, network).await
+    }
+
+    async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceView, ApiError> {
+        self.agent()?.create_service(&spec).await
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceView>, ApiError> {
+        self.agent()?.services().await
+    }
+
+    async fn service(&self, name: &Name) -> Result<ServiceView, ApiError> {
+        self.agent()?.service(name).await
+    }
+
+    async fn scale_service(&self, name: &Name, replicas: u32) -> Result<ServiceView, ApiError> {
+        self.agent()?.scale_service(name, replicas).await
+    }
+
+    async fn remove_service(&self, name: &Name) -> Result<(), ApiError> {
+        self.agent()?.remove_service(name).await
+    }
+
+    async fn reserve(&self, request: ReserveRequest) -> Result<(), ApiError> {
+        self.agent()?.reserve(&request).await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {

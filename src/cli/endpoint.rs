@@ -90,6 +90,9 @@ pub(super) struct Attach {
     /// The Ethernet address [default: a random one]
     #[arg(long)]
     mac: Option<MacAddr>,
+    /// The service that it belongs to: it gets one of the addresses that are kept for that
+    #[arg(long)]
+    service: Option<Name>,
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
@@ -168,6 +171,7 @@ fn details(view: &EndpointView) -> Details {
         .with("Namespace", endpoint.attachment.netns.display())
         .with("Inode", endpoint.attachment.inode)
         .with("Boot", &endpoint.attachment.boot)
+        .with("Service", endpoint.service.as_ref().map_or("none", Name::as_str))
         .with_all("Labels", output::labels(&endpoint.labels))
 }
 
@@ -179,6 +183,7 @@ async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> 
         interface: attach.interface,
         addresses: attach.addresses,
         mac: attach.mac,
+        service: attach.service,
         labels: values::map(attach.labels),
         wait_ms: Some(values::milliseconds(attach.wait)),
     };

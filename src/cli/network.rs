@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
 use super::{Session, values};
-use crate::api::NetworkView;
+use crate::api::{NetworkView, Usage};
 use crate::model::{Name, NetworkSpec, Subnet, Vni};
 
 const CREATE_EXAMPLES: &str = "\
@@ -159,9 +159,10 @@ async fn ls(session: &Session, quiet: bool, filter: &[String]) -> Result<ExitCod
                 view.effective_mtu.to_string(),
                 internal.to_owned(),
                 view.endpoints.to_string(),
+                fullest(view.ipv4, view.ipv6),
             ]
         };
-        let header = ["NETWORK ID", "NAME", "SUBNETS", "VNI", "MTU", "INTERNAL", "ENDPOINTS"];
+        let header = ["NETWORK ID", "NAME", "SUBNETS", "VNI", "MTU", "INTERNAL", "ENDPOINTS", "USE"];
         output::print_table(&header, views.into_iter().map(row))?;
     }
     Ok(Exit::Done.into())
@@ -191,12 +192,44 @@ fn details(view: &NetworkView) -> Details {
         .with("Internal", if network.internal { "yes" } else { "no" })
         .with("Uplink", network.uplink)
         .with("Endpoints", view.endpoints)
+        .with_all("Addresses", [("IPv4", view.ipv4), ("IPv6", view.ipv6)].into_iter().filter_map(used))
         .with_all("Labels", output::labels(&network.labels))
         .with("Revision", view.revision);
     if network.removing {
         details = details.with("State", "is being removed");
     }
     details
+}
+
+/// From which part of its addresses on a network's use is marked, and marked as urgent.
+const MARKS: [(u128, &str); 2] = [(95, " !!"), (80, " !")];
+
+/// How many per cent of the addresses are not free.
+fn percent(usage: Usage) -> u128 {
+    let used = u128::from(usage.usable.saturating_sub(usage.free));
+    (used * 100).checked_div(usage.usable.into()).unwrap_or(0)
+}
+
+/// The use of the family that has less left, with a mark when that is little.
+fn fullest(ipv4: Option<Usage>, ipv6: Option<Usage>) -> String {
+    let highest = [ipv4, ipv6].into_iter().flatten().map(percent).max();
+    let mark =
+        |percent: u128| MARKS.iter().find(|(from, _)| percent >= *from).map_or("", |(_, mark)| mark);
+    highest.map_or("?".to_owned(), |percent| format!("{percent}%{}", mark(percent)))
+}
+
+fn used((family, usage): (&str, Option<Usage>)) -> Option<String> {
+    let usage = usage?;
+    Some(format!(
+        "{family}: {} usable, {} endpoints, {} services, {} resting, {} reserved, {} free ({}% used)",
+        usage.usable,
+        usage.endpoints,
+        usage.services,
+        usage.resting,
+        usage.reserved,
+        usage.free,
+        percent(usage)
+    ))
 }
 
 fn subnet(subnet: &Subnet) -> String {

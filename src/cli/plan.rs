@@ -6,21 +6,26 @@ mod table;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Format};
+use super::values;
+use crate::api::ReserveRequest;
+use crate::model::Name;
 use crate::plan::compose::{self, Mode, Stack};
 use crate::plan::demand::demands;
-use crate::plan::verdict::{self, NetworkVerdict, State, Stocks, Verdict};
+use crate::plan::verdict::{self, Family, NetworkVerdict, State, Stocks, Verdict};
 
 const EXAMPLES: &str = "\
 Examples:
   netctl plan stack.yml
   netctl plan shop/compose.yml mail/compose.yml --nodes 12
   netctl plan stack.yml --env-file production.env --project shop
+  netctl plan stack.yml --reserve shop --ttl 10m
   docker compose config | netctl plan - -o json | jq .networks
   netctl plan stack.yml --project shop && docker stack deploy -c stack.yml shop
 
@@ -50,6 +55,14 @@ pub(super) struct Arguments {
     /// The stack's name, where there is one FILE
     #[arg(long, value_name = "NAME", value_parser = compose::check_stack_name)]
     project: Option<String>,
+    /// Keep the addresses of the networks that are there, under this name, if all fits: services
+    /// take them over with netctl service create --reservation NAME
+    #[arg(long, value_name = "NAME")]
+    reserve: Option<Name>,
+    /// For how long they are kept
+    #[arg(long, value_name = "DURATION", default_value = "10m", requires = "reserve")]
+    #[arg(value_parser = values::wait)]
+    ttl: Duration,
 }
 
 /// Does `netctl plan`. What is wrong with the files is told before the agent is asked.
@@ -60,12 +73,19 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<ExitC
         None if stacks.iter().any(is_global) => nodes(session).await?,
         None => 0,
     };
-    let verdict = verdict::judge(demands(&stacks, nodes), &stock(session).await?);
+    let stock = stock(session).await?;
+    let verdict = verdict::judge(demands(&stacks, nodes), &stock);
     match session.format {
         Format::Json => output::print_json(&verdict)?,
         Format::Table => table::print(&verdict)?,
     }
-    refusal(&verdict).map_or_else(|| Ok(Exit::Done.into()), Err)
+    if let Some(refusal) = refusal(&verdict) {
+        return Err(refusal);
+    }
+    if let Some(name) = arguments.reserve {
+        reserve(session, name, arguments.ttl, &verdict, &stock).await?;
+    }
+    Ok(Exit::Done.into())
 }
 
 fn is_global(stack: &Stack) -> bool {
@@ -82,12 +102,32 @@ async fn stock(session: &Session) -> Result<BTreeMap<String, Stocks>, Failure> {
     let views = session.client.networks().await?;
     let each = views.into_iter().map(|view| {
         let mut stocks = verdict::stocks(&view.network.subnets);
-        for stock in stocks.values_mut() {
-            stock.free = stock.free.saturating_sub(view.endpoints as u128);
+        for (family, usage) in [(Family::Ipv4, view.ipv4), (Family::Ipv6, view.ipv6)] {
+            if let (Some(stock), Some(usage)) = (stocks.get_mut(&family), usage) {
+                stock.free = usage.free.into();
+            }
         }
         (view.network.name.to_string(), stocks)
     });
     Ok(each.collect())
+}
+
+/// Keeps what the networks that are there must give.
+async fn reserve(
+    session: &Session,
+    name: Name,
+    ttl: Duration,
+    verdict: &Verdict,
+    stock: &BTreeMap<String, Stocks>,
+) -> Result<(), Failure> {
+    let there = verdict.networks.iter().filter(|network| stock.contains_key(&network.name));
+    let networks: BTreeMap<String, u64> =
+        there.map(|network| (network.name.clone(), network.needed)).filter(|(_, n)| *n > 0).collect();
+    if networks.is_empty() {
+        return Err(Failure::failed("there is nothing to reserve: none of the networks is there yet"));
+    }
+    let request = ReserveRequest { name, networks, ttl_s: ttl.as_secs().max(1) };
+    Ok(session.client.reserve(&request).await?)
 }
 
 /// Why a deployment does not fit.

@@ -66,6 +66,9 @@ pub(super) struct Arguments {
     /// A variable for the command's environment; can be repeated
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = values::pair)]
     environment: Vec<(String, String)>,
+    /// The service that it belongs to: it gets one of the addresses that are kept for that
+    #[arg(long)]
+    service: Option<Name>,
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
@@ -112,6 +115,7 @@ impl Supervisor<'_> {
             interface: None,
             addresses: arguments.addresses.clone(),
             mac: arguments.mac,
+            service: arguments.service.clone(),
             labels: values::map(arguments.labels.clone()),
             wait_ms: Some(values::milliseconds(arguments.wait)),
         };

@@ -4,22 +4,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use rand::Rng as _;
 
+use super::admission::{Ticket, exhausted};
 use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
 use crate::ipam::{Block, Ledger, Proposal};
 use crate::model::snapshot::Holder;
 use crate::model::{
-    Attachment, Endpoint, EndpointId, MacAddr, Name, Network, NetworkId, NodeName, Versioned,
+    Attachment, Endpoint, EndpointId, MacAddr, Name, Network, NetworkId, NodeName, Reservation,
+    ServiceId, Versioned,
 };
-use crate::store::{Entry, Lease, Outcome, Revision, StoreError, Transaction};
+use crate::store::{Entry, Outcome, Revision, Transaction};
 
 /// A request for an endpoint on this node.
 #[derive(Debug, Clone)]
-pub struct Claim {
+pub struct EndpointRequest {
     /// The name; `None`: the endpoint's id.
     pub name: Option<Name>,
     /// Addresses that it must have, at most one of each family.
@@ -30,6 +31,8 @@ pub struct Claim {
     pub attachment: Attachment,
     /// Whether the interface's name was left open: then any is right.
     pub any_interface: bool,
+    /// The service that it belongs to: it gets what is kept for that.
+    pub service: Option<Name>,
     /// Free text by key.
     pub labels: BTreeMap<String, String>,
 }
@@ -43,34 +46,6 @@ pub enum Claimed {
     Existing(Endpoint),
 }
 
-/// The lease under which freed addresses rest.
-///
-/// One lease serves all addresses freed within a window, so an address rests for the time asked
-/// for and up to a window longer.
-pub(super) struct Rest {
-    time: Duration,
-    current: Mutex<Option<(Lease, Instant)>>,
-}
-
-impl Rest {
-    pub(super) fn new(time: Duration) -> Self {
-        Self { time, current: Mutex::new(None) }
-    }
-
-    fn window(&self) -> Duration {
-        (self.time / 4).max(Duration::from_secs(1))
-    }
-
-    fn current(&self) -> Option<Lease> {
-        let current = lock(&self.current);
-        current.filter(|(_, since)| since.elapsed() < self.window()).map(|(lease, _)| lease)
-    }
-
-    fn set(&self, lease: Option<Lease>) {
-        *lock(&self.current) = lease.map(|lease| (lease, Instant::now()));
-    }
-}
-
 impl Cluster {
     /// Takes addresses and writes the endpoint that has them, in one transaction.
     ///
@@ -82,14 +57,20 @@ impl Cluster {
     pub async fn claim(
         &self,
         network: &Versioned<Network>,
-        claim: &Claim,
+        claim: &EndpointRequest,
         alive: &BTreeSet<NodeName>,
     ) -> Result<Claimed, ClusterError> {
         check(network, claim)?;
         let mut network = network.clone();
         // Whether all that the store has was read for this claim.
         let mut listed = false;
+        // Endpoints of one service write one key: those of this node do so one after the other.
+        let _turn = match claim.service {
+            Some(_) => Some(self.draws.lock().await),
+            None => None,
+        };
         for attempt in 0..TRIES {
+            let ticket = self.ticket(&network, claim).await?;
             let chosen = match self.choose(&network, claim, alive, attempt) {
                 Ok(chosen) => chosen,
                 Err(_) if !listed => {
@@ -99,9 +80,11 @@ impl Cluster {
                 }
                 Err(exhausted) => return Err(exhausted),
             };
-            let endpoint = self.endpoint(&network, claim, chosen.addresses());
-            match self.commit(claiming(&endpoint, &network, &chosen)).await {
+            let endpoint = self.endpoint(&network, claim, chosen.addresses(), &ticket);
+            let transaction = ticket.stamp(network.id, claiming(&endpoint, &network, &chosen));
+            match self.commit(transaction).await {
                 Ok(Outcome::Committed(Revision(revision))) => {
+                    self.admitted(&network, &ticket, &chosen, revision);
                     self.note_claimed(&endpoint, chosen, revision);
                     return Ok(Claimed::New(endpoint, revision));
                 }
@@ -121,6 +104,7 @@ impl Cluster {
                 return Err(ClusterError::Removing(network.name.clone()));
             }
             self.look_again(&network, claim, &chosen).await?;
+            self.read_guard(network.id).await?;
         }
         Err(ClusterError::Contention(format!("network {}", network.name)))
     }
@@ -129,7 +113,7 @@ impl Cluster {
     fn choose(
         &self,
         network: &Network,
-        claim: &Claim,
+        claim: &EndpointRequest,
         alive: &BTreeSet<NodeName>,
         attempt: usize,
     ) -> Result<Chosen, ClusterError> {
@@ -150,8 +134,7 @@ impl Cluster {
             let spread = if attempt == 0 { 0 } else { u128::from(rand::rng().next_u64()) };
             let Some(proposal) = ledger.propose(ipv4, |node| alive.contains(node), spread) else {
                 chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
-                let count = ledger.count(ipv4);
-                return Err(ClusterError::Exhausted { network: network.name.clone(), family, count });
+                return Err(exhausted(network, family, ledger.count(ipv4)));
             };
             chosen.proposed.push(proposal);
         }
@@ -170,7 +153,7 @@ impl Cluster {
         }
     }
 
-    fn put_back(&self, network: &Network, chosen: &Chosen) {
+    pub(super) fn put_back(&self, network: &Network, chosen: &Chosen) {
         let ledger = self.ledger(network.id);
         let mut ledger = lock(&ledger);
         chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
@@ -181,7 +164,7 @@ impl Cluster {
     async fn look_again(
         &self,
         network: &Network,
-        claim: &Claim,
+        claim: &EndpointRequest,
         chosen: &Chosen,
     ) -> Result<(), ClusterError> {
         for address in chosen.addresses() {
@@ -234,23 +217,23 @@ impl Cluster {
         Ok(())
     }
 
-    /// Reads a network's addresses and blocks, as the store has them now.
-    async fn read_ledger(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let (addresses, blocks) = (keys::addresses(network), keys::blocks(network));
-        let held = self.store.list(&addresses).await?.entries;
-        let owned = self.store.list(&blocks).await?.entries;
-        let held = held.iter().filter_map(|(key, entry)| {
-            Some((key.strip_prefix(&addresses)?.parse().ok()?, holder(&entry.value)))
-        });
-        let owned = owned
-            .iter()
-            .filter_map(|(key, entry)| Some((key.strip_prefix(&blocks)?.parse().ok()?, block(entry)?)));
-        let ledger = self.ledger(network);
-        lock(&ledger).reset(held, owned);
+    /// Reads anew what is kept, where that has changed.
+    async fn read_guard(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let guard = self.store.get(&keys::reservations_guard(network)).await?;
+        let known = lock(&self.ledger(network)).guard();
+        if guard.map(|entry| entry.modified.0) != known {
+            self.read_ledger(network).await?;
+        }
         Ok(())
     }
 
-    fn endpoint(&self, network: &Network, claim: &Claim, addresses: Vec<IpAddr>) -> Endpoint {
+    fn endpoint(
+        &self,
+        network: &Network,
+        claim: &EndpointRequest,
+        addresses: Vec<IpAddr>,
+        ticket: &Ticket,
+    ) -> Endpoint {
         let rng = &mut rand::rng();
         let id = EndpointId::random(rng);
         // An id is a valid name: letters and digits.
@@ -263,6 +246,11 @@ impl Cluster {
             addresses,
             mac: claim.mac.unwrap_or_else(|| MacAddr::random(rng)),
             attachment: claim.attachment.clone(),
+            service: claim.service.clone(),
+            drawn: match ticket {
+                Ticket::Drawn { reservation, .. } => reservation.service,
+                Ticket::Open(_) | Ticket::Counted { .. } => None,
+            },
             labels: claim.labels.clone(),
         }
     }
@@ -271,7 +259,7 @@ impl Cluster {
     async fn same_name(
         &self,
         network: &Network,
-        claim: &Claim,
+        claim: &EndpointRequest,
     ) -> Result<Option<Endpoint>, ClusterError> {
         let Some(name) = &claim.name else { return Ok(None) };
         let Some(id) = self.read::<EndpointId>(&keys::name(network.id, name)).await? else {
@@ -333,6 +321,9 @@ impl Cluster {
                     None => transaction.delete(key),
                 };
             }
+            if let Some(service) = &found.drawn {
+                transaction = self.give_back(&found, *service, transaction).await?;
+            }
             if !resting {
                 // A block that was taken for this endpoint alone.
                 let ledger = self.ledger(found.network);
@@ -345,32 +336,35 @@ impl Cluster {
             match self.commit(transaction).await {
                 Ok(Outcome::Committed(Revision(revision))) => return Ok(Some(revision)),
                 Ok(Outcome::Conflict) => {}
-                Err(ClusterError::Store(StoreError::LeaseGone(_))) => self.rest.set(None),
+                Err(error) if self.is_rest_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(ClusterError::Contention(format!("endpoint {}", endpoint.id)))
     }
 
-    async fn rest_lease(&self) -> Result<Option<Lease>, ClusterError> {
-        if self.rest.time.is_zero() {
-            return Ok(None);
-        }
-        if let Some(lease) = self.rest.current() {
-            return Ok(Some(lease));
-        }
-        match self.store.grant(self.rest.time + self.rest.window()).await {
-            Ok(lease) => {
-                self.rest.set(Some(lease));
-                Ok(Some(lease))
+    /// Adds to a transaction that an endpoint's addresses are kept for its service again.
+    async fn give_back(
+        &self,
+        endpoint: &Endpoint,
+        service: ServiceId,
+        transaction: Transaction,
+    ) -> Result<Transaction, ClusterError> {
+        let Some(name) = &endpoint.service else { return Ok(transaction) };
+        let key = keys::reservation(endpoint.network, name);
+        let found: Option<Versioned<Reservation>> = self.read(&key).await?;
+        Ok(match found.filter(|found| found.service == Some(service)) {
+            Some(Versioned { value, revision }) => {
+                let more = Reservation { drawn: value.drawn.saturating_sub(1), ..value };
+                transaction
+                    .modified(&key, Revision(revision))
+                    .put(key, encode(&more))
+                    .put(keys::usage(endpoint.network), [])
+                    // More is kept than before.
+                    .put(keys::reservations_guard(endpoint.network), [])
             }
-            // A full disk takes no new lease, but a removal it takes: better without rest than not.
-            Err(error @ StoreError::Failed { .. }) => {
-                tracing::warn!(%error, "freed addresses do not rest");
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
+            None => transaction,
+        })
     }
 
     /// All endpoints of a network, as the store has them now.
@@ -398,7 +392,17 @@ impl Cluster {
 
 /// Reads the value of an address key.
 pub(super) fn holder(value: &[u8]) -> Holder {
-    serde_json::from_slice(value).map_or(Holder::Resting, Holder::Endpoint)
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Endpoint(EndpointId),
+        Service { service: ServiceId },
+    }
+    match serde_json::from_slice(value) {
+        Ok(Value::Endpoint(id)) => Holder::Endpoint(id),
+        Ok(Value::Service { service }) => Holder::Service(service),
+        Err(_) => Holder::Resting,
+    }
 }
 
 /// Reads the value of a block's key.
@@ -413,16 +417,16 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The addresses for a new endpoint.
 #[derive(Debug, Default)]
-struct Chosen {
+pub(super) struct Chosen {
     /// Those that it must have.
-    asked: Vec<IpAddr>,
+    pub(super) asked: Vec<IpAddr>,
     /// Those that it gets.
-    proposed: Vec<Proposal>,
+    pub(super) proposed: Vec<Proposal>,
 }
 
 impl Chosen {
     /// All of them, IPv4 first.
-    fn addresses(&self) -> Vec<IpAddr> {
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let proposed = self.proposed.iter().map(|proposal| proposal.address);
         let mut all: Vec<IpAddr> = self.asked.iter().copied().chain(proposed).collect();
         all.sort();
@@ -443,19 +447,29 @@ fn claiming(endpoint: &Endpoint, network: &Versioned<Network>, chosen: &Chosen) 
         let key = keys::address(endpoint.network, *address);
         transaction = transaction.absent(&key).put(key, encode(&endpoint.id));
     }
+    taking_blocks(transaction, network.id, chosen, &endpoint.node)
+}
+
+/// Adds that a node takes the blocks of the addresses that it chose.
+pub(super) fn taking_blocks(
+    mut transaction: Transaction,
+    network: NetworkId,
+    chosen: &Chosen,
+    node: &NodeName,
+) -> Transaction {
     for block in chosen.proposed.iter().filter_map(|proposal| proposal.block.as_ref()) {
-        let key = keys::block(network.id, block.range);
+        let key = keys::block(network, block.range);
         transaction = match block.from {
             Some(revision) => transaction.modified(&key, Revision(revision)),
             None => transaction.absent(&key),
         };
-        transaction = transaction.put(key, encode(&endpoint.node));
+        transaction = transaction.put(key, encode(node));
     }
     transaction
 }
 
 /// Checks a claim's addresses against the network.
-fn check(network: &Network, claim: &Claim) -> Result<(), ClusterError> {
+fn check(network: &Network, claim: &EndpointRequest) -> Result<(), ClusterError> {
     if network.removing {
         return Err(ClusterError::Removing(network.name.clone()));
     }
@@ -483,13 +497,14 @@ fn check(network: &Network, claim: &Claim) -> Result<(), ClusterError> {
 fn taken(network: &Network, address: IpAddr, holder: Holder) -> ClusterError {
     let by = match holder {
         Holder::Endpoint(id) => format!(" by endpoint {id}"),
+        Holder::Service(id) => format!(" by service {id}"),
         Holder::Resting => " for a short while, because it was just released".into(),
     };
     ClusterError::AddressTaken { address, network: network.name.clone(), by }
 }
 
 /// In what an endpoint differs from what a claim asks for; `None`: it is the same request.
-pub fn difference(endpoint: &Endpoint, node: &NodeName, claim: &Claim) -> Option<String> {
+pub fn difference(endpoint: &Endpoint, node: &NodeName, claim: &EndpointRequest) -> Option<String> {
     let (found, asked) = (&endpoint.attachment, &claim.attachment);
     if endpoint.node != *node {
         return Some(format!("it is on node {}", endpoint.node));
@@ -502,6 +517,10 @@ pub fn difference(endpoint: &Endpoint, node: &NodeName, claim: &Claim) -> Option
     }
     if let Some(address) = claim.addresses.iter().find(|address| !endpoint.addresses.contains(address)) {
         return Some(format!("it does not have address {address}"));
+    }
+    if endpoint.service != claim.service {
+        let service = endpoint.service.as_ref().map_or("none", Name::as_str);
+        return Some(format!("its service is {service}"));
     }
     if claim.mac.is_some_and(|mac| mac != endpoint.mac) {
         return Some(format!("its MAC address is {}", endpoint.mac));

@@ -10,6 +10,10 @@
 //! | `members/<network>/endpoints/<endpoint>` | a [`crate::model::Endpoint`] |
 //! | `members/<network>/names/<endpoint name>` | the endpoint's id |
 //! | `members/<network>/addresses/<address>` | the endpoint's id; empty while it rests, then it lives under a lease |
+//! | `members/<network>/usage` | nothing; written with every address that is taken |
+//! | `members/<network>/reservations/<name>` | a [`crate::model::Reservation`] |
+//! | `members/<network>/reservations-guard` | nothing; written with every reservation that is made or grows |
+//! | `base/services/<name>` | a [`crate::model::Service`] |
 //! | `members/<network>/blocks/<range>` | the name of the node that has this block of addresses |
 //! | `local/<node name>/<network>/<endpoint>` | nothing; finds a node's networks without reading all |
 //!
@@ -25,6 +29,7 @@ pub(super) const BASE: &str = "base/";
 pub(super) const GUARD: &str = "base/networks-guard";
 pub(super) const NETWORKS: &str = "base/networks/";
 pub(super) const NODES: &str = "base/nodes/";
+pub(super) const SERVICES: &str = "base/services/";
 pub(super) const ALIVE: &str = "base/alive/";
 
 pub(super) fn network(id: NetworkId) -> String {
@@ -69,6 +74,26 @@ pub(super) fn blocks(network: NetworkId) -> String {
 
 pub(super) fn block(network: NetworkId, range: IpNetwork) -> String {
     format!("members/{network}/blocks/{range}")
+}
+
+pub(super) fn usage(network: NetworkId) -> String {
+    format!("members/{network}/usage")
+}
+
+pub(super) fn service(name: &Name) -> String {
+    format!("{SERVICES}{name}")
+}
+
+pub(super) fn reservations(network: NetworkId) -> String {
+    format!("members/{network}/reservations/")
+}
+
+pub(super) fn reservation(network: NetworkId, name: &Name) -> String {
+    format!("members/{network}/reservations/{name}")
+}
+
+pub(super) fn reservations_guard(network: NetworkId) -> String {
+    format!("members/{network}/reservations-guard")
 }
 
 pub(super) fn locals(node: &NodeName) -> String {

@@ -124,6 +124,12 @@ impl Cluster {
     }
 
     async fn refuse_in_use(&self, network: &Network) -> Result<(), ClusterError> {
+        let services = self.services().await?;
+        let mut of_network = services.iter().filter(|service| service.networks.contains(&network.id));
+        if let Some(service) = of_network.next() {
+            let (network, service) = (network.name.clone(), service.name.clone());
+            return Err(ClusterError::HasService { network, service });
+        }
         let endpoints = self.store.list(&keys::endpoints(network.id)).await?.entries;
         match endpoints.first_key_value() {
             None => Ok(()),

@@ -18,7 +18,7 @@ use super::{Cluster, ClusterError, keys};
 use crate::cluster::endpoints::{block, holder, lock};
 use crate::ipam::Ledger;
 use crate::model::snapshot::Members;
-use crate::model::{Network, NetworkId, NodeName, Snapshot, Versioned};
+use crate::model::{Name, Network, NetworkId, NodeName, Snapshot, Versioned};
 use crate::store::{Change, Entry, Event, Listing, Revision, schema};
 
 /// How long a network that no endpoint uses any more is kept, so that a container that is replaced
@@ -396,6 +396,8 @@ impl Follower {
             Event::Snapshot(Listing { revision, entries }) => {
                 *fold.members = Members { revision: revision.0, ..Members::default() };
                 fold.ledger.reset([], []);
+                fold.ledger.forget_reservations();
+                fold.ledger.set_revision(revision.0);
                 for (key, entry) in entries {
                     fold.put(key.strip_prefix(&prefix).unwrap_or(&key), &entry);
                 }
@@ -403,6 +405,7 @@ impl Follower {
             }
             Event::Changes(Revision(revision), changes) => {
                 fold.members.revision = revision;
+                fold.ledger.set_revision(revision);
                 for change in changes {
                     match change {
                         Change::Put(key, entry) => {
@@ -436,6 +439,12 @@ impl Fold<'_> {
         {
             Arc::make_mut(&mut self.members.blocks).insert(range, block.node.clone());
             self.ledger.own(range, block);
+        } else if let Some(name) = key.strip_prefix("reservations/").and_then(|name| name.parse().ok()) {
+            if let Some(reservation) = read(key, entry) {
+                self.ledger.reserve(name, reservation.value);
+            }
+        } else if key == "reservations-guard" {
+            self.ledger.set_guard(Some(entry.modified.0));
         }
     }
 
@@ -447,6 +456,8 @@ impl Fold<'_> {
         } else if let Some(range) = key.strip_prefix("blocks/").and_then(|range| range.parse().ok()) {
             Arc::make_mut(&mut self.members.blocks).remove(&range);
             self.ledger.disown(range);
+        } else if let Some(name) = key.strip_prefix("reservations/").and_then(|name| name.parse().ok()) {
+            self.ledger.end_reservation(&name);
         }
     }
 }
@@ -486,6 +497,10 @@ fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry, known: &Networks)
         if let Some(node) = read(key, entry) {
             Arc::make_mut(&mut snapshot.nodes).insert(name, Arc::new(node.value));
         }
+    } else if let Some(name) = key.strip_prefix(keys::SERVICES).and_then(|name| name.parse().ok()) {
+        if let Some(service) = read(key, entry) {
+            Arc::make_mut(&mut snapshot.services).insert(name, Arc::new(service.value));
+        }
     } else if let Some(name) = key.strip_prefix(keys::ALIVE).and_then(|name| name.parse().ok()) {
         Arc::make_mut(&mut snapshot.alive).insert(name);
     }
@@ -499,6 +514,10 @@ fn delete_base(snapshot: &mut Snapshot, key: &str) {
         key.strip_prefix(keys::NODES).and_then(|name| name.parse::<NodeName>().ok())
     {
         Arc::make_mut(&mut snapshot.nodes).remove(&name);
+    } else if let Some(name) =
+        key.strip_prefix(keys::SERVICES).and_then(|name| name.parse::<Name>().ok())
+    {
+        Arc::make_mut(&mut snapshot.services).remove(&name);
     } else if let Some(name) =
         key.strip_prefix(keys::ALIVE).and_then(|name| name.parse::<NodeName>().ok())
     {

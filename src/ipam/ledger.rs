@@ -18,7 +18,7 @@ use ipnetwork::IpNetwork;
 use super::space::Space;
 use crate::model::snapshot::Holder;
 use crate::model::subnet::{address_at, width};
-use crate::model::{Network, NodeName, Subnet};
+use crate::model::{Name, Network, NodeName, Reservation, Subnet};
 
 /// What is known of a network's addresses.
 #[derive(Debug, Clone)]
@@ -27,6 +27,11 @@ pub struct Ledger {
     spans: Vec<Span>,
     holders: BTreeMap<IpAddr, Holder>,
     blocks: Blocks,
+    reservations: BTreeMap<Name, Reservation>,
+    /// The revision that changed a reservation last.
+    guard: Option<u64>,
+    /// The store's revision up to which this is complete.
+    revision: u64,
 }
 
 /// The blocks of a network by their range: whose each is.
@@ -66,14 +71,19 @@ pub struct Count {
     pub usable: u128,
     /// Those that endpoints have.
     pub endpoints: u128,
+    /// Those that services have as their own.
+    pub services: u128,
     /// Those that rest.
     pub resting: u128,
+    /// Those that are kept for services' endpoints, and by reservations.
+    pub reserved: u128,
 }
 
 impl Count {
     /// How many may be given out now.
     pub fn free(&self) -> u128 {
-        self.usable.saturating_sub(self.endpoints).saturating_sub(self.resting)
+        let used = [self.endpoints, self.services, self.resting, self.reserved];
+        used.into_iter().fold(self.usable, u128::saturating_sub)
     }
 }
 
@@ -105,7 +115,15 @@ struct Span {
 impl Ledger {
     /// The addresses of a network as one node sees it; nothing is known of it yet.
     pub fn new(me: NodeName) -> Self {
-        Self { me, spans: Vec::new(), holders: BTreeMap::new(), blocks: BTreeMap::new() }
+        Self {
+            me,
+            spans: Vec::new(),
+            holders: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            reservations: BTreeMap::new(),
+            guard: None,
+            revision: 0,
+        }
     }
 
     /// Takes over the network's subnets where they have changed.
@@ -178,6 +196,52 @@ impl Ledger {
             span.mine.remove(&start);
             span.open.remove(&start);
         }
+    }
+
+    /// Some addresses are kept.
+    pub fn reserve(&mut self, name: Name, reservation: Reservation) {
+        self.reservations.insert(name, reservation);
+    }
+
+    /// None are kept under this name any more.
+    pub fn end_reservation(&mut self, name: &Name) {
+        self.reservations.remove(name);
+    }
+
+    /// Nothing is kept, as far as it is known.
+    pub fn forget_reservations(&mut self) {
+        self.reservations.clear();
+        self.guard = None;
+    }
+
+    /// What is kept.
+    pub fn reservations(&self) -> &BTreeMap<Name, Reservation> {
+        &self.reservations
+    }
+
+    /// How many addresses of each family are kept.
+    pub fn reserved(&self) -> u128 {
+        self.reservations.values().map(|reservation| u128::from(reservation.left())).sum()
+    }
+
+    /// The revision that changed a reservation last, as far as it is known.
+    pub fn guard(&self) -> Option<u64> {
+        self.guard
+    }
+
+    /// A reservation was changed at a revision; `None`: none ever was.
+    pub fn set_guard(&mut self, revision: Option<u64>) {
+        self.guard = revision;
+    }
+
+    /// The store's revision up to which this is complete; 0: nothing was read yet.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// All is known up to this revision.
+    pub fn set_revision(&mut self, revision: u64) {
+        self.revision = revision;
     }
 
     /// The blocks.
@@ -287,7 +351,7 @@ impl Ledger {
 
     /// Counts the addresses of one family.
     pub fn count(&self, ipv4: bool) -> Count {
-        let mut count = Count::default();
+        let mut count = Count { reserved: self.reserved(), ..Count::default() };
         for span in self.spans.iter().filter(|span| span.subnet.cidr().is_ipv4() == ipv4) {
             count.usable = count.usable.saturating_add(span.usable);
         }
@@ -295,9 +359,13 @@ impl Ledger {
             if self.find(*address).is_some_and(|(index, number)| self.spans[index].gives(number)) {
                 match holder {
                     Holder::Endpoint(_) => count.endpoints += 1,
+                    Holder::Service(_) => count.services += 1,
                     Holder::Resting => count.resting += 1,
                 }
             }
+        }
+        if count.usable == 0 {
+            count.reserved = 0;
         }
         count
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeName};
+use super::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeName, ServiceId};
 
 /// An interface of a container as the cluster keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -27,6 +27,13 @@ pub struct Endpoint {
     pub mac: MacAddr,
     /// Where it is plugged in.
     pub attachment: Attachment,
+    /// The service that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Name>,
+    /// Set when its addresses were drawn on what is kept for its service: releasing them puts them
+    /// back there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drawn: Option<ServiceId>,
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

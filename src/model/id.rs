@@ -111,6 +111,11 @@ random_id!(
     "an endpoint id"
 );
 random_id!(
+    /// Identifies a service for as long as it exists, whatever its name.
+    ServiceId,
+    "a service id"
+);
+random_id!(
     /// Identifies a machine; it is drawn once and kept in the agent's state directory, so that two
     /// machines with one name are noticed.
     NodeId,

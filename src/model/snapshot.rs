@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName};
+use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName, Service, ServiceId};
 
 /// A value and the store's revision that wrote it last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
     /// The nodes whose lease is alive.
     pub alive: Arc<BTreeSet<NodeName>>,
+    /// All services.
+    pub services: Arc<BTreeMap<Name, Arc<Service>>>,
     /// The members of the networks that this node uses.
     pub members: BTreeMap<NetworkId, Arc<Members>>,
 }
@@ -60,6 +62,8 @@ pub struct Members {
 pub enum Holder {
     /// An endpoint uses it.
     Endpoint(EndpointId),
+    /// A service has it as its own.
+    Service(ServiceId),
     /// Nobody; it was released a short while ago and rests, because neighbours' caches and
     /// connections may still mean its last holder.
     Resting,

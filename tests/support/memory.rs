@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service,
-    VersionView,
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, ReserveRequest,
+    Service, ServiceView, Usage, VersionView,
 };
 use netctl::model::{
-    Attachment, Endpoint, EndpointId, MacAddr, Network, NetworkId, NetworkSpec, Node, NodeId, NodeName,
-    Subnet, Vni, subnet,
+    Attachment, Endpoint, EndpointId, MacAddr, Name, Network, NetworkId, NetworkSpec, Node, NodeId,
+    NodeName, ServiceId, ServiceSpec, Subnet, Vni, subnet,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -22,6 +22,9 @@ use tokio::sync::{Semaphore, oneshot};
 pub struct State {
     pub networks: Vec<Network>,
     pub endpoints: Vec<Endpoint>,
+    pub services: Vec<ServiceView>,
+    /// The requests to keep addresses, as they came.
+    pub reserved: Vec<ReserveRequest>,
     /// The error that the next call answers with.
     pub fail_next: Option<ErrorCode>,
     /// The requests to attach, as they came.
@@ -76,7 +79,23 @@ impl State {
     fn network_view(&self, network: &Network) -> NetworkView {
         let members = self.endpoints.iter().filter(|endpoint| endpoint.network == network.id);
         let effective_mtu = network.mtu.unwrap_or(1450);
-        NetworkView { network: network.clone(), endpoints: members.count(), effective_mtu, revision: 7 }
+        let endpoints = members.count();
+        let usage = |usable: u64| Usage {
+            usable,
+            endpoints: endpoints as u64,
+            services: 0,
+            resting: 0,
+            reserved: 0,
+            free: usable.saturating_sub(endpoints as u64),
+        };
+        NetworkView {
+            endpoints,
+            ipv4: network.has_ipv4().then(|| usage(253)),
+            ipv6: network.has_ipv6().then(|| usage(u64::MAX - 1)),
+            network: network.clone(),
+            effective_mtu,
+            revision: 7,
+        }
     }
 
     fn endpoint_view(&self, endpoint: &Endpoint) -> EndpointView {
@@ -195,6 +214,8 @@ impl Service for Memory {
                 boot: "boot".to_owned(),
                 interface: request.interface.unwrap_or_else(|| "eth0".parse().unwrap()),
             },
+            service: request.service,
+            drawn: None,
             labels: request.labels,
         };
         state.endpoints.push(endpoint.clone());
@@ -233,6 +254,65 @@ impl Service for Memory {
         state.endpoints.retain(|endpoint| endpoint.id != id);
         state.detached.push(id);
         Ok(Some(id))
+    }
+
+    async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceView, ApiError> {
+        let mut state = self.call()?;
+        if state.services.iter().any(|view| view.service.name == spec.name) {
+            return Err(ApiError::new(ErrorCode::Conflict, "there is such a service already"));
+        }
+        let networks: Vec<&Network> =
+            spec.networks.iter().map(|name| state.network(name)).collect::<Result<_, _>>()?;
+        let view = ServiceView {
+            network_names: networks.iter().map(|network| network.name.to_string()).collect(),
+            service: netctl::model::Service {
+                id: ServiceId::random(&mut rand::rng()),
+                name: spec.name,
+                networks: networks.iter().map(|network| network.id).collect(),
+                replicas: spec.replicas,
+                endpoint_mode: spec.endpoint_mode,
+                update_order: spec.update_order,
+                update_parallelism: spec.update_parallelism,
+                addresses: BTreeMap::new(),
+                labels: spec.labels,
+            },
+        };
+        state.services.push(view.clone());
+        Ok(view)
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceView>, ApiError> {
+        Ok(self.call()?.services.clone())
+    }
+
+    async fn service(&self, name: &Name) -> Result<ServiceView, ApiError> {
+        let state = self.call()?;
+        let found = state.services.iter().find(|view| view.service.name == *name);
+        found.cloned().ok_or_else(|| not_found(name.as_str()))
+    }
+
+    async fn scale_service(&self, name: &Name, replicas: u32) -> Result<ServiceView, ApiError> {
+        let mut state = self.call()?;
+        let found = state.services.iter_mut().find(|view| view.service.name == *name);
+        let view = found.ok_or_else(|| not_found(name.as_str()))?;
+        view.service.replicas = replicas;
+        Ok(view.clone())
+    }
+
+    async fn remove_service(&self, name: &Name) -> Result<(), ApiError> {
+        let mut state = self.call()?;
+        let before = state.services.len();
+        state.services.retain(|view| view.service.name != *name);
+        if state.services.len() == before { Err(not_found(name.as_str())) } else { Ok(()) }
+    }
+
+    async fn reserve(&self, request: ReserveRequest) -> Result<(), ApiError> {
+        let mut state = self.call()?;
+        for network in request.networks.keys() {
+            state.network(network)?;
+        }
+        state.reserved.push(request);
+        Ok(())
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {

@@ -14,14 +14,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Body, Parameters, Refusal, Segment};
+use super::services;
 use crate::api::{
     ApiError, AttachRequest, Attached, Detached, EndpointView, ErrorCode, NetworkView, NodeView,
     Service, VersionView,
 };
 use crate::model::{Name, NetworkSpec, NodeName};
 
-type Agent = State<Arc<dyn Service>>;
-type Answer<T> = Result<T, Refusal>;
+pub(super) type Agent = State<Arc<dyn Service>>;
+pub(super) type Answer<T> = Result<T, Refusal>;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -58,6 +59,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(endpoint, detach))
         .routes(routes!(nodes))
         .routes(routes!(node))
+        .merge(services::router())
 }
 
 async fn unknown_path(uri: Uri) -> Refusal {
@@ -81,7 +83,7 @@ fn shortened(text: &str) -> String {
 
 /// Makes a change to its end, also when the client that asked for it goes away: hyper drops a
 /// handler with its connection, and a change is not to be cut in half.
-async fn whole<T: Send + 'static>(
+pub(super) async fn whole<T: Send + 'static>(
     change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Answer<T> {
     let done = tokio::spawn(change).await;
@@ -96,7 +98,7 @@ async fn whole<T: Send + 'static>(
 macro_rules! errors {
     ($(#[$doc:meta])* $name:ident: $($status:literal $text:literal),+) => {
         $(#[$doc])*
-        struct $name;
+        pub(super) struct $name;
 
         impl IntoResponses for $name {
             fn responses()

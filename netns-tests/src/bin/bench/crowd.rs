@@ -58,6 +58,7 @@ impl Crowd {
                 interface: None,
                 addresses: Vec::new(),
                 mac: None,
+                service: None,
                 labels: std::collections::BTreeMap::new(),
                 wait_ms: None,
             };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netctl::cluster::{Claim, Cluster};
+use netctl::cluster::{Cluster, EndpointRequest};
 use netctl::model::{Attachment, MacAddr, Network, NodeId, NodeName, Versioned};
 use netctl::store::etcd::{Etcd as Store, EtcdConfig};
 use tokio::task::JoinSet;
@@ -231,7 +231,7 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
     cluster.join(&node).await.expect("the node is new");
     for endpoint in 0..PER_NODE {
         let index = (number * PER_NODE + endpoint) as u32;
-        let claim = Claim {
+        let claim = EndpointRequest {
             name: Some(format!("remote{index}").parse().expect("it is a name")),
             addresses: vec![Ipv4Addr::from(FIRST_REMOTE + index).into()],
             mac: None,
@@ -242,6 +242,7 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
                 interface: "eth0".parse().expect("it is an interface's name"),
             },
             any_interface: false,
+            service: None,
             labels: std::collections::BTreeMap::new(),
         };
         let claimed = cluster.claim(&network, &claim, &std::collections::BTreeSet::new()).await;

@@ -1,0 +1,220 @@
+//! Services: the addresses that are kept for them are theirs.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use world::{Node, World, wait_for};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    a_service_that_does_not_fit_is_refused_with_the_numbers,
+    what_was_kept_for_a_service_is_there_when_its_containers_come,
+    services_that_are_made_at_the_same_time_never_get_more_than_there_is,
+    the_outage_is_refused_before_anything_starts,
+    what_is_reserved_by_a_plan_goes_to_the_service_that_names_it,
+];
+
+/// How a network's IPv4 addresses are used.
+fn usage(node: &Node, network: &str, what: &str) -> u64 {
+    let view = node.ok(&format!("-o json network inspect {network}")).json();
+    view[0]["ipv4"][what].as_u64().unwrap_or_else(|| panic!("no {what} in {view}"))
+}
+
+fn a_service_that_does_not_fit_is_refused_with_the_numbers(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok("network create shop --subnet 10.9.0.0/28");
+    let keys = cluster.etcd.keys();
+    for (command, code, words) in [
+        (
+            "service create web --network shop --replicas 13",
+            5,
+            &["14 asked for, 13 free", "1 short", "network expand shop"][..],
+        ),
+        ("service create web --network shop --replicas 12 --update-order start-first", 5, &["1 short"]),
+        (
+            "service create web --network shop --replicas 7 --update-order start-first --update-parallelism 0",
+            5,
+            &["15 asked for"],
+        ),
+        ("service create web --network none", 4, &["none"]),
+        ("service create web --network shop --network shop", 2, &["twice"]),
+        ("service create web --network shop --replicas 2000000", 2, &["2000000"]),
+        ("service create web --network shop --reservation nobodys", 2, &["nobodys"]),
+        ("service scale web=3", 4, &["web"]),
+        ("service rm web", 4, &["web"]),
+        ("service scale web", 2, &["SERVICE=REPLICAS"]),
+        ("run --network shop --service web -- true", 4, &["service web"]),
+    ] {
+        let output = n1.ctl(command);
+        assert_eq!(output.code, Some(code), "{command}: {output}");
+        assert!(words.iter().all(|word| output.stderr.contains(word)), "{command}: {output}");
+        assert_eq!(cluster.etcd.keys(), keys, "{command}");
+    }
+    n1.ok("service create web --network shop --replicas 12");
+    let again = n1.ctl("service create web --network shop");
+    assert!(again.code == Some(5) && again.stderr.contains("exists already"), "{again}");
+    let in_use = n1.ctl("network rm shop");
+    assert!(in_use.code == Some(5) && in_use.stderr.contains("service web"), "{in_use}");
+    let view = n1.ok("-o json service inspect web").json();
+    assert_eq!(view[0]["network_names"], json!(["shop"]));
+    assert_eq!(view[0]["addresses"].as_object().unwrap().len(), 1);
+    n1.ok("service rm web");
+    assert_eq!((usage(n1, "shop", "reserved"), usage(n1, "shop", "resting")), (0, 1));
+}
+
+fn what_was_kept_for_a_service_is_there_when_its_containers_come(world: &World) {
+    let cluster =
+        Cluster::with(world, 2, &world::NodeOptions::default(), |config| config.set("rest", "1s"));
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("network create small --subnet 10.8.0.0/28");
+    n1.ok("service create web --network small --network shop --replicas 6");
+    assert_eq!((usage(n1, "small", "reserved"), usage(n1, "small", "services")), (6, 1));
+    // Six of thirteen are left for others.
+    let others: Vec<_> =
+        (0..6).map(|i| cluster.nodes[i % 2].attach("small", &format!("o{i}"))).collect();
+    assert_eq!(usage(n1, "small", "free"), 0);
+    n2.container("late");
+    for node in [n1, n2] {
+        node.container("late2");
+        let refused = node.ctl("endpoint attach --network small --netns /run/netns/late2");
+        assert!(refused.code == Some(5) && refused.stderr.contains("6 reserved"), "{refused}");
+    }
+    let web: Vec<_> = (0..6)
+        .map(|i| cluster.nodes[i % 2].attach_with("small", &format!("w{i}"), "--service web"))
+        .collect();
+    assert_eq!((usage(n1, "small", "reserved"), usage(n1, "small", "free")), (0, 0));
+    let address = n1.addresses("small", "w0").remove(0);
+    assert!(web[5].space.reaches(&address) && others[1].space.reaches(&address));
+    // One more than the service has is like any other.
+    let refused = n2.ctl("endpoint attach --network small --netns /run/netns/late --service web");
+    assert_eq!(refused.code, Some(5), "{refused}");
+    // A container is replaced: its successor waits until an address has rested.
+    n1.ok("endpoint detach w0 --network small");
+    assert_eq!(usage(n1, "small", "reserved"), 1);
+    n2.ok("endpoint attach --network small --netns /run/netns/late --service web --name w6");
+    assert_eq!(usage(n1, "small", "reserved"), 0);
+    // Fewer are kept for a smaller service, none for one that is gone.
+    n1.ok("service scale web=4");
+    n1.ok("endpoint detach w2 w4 --network small");
+    n2.ok("endpoint detach w1 --network small");
+    wait_for("what was freed has rested", || usage(n1, "small", "resting") == 0);
+    let used = usage(n1, "small", "endpoints") + usage(n1, "small", "services");
+    assert_eq!(usage(n1, "small", "free"), 13 - used - usage(n1, "small", "reserved"));
+    n1.ok("service rm web");
+    assert_eq!(usage(n1, "small", "reserved"), 0);
+    assert_eq!(usage(n1, "shop", "reserved"), 0);
+}
+
+fn services_that_are_made_at_the_same_time_never_get_more_than_there_is(world: &World) {
+    let cluster = Cluster::new(world, 3);
+    cluster.n1().ok("network create shop --subnet 10.9.0.0/26");
+    // 61 usable; ten services of ten each and their own address: five fit.
+    let made: Vec<bool> = std::thread::scope(|scope| {
+        let make = |index: usize| {
+            let node = &cluster.nodes[index % 3];
+            let output = node.ctl(&format!("service create s{index} --network shop --replicas 10"));
+            assert!(matches!(output.code, Some(0 | 5)), "{output}");
+            output.code == Some(0)
+        };
+        let threads: Vec<_> = (0..10).map(|index| scope.spawn(move || make(index))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(made.iter().filter(|made| **made).count(), 5);
+    assert_eq!((usage(cluster.n1(), "shop", "reserved"), usage(cluster.n1(), "shop", "free")), (50, 6));
+    // Everybody who has no service competes for the six that are left.
+    let got: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..12)
+            .map(|index| {
+                let node = &cluster.nodes[index % 3];
+                node.container(&format!("c{index}"));
+                scope.spawn(move || {
+                    let output =
+                        node.ctl(&format!("endpoint attach --network shop --netns /run/netns/c{index}"));
+                    assert!(matches!(output.code, Some(0 | 5)), "{output}");
+                    usize::from(output.code == Some(0))
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(got, 6);
+    // And every container of the services gets its own.
+    let services: Vec<usize> = (0..10).filter(|index| made[*index]).collect();
+    let mut addresses = BTreeSet::new();
+    for service in services {
+        for index in 0..10 {
+            let (node, name) = (&cluster.nodes[index % 3], format!("s{service}-{index}"));
+            node.attach_with("shop", &name, &format!("--service s{service}"));
+            addresses.extend(node.addresses("shop", &name));
+        }
+    }
+    assert_eq!(addresses.len(), 50);
+}
+
+/// A /24 for 127 stacks with a container each, and 128 services.
+fn the_outage_is_refused_before_anything_starts(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let n1 = cluster.n1();
+    n1.ok("network create shared --subnet 10.9.0.0/24");
+    let stack = |mode: &str| {
+        format!(
+            "services:\n  app:\n    image: app\n    networks: [shared]\n    deploy: {{endpoint_mode: {mode}}}\n\
+             networks:\n  shared: {{external: true}}\n"
+        )
+    };
+    let folder = n1.dir().join("stacks");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut files = Vec::new();
+    for index in 0..255 {
+        let path = folder.join(format!("stack{index}.yml"));
+        std::fs::write(&path, stack(if index < 127 { "dnsrr" } else { "vip" })).unwrap();
+        files.push(path.display().to_string());
+    }
+    // 127 containers; 128 services with a container and an address each: 383 for 253.
+    let plan = n1.ctl(&format!("plan {}", files.join(" ")));
+    assert_eq!(plan.code, Some(5), "{plan}");
+    assert!(plan.stderr.contains("short by 130 IPv4 addresses"), "{plan}");
+    assert_eq!(usage(n1, "shared", "free"), 253);
+    // The same, one after the other: the first 127 take one each, then 63 services two each.
+    let mut refused = 0;
+    for index in 0..255 {
+        let mode = if index < 127 { "dnsrr" } else { "vip" };
+        let node = &cluster.nodes[index % 2];
+        let output =
+            node.ctl(&format!("service create stack{index} --network shared --endpoint-mode {mode}"));
+        if output.code != Some(0) {
+            assert!(output.code == Some(5) && output.stderr.contains("2 asked for, 0 free"), "{output}");
+            refused += 1;
+        }
+    }
+    assert_eq!((refused, usage(n1, "shared", "free")), (65, 0));
+}
+
+fn what_is_reserved_by_a_plan_goes_to_the_service_that_names_it(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok("network create shop --subnet 10.9.0.0/28");
+    let file = n1.dir().join("stack.yml");
+    let text = "services:\n  a: {networks: [shop], deploy: {replicas: 5}}\n  b: {networks: [shop], deploy: {replicas: 3}}\n\
+                networks:\n  shop: {external: true}\n";
+    std::fs::write(&file, text).unwrap();
+    n1.ok(&format!("plan {} --reserve deploy --ttl 5m", file.display()));
+    assert_eq!((usage(n1, "shop", "reserved"), usage(n1, "shop", "free")), (10, 3));
+    let twice = n1.ctl(&format!("plan {} --reserve deploy", file.display()));
+    assert_eq!(twice.code, Some(5), "{twice}");
+    let refused = n1.ctl("service create other --network shop --replicas 3");
+    assert_eq!(refused.code, Some(5), "{refused}");
+    n1.ok("service create a --network shop --replicas 5 --reservation deploy");
+    assert_eq!((usage(n1, "shop", "reserved"), usage(n1, "shop", "free")), (9, 3));
+    n1.ok("service create b --network shop --replicas 3 --reservation deploy");
+    assert_eq!((usage(n1, "shop", "reserved"), usage(n1, "shop", "free")), (8, 3));
+    // What nobody takes over ends by itself.
+    let one = n1.dir().join("one.yml");
+    std::fs::write(&one, "services:\n  c: {networks: [shop]}\nnetworks:\n  shop: {external: true}\n")
+        .unwrap();
+    n1.ok(&format!("plan {} --reserve short --ttl 1s", one.display()));
+    wait_for("the reservation has ended", || usage(n1, "shop", "free") == 3);
+}

@@ -1,0 +1,199 @@
+//! Who may take an address: what is kept for services is theirs, whoever comes first.
+//!
+//! An endpoint of a service draws on what is kept for it. Any other may have an address as long as
+//! more are free than are kept. Every transaction that takes addresses writes the network's `usage`
+//! key, blindly, so takers do not hinder each other. Who depends on the exact count compares it: a
+//! new reservation always; a taker only while something is kept, which it learns from the guard that
+//! every reservation writes.
+
+use super::endpoints::{Chosen, block, holder, lock};
+use super::{Cluster, ClusterError, EndpointRequest, decode, encode, keys};
+use crate::ipam::{Count, Ledger};
+use crate::model::{Name, Network, NetworkId, Reservation, Versioned};
+use crate::store::{Listing, Revision, Transaction};
+
+/// What an endpoint's transaction must find as it was, to be admitted.
+#[derive(Debug, Clone)]
+pub(super) enum Ticket {
+    /// Nothing was kept when this guard was written.
+    Open(Option<u64>),
+    /// What was kept left something, as long as nobody else takes any.
+    Counted { guard: Option<u64>, usage: Option<u64> },
+    /// It is kept for this endpoint.
+    Drawn { name: Name, reservation: Versioned<Reservation> },
+}
+
+impl Ticket {
+    /// Adds what must hold, and what is written with it.
+    pub(super) fn stamp(&self, network: NetworkId, transaction: Transaction) -> Transaction {
+        let transaction = transaction.put(keys::usage(network), []);
+        match self {
+            Self::Open(guard) => compare(transaction, keys::reservations_guard(network), *guard),
+            Self::Counted { guard, usage } => {
+                let guarded = compare(transaction, keys::reservations_guard(network), *guard);
+                compare(guarded, keys::usage(network), *usage)
+            }
+            Self::Drawn { name, reservation } => {
+                let key = keys::reservation(network, name);
+                let less = Reservation { drawn: reservation.drawn + 1, ..reservation.value };
+                transaction.modified(&key, Revision(reservation.revision)).put(key, encode(&less))
+            }
+        }
+    }
+}
+
+/// Requires that a key was written last at a revision, or is not there.
+fn compare(transaction: Transaction, key: String, revision: Option<u64>) -> Transaction {
+    match revision {
+        Some(revision) => transaction.modified(key, Revision(revision)),
+        None => transaction.absent(key),
+    }
+}
+
+impl Cluster {
+    /// Asks for admission of an endpoint.
+    ///
+    /// # Errors
+    /// [`ClusterError::Exhausted`] when everything that is free is kept for others.
+    pub(super) async fn ticket(
+        &self,
+        network: &Network,
+        request: &EndpointRequest,
+    ) -> Result<Ticket, ClusterError> {
+        if let Some(service) = &request.service {
+            let reservation: Option<Versioned<Reservation>> =
+                self.read(&keys::reservation(network.id, service)).await?;
+            let Some(reservation) = reservation.filter(|found| found.service.is_some()) else {
+                return Err(ClusterError::NotOfService {
+                    service: service.clone(),
+                    network: network.name.clone(),
+                });
+            };
+            if reservation.left() > 0 {
+                return Ok(Ticket::Drawn { name: service.clone(), reservation });
+            }
+        }
+        let known = self.with_ledger(network, |ledger| {
+            (ledger.revision() > 0).then(|| (ledger.guard(), ledger.reserved()))
+        });
+        let (guard, reserved) = match known {
+            Some(known) => known,
+            None => {
+                self.read_ledger(network.id).await?;
+                self.with_ledger(network, |ledger| (ledger.guard(), ledger.reserved()))
+            }
+        };
+        if reserved == 0 {
+            return Ok(Ticket::Open(guard));
+        }
+        let (usage, guard) = self.count_exactly(network).await?;
+        let families = [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")];
+        for (ipv4, _, family) in families.into_iter().filter(|(_, present, _)| *present) {
+            let count = self.with_ledger(network, |ledger| ledger.count(ipv4));
+            if count.free() == 0 {
+                return Err(exhausted(network, family, count));
+            }
+        }
+        Ok(Ticket::Counted { guard, usage })
+    }
+
+    /// Makes sure that the ledger knows of every address that is taken: gives the revision of the
+    /// last taking, which must still be the last when the count is relied on, and the guard's.
+    pub(super) async fn count_exactly(
+        &self,
+        network: &Network,
+    ) -> Result<(Option<u64>, Option<u64>), ClusterError> {
+        let usage = self.store.get(&keys::usage(network.id)).await?.map(|entry| entry.modified.0);
+        let known = self.with_ledger(network, |ledger| ledger.revision());
+        if usage.is_some_and(|usage| usage > known) || known == 0 {
+            self.read_ledger(network.id).await?;
+        }
+        Ok((usage, self.with_ledger(network, |ledger| ledger.guard())))
+    }
+
+    /// How a network's addresses are used, IPv4 and IPv6, as the store has it now.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn counts(&self, network: &Network) -> Result<(Count, Count), ClusterError> {
+        let mut ledger = Ledger::new(self.node.clone());
+        ledger.follow(network);
+        self.listed(network.id).await?.fill(&mut ledger);
+        Ok((ledger.count(true), ledger.count(false)))
+    }
+
+    /// Does something with what is known of a network's addresses.
+    pub(super) fn with_ledger<T>(&self, network: &Network, act: impl FnOnce(&mut Ledger) -> T) -> T {
+        let ledger = self.ledger(network.id);
+        let mut ledger = lock(&ledger);
+        ledger.follow(network);
+        act(&mut ledger)
+    }
+
+    /// After an endpoint was admitted by the exact count, and written at a revision: nobody else
+    /// took any address up to there.
+    pub(super) fn admitted(&self, network: &Network, ticket: &Ticket, chosen: &Chosen, revision: u64) {
+        if matches!(ticket, Ticket::Counted { .. }) && !chosen.addresses().is_empty() {
+            self.with_ledger(network, |ledger| ledger.set_revision(revision.max(ledger.revision())));
+        }
+    }
+}
+
+/// A network's addresses, its blocks and what is kept, as they were read.
+struct Listed {
+    network: NetworkId,
+    reservations: Listing,
+    guard: Option<u64>,
+    addresses: Listing,
+    blocks: Listing,
+}
+
+impl Listed {
+    fn fill(&self, ledger: &mut Ledger) {
+        let (addresses, blocks) = (keys::addresses(self.network), keys::blocks(self.network));
+        let held = self.addresses.entries.iter().filter_map(|(key, entry)| {
+            Some((key.strip_prefix(&addresses)?.parse().ok()?, holder(&entry.value)))
+        });
+        let owned =
+            self.blocks.entries.iter().filter_map(|(key, entry)| {
+                Some((key.strip_prefix(&blocks)?.parse().ok()?, block(entry)?))
+            });
+        ledger.reset(held, owned);
+        ledger.forget_reservations();
+        let prefix = keys::reservations(self.network);
+        for (key, entry) in &self.reservations.entries {
+            let name = key.strip_prefix(&prefix).and_then(|name| name.parse::<Name>().ok());
+            if let (Some(name), Ok(reservation)) = (name, decode::<Reservation>(key, entry)) {
+                ledger.reserve(name, reservation.value);
+            }
+        }
+        ledger.set_guard(self.guard);
+        ledger.set_revision(self.reservations.revision.0);
+    }
+}
+
+impl Cluster {
+    async fn listed(&self, network: NetworkId) -> Result<Listed, ClusterError> {
+        // What is taken from here on, whoever relies on the count will notice.
+        let reservations = self.store.list(&keys::reservations(network)).await?;
+        let guard = self.store.get(&keys::reservations_guard(network)).await?;
+        Ok(Listed {
+            network,
+            reservations,
+            guard: guard.map(|entry| entry.modified.0),
+            addresses: self.store.list(&keys::addresses(network)).await?,
+            blocks: self.store.list(&keys::blocks(network)).await?,
+        })
+    }
+
+    /// Reads all that is to know of a network's addresses, as the store has it now.
+    pub(super) async fn read_ledger(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let listed = self.listed(network).await?;
+        listed.fill(&mut lock(&self.ledger(network)));
+        Ok(())
+    }
+}
+
+pub(super) fn exhausted(network: &Network, family: &'static str, count: Count) -> ClusterError {
+    ClusterError::Exhausted { network: network.name.clone(), family, count: Box::new(count) }
+}

@@ -1,0 +1,398 @@
+//! Services: their addresses, and what is kept for their containers.
+//!
+//! A service is written in one transaction with all that it needs on all its networks, or not at
+//! all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::admission::exhausted;
+use super::endpoints::{Chosen, taking_blocks};
+use super::{Cluster, ClusterError, TRIES, encode, keys};
+use crate::model::service::MAX_REPLICAS;
+use crate::model::{
+    EndpointMode, Name, Network, NodeName, Reservation, Service, ServiceId, ServiceSpec, Versioned,
+};
+use crate::store::{Lease, Outcome, Revision, Transaction};
+
+/// How many networks a service may have: each takes up to eight writes and nine comparisons of its transaction.
+const MAX_NETWORKS: usize = 12;
+
+/// What a change of what is kept needs on one network.
+struct Part {
+    network: Versioned<Network>,
+    /// The revision of the last taking of an address, and of the last reservation.
+    usage: Option<u64>,
+    guard: Option<u64>,
+}
+
+impl Part {
+    /// Requires that nothing was taken or kept since it was counted, and notes that there is now.
+    fn stamp(&self, transaction: Transaction) -> Transaction {
+        let id = self.network.id;
+        let mut transaction = transaction.modified(keys::network(id), Revision(self.network.revision));
+        for (key, revision) in
+            [(keys::usage(id), self.usage), (keys::reservations_guard(id), self.guard)]
+        {
+            transaction = match revision {
+                Some(revision) => transaction.modified(&key, Revision(revision)),
+                None => transaction.absent(&key),
+            };
+            transaction = transaction.put(key, []);
+        }
+        transaction
+    }
+}
+
+/// A service that is being made: its transaction, and the addresses that were chosen for it.
+struct Design {
+    service: Service,
+    transaction: Transaction,
+    chosen: Vec<(Versioned<Network>, Chosen)>,
+}
+
+impl Design {
+    fn new(spec: &ServiceSpec) -> Self {
+        let service = Service {
+            id: ServiceId::random(&mut rand::rng()),
+            name: spec.name.clone(),
+            networks: Vec::new(),
+            replicas: spec.replicas,
+            endpoint_mode: spec.endpoint_mode,
+            update_order: spec.update_order,
+            update_parallelism: spec.update_parallelism,
+            addresses: BTreeMap::new(),
+            labels: spec.labels.clone(),
+        };
+        let transaction = Transaction::new().absent(keys::service(&spec.name));
+        Self { service, transaction, chosen: Vec::new() }
+    }
+}
+
+impl Cluster {
+    /// Makes a service: takes its own addresses, and keeps those that its containers will need.
+    ///
+    /// # Errors
+    /// [`ClusterError::TooFew`] when a network does not have them; then nothing was written.
+    pub async fn create_service(
+        &self,
+        spec: &ServiceSpec,
+        alive: &BTreeSet<NodeName>,
+    ) -> Result<Service, ClusterError> {
+        check(spec)?;
+        for attempt in 0..TRIES {
+            if self.store.get(&keys::service(&spec.name)).await?.is_some() {
+                return Err(ClusterError::ServiceExists(spec.name.clone()));
+            }
+            let mut design = Design::new(spec);
+            let designed = self.design_service(spec, &mut design, alive, attempt).await;
+            let done = match designed {
+                Ok(()) => {
+                    let service = &design.service;
+                    let transaction = std::mem::take(&mut design.transaction);
+                    self.commit(transaction.put(keys::service(&service.name), encode(service))).await
+                }
+                Err(error) => Err(error),
+            };
+            // What was taken, the view tells; what was not is free again.
+            for (network, chosen) in &design.chosen {
+                self.put_back(network, chosen);
+            }
+            if let Outcome::Committed(_) = done? {
+                return Ok(design.service);
+            }
+            for id in design.service.networks {
+                self.read_ledger(id).await?;
+            }
+        }
+        Err(ClusterError::Contention(format!("service {}", spec.name)))
+    }
+
+    /// Adds to a design what the service needs on each of its networks.
+    async fn design_service(
+        &self,
+        spec: &ServiceSpec,
+        design: &mut Design,
+        alive: &BTreeSet<NodeName>,
+        attempt: usize,
+    ) -> Result<(), ClusterError> {
+        for reference in &spec.networks {
+            let network = self.network(reference).await?;
+            if design.service.networks.contains(&network.id) {
+                let text = format!("network {reference} is named twice");
+                return Err(ClusterError::ServiceInvalid(text));
+            }
+            design.service.networks.push(network.id);
+            let part = self.part(network).await?;
+            let (id, count) = (part.network.id, design.service.most_containers());
+            let has_vip = spec.endpoint_mode == EndpointMode::Vip;
+            let needed = count + u64::from(has_vip);
+            let reserved = self.reservation_to_take(&part, spec.reservation.as_ref()).await?;
+            let released = reserved.as_ref().map_or(0, |found| found.left().min(needed));
+            self.refuse_too_few(&part, u128::from(needed), u128::from(released))?;
+            let mut transaction = part.stamp(std::mem::take(&mut design.transaction));
+            if let (Some(found), Some(name)) = (reserved, &spec.reservation) {
+                let key = keys::reservation(id, name);
+                transaction = transaction.modified(&key, Revision(found.revision));
+                let rest = Reservation { drawn: found.drawn + released, ..found.value };
+                transaction = match rest.lease {
+                    Some(lease) if rest.left() > 0 => {
+                        transaction.put_leased(key, encode(&rest), Lease(lease))
+                    }
+                    _ => transaction.delete(key),
+                };
+            }
+            let service = Some(design.service.id);
+            let kept = Reservation { service, count, drawn: 0, lease: None };
+            let key = keys::reservation(id, &spec.name);
+            transaction = transaction.absent(&key).put(key, encode(&kept));
+            if has_vip {
+                let chosen = self.choose_vip(&part.network, alive, attempt)?;
+                for address in chosen.addresses() {
+                    let key = keys::address(id, address);
+                    let value = serde_json::json!({ "service": design.service.id });
+                    transaction = transaction.absent(&key).put(key, encode(&value));
+                }
+                transaction = taking_blocks(transaction, id, &chosen, &self.node);
+                design.service.addresses.insert(id, chosen.addresses());
+                design.chosen.push((part.network, chosen));
+            }
+            design.transaction = transaction;
+        }
+        Ok(())
+    }
+
+    /// Changes how many containers a service has; more only where all of its networks have the
+    /// addresses.
+    ///
+    /// # Errors
+    /// [`ClusterError::TooFew`] when a network does not have them; then nothing was changed.
+    pub async fn scale_service(&self, name: &Name, replicas: u32) -> Result<Service, ClusterError> {
+        check_replicas(replicas)?;
+        for _ in 0..TRIES {
+            let found = self.service(name).await?;
+            let service = Service { replicas, ..found.value.clone() };
+            let key = keys::service(name);
+            let mut transaction =
+                Transaction::new().modified(&key, Revision(found.revision)).put(key, encode(&service));
+            for id in &service.networks {
+                let part = self.part(self.network(&id.to_string()).await?).await?;
+                let key = keys::reservation(*id, name);
+                let kept: Option<Versioned<Reservation>> = self.read(&key).await?;
+                let Some(kept) = kept.filter(|kept| kept.service == Some(service.id)) else {
+                    return Err(ClusterError::NotOfService {
+                        service: name.clone(),
+                        network: part.network.name.clone(),
+                    });
+                };
+                let after = Reservation { count: service.most_containers(), ..kept.value };
+                let more = after.left().saturating_sub(kept.left());
+                self.refuse_too_few(&part, u128::from(more), 0)?;
+                transaction = part.stamp(transaction);
+                transaction =
+                    transaction.modified(&key, Revision(kept.revision)).put(key, encode(&after));
+            }
+            if let Outcome::Committed(_) = self.commit(transaction).await? {
+                return Ok(service);
+            }
+            for id in &found.networks {
+                self.read_ledger(*id).await?;
+            }
+        }
+        Err(ClusterError::Contention(format!("service {name}")))
+    }
+
+    /// Removes a service: its own addresses rest, and nothing is kept for it any more. Its
+    /// endpoints stay.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoService`] when there is none.
+    pub async fn remove_service(&self, name: &Name) -> Result<(), ClusterError> {
+        for _ in 0..TRIES {
+            let found = self.service(name).await?;
+            let rest = self.rest_lease().await?;
+            let key = keys::service(name);
+            let mut transaction =
+                Transaction::new().modified(&key, Revision(found.revision)).delete(key);
+            for id in &found.networks {
+                transaction = transaction.delete(keys::reservation(*id, name));
+                for address in found.addresses.get(id).into_iter().flatten() {
+                    let key = keys::address(*id, *address);
+                    transaction = match rest {
+                        Some(lease) => transaction.put_leased(key, [], lease),
+                        None => transaction.delete(key),
+                    };
+                }
+            }
+            match self.commit(transaction).await {
+                Ok(Outcome::Committed(_)) => return Ok(()),
+                Ok(Outcome::Conflict) => {}
+                Err(error) if self.is_rest_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ClusterError::Contention(format!("service {name}")))
+    }
+
+    /// A service, as the store has it now.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoService`] when there is none.
+    pub async fn service(&self, name: &Name) -> Result<Versioned<Service>, ClusterError> {
+        let found = self.read(&keys::service(name)).await?;
+        found.ok_or_else(|| ClusterError::NoService(name.to_string()))
+    }
+
+    /// All services, as the store has them now.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn services(&self) -> Result<Vec<Service>, ClusterError> {
+        let all = self.read_all(keys::SERVICES).await?;
+        Ok(all.into_iter().map(|(_, service)| service.value).collect())
+    }
+
+    /// Keeps addresses of some networks for a while, for who will ask for them by this name.
+    ///
+    /// # Errors
+    /// [`ClusterError::TooFew`] when a network does not have them; then nothing is kept.
+    pub async fn reserve(
+        &self,
+        name: &Name,
+        wanted: &BTreeMap<String, u64>,
+        time: Duration,
+    ) -> Result<(), ClusterError> {
+        if wanted.is_empty() || wanted.len() > MAX_NETWORKS {
+            return Err(ClusterError::ServiceInvalid(format!(
+                "a reservation is for 1 to {MAX_NETWORKS} networks, not {}",
+                wanted.len()
+            )));
+        }
+        let lease = self.store.grant(time).await?;
+        let done = self.reserve_under(name, wanted, lease).await;
+        if done.is_err() {
+            // It ends by itself too.
+            let _ = self.store.revoke(lease).await;
+        }
+        done
+    }
+
+    async fn reserve_under(
+        &self,
+        name: &Name,
+        wanted: &BTreeMap<String, u64>,
+        lease: Lease,
+    ) -> Result<(), ClusterError> {
+        for _ in 0..TRIES {
+            let mut transaction = Transaction::new();
+            let mut ids = Vec::new();
+            for (reference, count) in wanted {
+                let part = self.part(self.network(reference).await?).await?;
+                let key = keys::reservation(part.network.id, name);
+                if self.store.get(&key).await?.is_some() {
+                    return Err(ClusterError::ServiceInvalid(format!(
+                        "{name} holds addresses of network {} already: choose another name",
+                        part.network.name
+                    )));
+                }
+                self.refuse_too_few(&part, u128::from(*count), 0)?;
+                let kept = Reservation { service: None, count: *count, drawn: 0, lease: Some(lease.0) };
+                transaction = part.stamp(transaction).absent(&key).put_leased(key, encode(&kept), lease);
+                ids.push(part.network.id);
+            }
+            if let Outcome::Committed(_) = self.commit(transaction).await? {
+                return Ok(());
+            }
+            for id in ids {
+                self.read_ledger(id).await?;
+            }
+        }
+        Err(ClusterError::Contention(format!("reservation {name}")))
+    }
+
+    async fn part(&self, network: Versioned<Network>) -> Result<Part, ClusterError> {
+        if network.removing {
+            return Err(ClusterError::Removing(network.name.clone()));
+        }
+        let (usage, guard) = self.count_exactly(&network).await?;
+        Ok(Part { network, usage, guard })
+    }
+
+    async fn reservation_to_take(
+        &self,
+        part: &Part,
+        name: Option<&Name>,
+    ) -> Result<Option<Versioned<Reservation>>, ClusterError> {
+        let Some(name) = name else { return Ok(None) };
+        let found: Option<Versioned<Reservation>> =
+            self.read(&keys::reservation(part.network.id, name)).await?;
+        match found.filter(|found| found.service.is_none()) {
+            Some(found) => Ok(Some(found)),
+            None => Err(ClusterError::ServiceInvalid(format!(
+                "there is no reservation {name} on network {}: it may have ended",
+                part.network.name
+            ))),
+        }
+    }
+
+    /// Refuses what a network does not have; `released` of what is kept becomes free with it.
+    fn refuse_too_few(&self, part: &Part, asked: u128, released: u128) -> Result<(), ClusterError> {
+        let network = &part.network;
+        let families = [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")];
+        for (ipv4, _, family) in families.into_iter().filter(|(_, present, _)| *present) {
+            let mut count = self.with_ledger(network, |ledger| ledger.count(ipv4));
+            count.reserved = count.reserved.saturating_sub(released);
+            if asked > count.free() {
+                let (network, count) = (network.name.clone(), Box::new(count));
+                return Err(ClusterError::TooFew { network, family, asked, count });
+            }
+        }
+        Ok(())
+    }
+
+    fn choose_vip(
+        &self,
+        network: &Network,
+        alive: &BTreeSet<NodeName>,
+        attempt: usize,
+    ) -> Result<Chosen, ClusterError> {
+        self.with_ledger(network, |ledger| {
+            let mut chosen = Chosen::default();
+            for (ipv4, present, family) in
+                [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")]
+            {
+                if !present {
+                    continue;
+                }
+                match ledger.propose(ipv4, |node| alive.contains(node), attempt as u128 * 7) {
+                    Some(proposal) => chosen.proposed.push(proposal),
+                    None => {
+                        chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
+                        return Err(exhausted(network, family, ledger.count(ipv4)));
+                    }
+                }
+            }
+            Ok(chosen)
+        })
+    }
+}
+
+fn check(spec: &ServiceSpec) -> Result<(), ClusterError> {
+    if spec.networks.is_empty() || spec.networks.len() > MAX_NETWORKS {
+        return Err(ClusterError::ServiceInvalid(format!(
+            "service {} has {} networks: give 1 to {MAX_NETWORKS}",
+            spec.name,
+            spec.networks.len()
+        )));
+    }
+    check_replicas(spec.replicas)
+}
+
+fn check_replicas(replicas: u32) -> Result<(), ClusterError> {
+    match replicas <= MAX_REPLICAS {
+        true => Ok(()),
+        false => Err(ClusterError::ServiceInvalid(format!(
+            "{replicas} replicas are too many: give at most {MAX_REPLICAS}"
+        ))),
+    }
+}
