@@ -15,7 +15,7 @@ pub mod subnet;
 pub use endpoint::{Attachment, Endpoint};
 pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, Vni};
 pub use name::{IfName, Name, NodeName};
-pub use network::{Network, NetworkSpec};
+pub use network::{ExpandSpec, Network, NetworkSpec};
 pub use node::Node;
 pub use snapshot::{Snapshot, Versioned};
 pub use subnet::{Subnet, SubnetError};

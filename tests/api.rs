@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use memory::Agent;
 use netctl::api::client::{Client, ClientError};
 use netctl::api::server::{self, BindError, MAX_BODY};
-use netctl::api::{ApiError, AttachRequest, Attached, ErrorCode};
+use netctl::api::{ApiError, AttachRequest, Attached, ErrorCode, Expanded};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{Mode, umask};
@@ -150,12 +150,13 @@ impl Checked<'_> {
     /// Sends bodies that are refused before the agent sees them.
     async fn bad_bodies(&mut self, path: &str, bad: Value) {
         self.exchange("post", path, bad, 400).await;
-        let socket = &self.agent.socket;
-        let large = send(socket, "POST", path, "application/json", vec![b' '; MAX_BODY + 1]).await;
+        let (socket, sent) = (&self.agent.socket, path.replace(['{', '}'], ""));
+        let large = send(socket, "POST", &sent, "application/json", vec![b' '; MAX_BODY + 1]).await;
         refused(large, 413, "invalid");
-        refused(send(socket, "POST", path, "text/plain", b"{}".to_vec()).await, 415, "invalid");
-        self.seen.insert(("post".to_owned(), path.to_owned(), 413));
-        self.seen.insert(("post".to_owned(), path.to_owned(), 415));
+        refused(send(socket, "POST", &sent, "text/plain", b"{}".to_vec()).await, 415, "invalid");
+        let template = path.replace("{web}", "{network}");
+        self.seen.insert(("post".to_owned(), template.clone(), 413));
+        self.seen.insert(("post".to_owned(), template, 415));
     }
 }
 
@@ -169,6 +170,7 @@ async fn every_operation_answers_as_documented_with_every_status() {
     let version = api.exchange("get", "/v1/version", Value::Null, 200).await;
     assert_eq!(version["node"], "n1");
     show_networks(&mut api).await;
+    show_subnets(&mut api).await;
     show_endpoints(&mut api).await;
     show_nodes(&mut api).await;
     let missed: Vec<_> = api.operations().difference(&api.seen).cloned().collect();
@@ -192,6 +194,31 @@ async fn show_networks(api: &mut Checked<'_>) {
     assert_eq!(all[0], made);
     api.failures("get", "/v1/networks", none.clone(), &[500, 503]).await;
     assert_eq!(api.exchange("get", "/v1/networks/{web}", none.clone(), 200).await, made);
+}
+
+/// Adds a subnet to the network `web`, and removes it.
+async fn show_subnets(api: &mut Checked<'_>) {
+    let none = Value::Null;
+    let path = "/v1/networks/{web}/subnets";
+    let more = json!({
+        "subnets": ["10.10.0.0/24"], "gateways": ["10.10.0.254"], "ranges": ["10.10.0.128/25"],
+        "reserved": ["10.10.0.9"],
+    });
+    let expanded = api.exchange("post", path, more.clone(), 201).await;
+    assert_eq!(expanded["subnets"][2]["gateway"], "10.10.0.254");
+    assert_eq!(api.exchange("post", path, more.clone(), 200).await, expanded);
+    let overlapping = json!({"subnets": ["10.10.0.0/25"]});
+    api.exchange("post", path, overlapping, 409).await;
+    api.exchange("post", "/v1/networks/{no}/subnets", more.clone(), 404).await;
+    api.bad_bodies(path, json!({"subnets": []})).await;
+    api.failures("post", path, more, &[500, 503]).await;
+
+    let one = "/v1/networks/{web}/subnets?subnet=10.10.0.0%2F24";
+    api.exchange("delete", path, none.clone(), 400).await;
+    api.failures("delete", one, none.clone(), &[409, 500, 503]).await;
+    let shrunk = api.exchange("delete", one, none.clone(), 200).await;
+    assert_eq!(shrunk["subnets"].as_array().unwrap().len(), 2);
+    api.exchange("delete", one, none.clone(), 404).await;
 }
 
 /// Uses the network `web`, and removes it.
@@ -365,6 +392,14 @@ async fn the_client_gives_what_the_agent_says() {
         let expected = if name.is_empty() { ErrorCode::NotFound } else { ErrorCode::Invalid };
         assert!(matches!(error, ClientError::Api(e) if e.code == expected), "{name}");
     }
+    let more = serde_json::from_value(json!({"subnets": ["10.10.0.0/24"]})).unwrap();
+    let Expanded::Changed(expanded) = client.expand_network("web", &more).await.unwrap() else {
+        panic!("the network has the subnet before it is added")
+    };
+    let again = client.expand_network("web", &more).await.unwrap();
+    assert_eq!(again, Expanded::Unchanged(expanded));
+    let shrunk = client.shrink_network("web", "10.10.0.0/24".parse().unwrap()).await.unwrap();
+    assert_eq!(shrunk, made);
     client.remove_network("web").await.unwrap();
     let gone = client.detach("a", Some("web")).await.unwrap_err();
     assert!(matches!(gone, ClientError::Api(ApiError { code: ErrorCode::NotFound, .. })));

@@ -138,6 +138,25 @@ fn inspect_shows_aligned_lines() {
 }
 
 #[test]
+fn a_network_is_expanded_and_shrunk() {
+    let (agent, id, _) = with_endpoint();
+    let expand = "network expand web --subnet 10.10.0.0/24 --gateway 10.10.0.254 \
+                  --ip-range 10.10.0.128/25 --aux-address router=10.10.0.8 --subnet 10.11.0.0/24";
+    assert_eq!(done(&agent, expand).trim(), id);
+    let shown = done(&agent, "network inspect web");
+    let line = "10.10.0.0/24, gateway 10.10.0.254, range 10.10.0.128/25, reserved 10.10.0.8";
+    assert!(shown.contains(line) && shown.contains("10.11.0.0/24"), "{shown}");
+    let again = netctl(&agent, expand);
+    assert_eq!((again.status.code(), text(&again.stdout).trim()), (Some(0), id.as_str()));
+    assert!(text(&again.stderr).contains("10.10.0.0/24,10.11.0.0/24 already"), "{again:?}");
+    let shrunk = json(&agent, "network shrink web --subnet 10.10.0.0/24 -o json");
+    assert_eq!(shrunk["subnets"][1]["cidr"], "10.11.0.0/24");
+    failed(&agent, "network shrink web --subnet 10.10.0.0/24", 4);
+    done(&agent, "network shrink web --subnet 10.11.0.0/24");
+    failed(&agent, "network shrink web --subnet 10.9.0.0/24", 5);
+}
+
+#[test]
 fn several_names_go_on_after_a_failure() {
     let (agent, ..) = with_endpoint();
     for name in ["b", "c"] {
@@ -197,6 +216,10 @@ fn a_command_line_that_cannot_be_used_is_status_2() {
         "network create web --vni 0",
         "network create web --label =x",
         "network rm",
+        "network expand web",
+        "network expand web --subnet 10.0.0.0/99",
+        "network shrink web",
+        "network shrink web --subnet x",
         "endpoint attach --network web",
         "endpoint attach --network web --netns /proc/self/ns/net",
         "endpoint attach --network web --netns /n --wait 10",
@@ -279,6 +302,8 @@ fn every_sub_command_has_help_with_examples() {
         "network create",
         "network ls",
         "network inspect",
+        "network expand",
+        "network shrink",
         "network rm",
         "endpoint ls",
         "endpoint inspect",

@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::gate::Gate;
-use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
+use crate::api::{
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
+};
 use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Cursor, Defaults, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
-    Attachment, Endpoint, EndpointId, IfName, Name, Network, NetworkId, NetworkSpec, Node, NodeName,
-    Snapshot, Versioned,
+    Attachment, Endpoint, EndpointId, ExpandSpec, IfName, Name, Network, NetworkId, NetworkSpec, Node,
+    NodeName, Snapshot, Versioned,
 };
 use crate::overlay::effective_mtu;
 use crate::store::StoreError;
@@ -138,6 +141,35 @@ impl Agent {
         Ok(())
     }
 
+    pub(super) async fn expand_network(
+        &self,
+        reference: &str,
+        spec: &ExpandSpec,
+    ) -> Result<Expanded, ApiError> {
+        let expanded = self.cluster.expand_network(reference, spec).await?;
+        let (network, changed) = match expanded {
+            cluster::Expanded::Changed(network) => (network, true),
+            cluster::Expanded::Unchanged(network) => (network, false),
+        };
+        if changed {
+            info!(network = %network.name, id = %network.id, subnets = ?spec.subnets, "network expanded");
+        }
+        let endpoints = self.cluster.endpoint_count(network.id).await?;
+        let view = self.network_view(network, endpoints);
+        Ok(if changed { Expanded::Changed(view) } else { Expanded::Unchanged(view) })
+    }
+
+    pub(super) async fn shrink_network(
+        &self,
+        reference: &str,
+        subnet: IpNetwork,
+    ) -> Result<NetworkView, ApiError> {
+        let network = self.cluster.shrink_network(reference, subnet).await?;
+        info!(network = %network.name, id = %network.id, %subnet, "network shrunk");
+        let endpoints = self.cluster.endpoint_count(network.id).await?;
+        Ok(self.network_view(network, endpoints))
+    }
+
     pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
         let deadline = Instant::now() + request.wait_ms.map_or(WAIT, Duration::from_millis);
         let network = self.find_network(&request.network, deadline).await?;
@@ -171,10 +203,8 @@ impl Agent {
             any_interface: place.any_interface,
             labels: request.labels,
         };
-        let snapshot = self.snapshot();
-        let nothing = BTreeMap::new();
-        let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
-        match self.cluster.claim(&network, &claim, taken, &self.cursor(network.id)).await? {
+        let (network, claimed) = self.claim(network, &claim).await?;
+        match claimed {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
                 let endpoint = Arc::new(endpoint);
@@ -183,6 +213,32 @@ impl Agent {
                 Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
             }
         }
+    }
+
+    /// Claims an endpoint on a network; the network's subnets may have changed since it was seen.
+    async fn claim(
+        &self,
+        mut network: Arc<Versioned<Network>>,
+        claim: &Claim,
+    ) -> Result<(Arc<Versioned<Network>>, Claimed), ClusterError> {
+        let snapshot = self.snapshot();
+        let nothing = BTreeMap::new();
+        let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
+        let cursor = self.cursor(network.id);
+        let mut claimed = self.cluster.claim(&network, claim, taken, &cursor).await;
+        if let Err(ClusterError::Exhausted { .. } | ClusterError::Address { .. }) = claimed {
+            let now = self.cluster.network(&network.id.to_string()).await?;
+            if now.revision != network.revision {
+                network = Arc::new(now);
+                claimed = self.cluster.claim(&network, claim, taken, &cursor).await;
+            }
+        }
+        let claimed = claimed?;
+        let (Claimed::New(endpoint, _) | Claimed::Existing(endpoint)) = &claimed;
+        if endpoint.addresses.iter().any(|address| network.subnet_of(*address).is_none()) {
+            network = Arc::new(self.cluster.network(&network.id.to_string()).await?);
+        }
+        Ok((network, claimed))
     }
 
     fn cursor(&self, network: NetworkId) -> Arc<Cursor> {
@@ -350,7 +406,8 @@ impl Agent {
     }
 
     fn endpoint_view(&self, network: &Network, endpoint: &Endpoint) -> EndpointView {
-        let subnets = endpoint.addresses.iter().filter_map(|address| network.subnet_of(*address));
+        let subnet = |address: &_| network.standing().find(|s| s.cidr().contains(*address));
+        let subnets = endpoint.addresses.iter().filter_map(subnet);
         let (gateways, prefix_lengths) = subnets.map(|s| (s.gateway(), s.cidr().prefix())).unzip();
         EndpointView {
             endpoint: endpoint.clone(),

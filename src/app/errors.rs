@@ -16,17 +16,24 @@ impl From<ClusterError> for ApiError {
             ClusterError::Replaced(_) => ErrorCode::StoreReplaced,
             ClusterError::Invalid(_)
             | ClusterError::Address { .. }
-            | ClusterError::MtuTooLarge { .. } => ErrorCode::Invalid,
-            ClusterError::NoNetwork(_) | ClusterError::NoEndpoint(_) => ErrorCode::NotFound,
+            | ClusterError::MtuTooLarge { .. }
+            | ClusterError::NewFamily { .. } => ErrorCode::Invalid,
+            ClusterError::NoNetwork(_) | ClusterError::NoEndpoint(_) | ClusterError::NoSubnet { .. } => {
+                ErrorCode::NotFound
+            }
             ClusterError::NetworkExists(_)
             | ClusterError::Removing(_)
             | ClusterError::VniTaken { .. }
+            | ClusterError::SubnetExists { .. }
+            | ClusterError::SubnetOverlaps { .. }
             | ClusterError::AddressTaken { .. }
             | ClusterError::EndpointExists { .. }
             | ClusterError::Ambiguous { .. }
             | ClusterError::Elsewhere { .. }
             | ClusterError::NodeTaken { .. } => ErrorCode::Conflict,
-            ClusterError::InUse { .. } => ErrorCode::InUse,
+            ClusterError::InUse { .. }
+            | ClusterError::LastSubnet { .. }
+            | ClusterError::SubnetInUse { .. } => ErrorCode::InUse,
             ClusterError::NoneLeft(..) | ClusterError::Exhausted { .. } => ErrorCode::Exhausted,
         };
         Self::new(code, error.to_string())

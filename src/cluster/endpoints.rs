@@ -116,9 +116,7 @@ impl Cluster {
                 return Ok(Claimed::Existing(existing));
             }
             network = self.network(&network.id.to_string()).await?;
-            if network.removing {
-                return Err(ClusterError::Removing(network.name.clone()));
-            }
+            check(&network, claim)?;
             let found = self.taken_of(network.id, &endpoint.addresses).await?;
             refuse_taken(&network, claim, &found)?;
             let mut now = known.take().unwrap_or_else(|| taken.clone());

@@ -1,0 +1,66 @@
+//! What a snapshot of the cluster means for the dataplane, and in what two of them differ.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{Endpoint, EndpointId, Network, Versioned};
+
+/// The endpoints of a network.
+pub(super) type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+
+/// What this node did itself and the view may not show yet, each with its revision.
+#[derive(Default)]
+pub(super) struct Ahead {
+    pub(super) added: BTreeMap<EndpointId, (Arc<Endpoint>, u64)>,
+    pub(super) removed: BTreeMap<EndpointId, u64>,
+}
+
+impl Ahead {
+    /// Forgets what a view of this revision shows; whether there is more.
+    pub(super) fn is_unseen_after(&mut self, known: u64) -> bool {
+        self.added.retain(|_, (_, revision)| *revision > known);
+        self.removed.retain(|_, revision| *revision > known);
+        !self.added.is_empty() || !self.removed.is_empty()
+    }
+
+    /// Does the same to what the view shows.
+    pub(super) fn apply(&self, endpoints: &mut Endpoints) {
+        endpoints.extend(self.added.iter().map(|(id, (endpoint, _))| (*id, endpoint.clone())));
+        endpoints.retain(|id, _| !self.removed.contains_key(id));
+    }
+}
+
+/// A network as a node has it: a subnet stands until its removal is certain.
+pub(super) fn as_it_stands(network: &Arc<Versioned<Network>>) -> Arc<Versioned<Network>> {
+    match network.leaving.is_empty() {
+        true => network.clone(),
+        false => Arc::new(Versioned { value: network.as_it_stands(), revision: network.revision }),
+    }
+}
+
+/// Whether a network has the subnets of all addresses of an endpoint. Endpoints and networks are
+/// heard of on ways of their own: one of a new subnet may come before the subnet.
+pub(super) fn has_place(network: &Network, endpoint: &Endpoint) -> bool {
+    endpoint.addresses.iter().all(|address| network.subnet_of(*address).is_some())
+}
+
+/// The endpoints in which two versions of a network differ, as they were before.
+pub(super) fn differences(
+    before: &Endpoints,
+    now: &Endpoints,
+) -> Vec<(EndpointId, Option<Arc<Endpoint>>)> {
+    let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
+    let mut new = now.iter().peekable();
+    let mut found = Vec::new();
+    for (id, was) in before {
+        while let Some((added, _)) = new.next_if(|(other, _)| *other < id) {
+            found.push((*added, None));
+        }
+        match new.next_if(|(other, _)| *other == id) {
+            Some((_, is)) if same(was, is) => {}
+            _ => found.push((*id, Some(was.clone()))),
+        }
+    }
+    found.extend(new.map(|(added, _)| (*added, None)));
+    found
+}
