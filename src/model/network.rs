@@ -188,8 +188,8 @@ impl Placing<'_> {
     }
 
     fn subnet(&self, cidr: IpNetwork) -> Result<Subnet, NetworkError> {
-        let gateway = Self::only("gateway", cidr, &self.gateways, |gateway| *gateway)?;
-        let range = Self::only("range", cidr, &self.ranges, IpNetwork::network)?;
+        let gateway = Self::only("gateway", cidr, self.gateways, |gateway| *gateway)?;
+        let range = Self::only("range", cidr, self.ranges, IpNetwork::network)?;
         let reserved = self.reserved.iter().copied().filter(|a| cidr.contains(*a)).collect();
         Ok(Subnet::new(cidr, gateway, range, reserved)?)
     }
