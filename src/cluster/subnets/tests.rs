@@ -1,6 +1,5 @@
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,9 +27,11 @@ type Hook = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send
 /// A store in which something else happens just behind a step of ours.
 struct Interposed {
     inner: Arc<Embedded>,
-    /// After which list of addresses, and what happens.
+    /// What happens after the next list of addresses.
     after_list: Mutex<Option<Hook>>,
-    /// The same after a transaction.
+    /// What happens after the next list of nodes.
+    after_nodes: Mutex<Option<Hook>>,
+    /// What happens after the next transaction.
     after_commit: Mutex<Option<Hook>>,
 }
 
@@ -55,6 +56,9 @@ impl Store for Interposed {
         let listing = self.inner.list(prefix).await;
         if prefix.contains("/addresses/") {
             happen(&self.after_list).await;
+        }
+        if prefix == keys::NODES {
+            happen(&self.after_nodes).await;
         }
         listing
     }
@@ -95,8 +99,12 @@ impl Ground {
         let folder = tempfile::tempdir().unwrap();
         let inner = Arc::new(Embedded::open(folder.path().join("store")).unwrap());
         schema::identify(&*inner, None, ClusterId::random(&mut rand::rng())).await.unwrap();
-        let (after_list, after_commit) = (Mutex::default(), Mutex::default());
-        let store = Arc::new(Interposed { inner: inner.clone(), after_list, after_commit });
+        let store = Arc::new(Interposed {
+            inner: inner.clone(),
+            after_list: Mutex::default(),
+            after_nodes: Mutex::default(),
+            after_commit: Mutex::default(),
+        });
         let first = Cluster::new(store.clone(), "n1".parse().unwrap(), rest).await.unwrap();
         let second = Cluster::new(inner, "n2".parse().unwrap(), rest).await.unwrap();
         Self { first, store, second: Arc::new(second), _folder: folder }
@@ -305,6 +313,39 @@ async fn an_attach_by_what_was_known_before_does_not_get_an_address_of_a_removed
     let refused = claim(&ground.second, &before, "10.10.0.5").await.unwrap_err();
     assert!(matches!(refused, ClusterError::Address { .. }), "{refused}");
     assert_eq!(ground.second.endpoint_count(before.id).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_expansion_does_not_bring_back_a_network_that_is_removed_meanwhile() {
+    let ground = Ground::new(Duration::ZERO).await;
+    ground.create("web", &["10.9.0.0/24"]).await;
+    let cluster = ground.second.clone();
+    *ground.store.after_nodes.lock().unwrap() = Some(Box::new(move || {
+        Box::pin(async move { drop(cluster.remove_network("web").await.unwrap()) })
+    }));
+    let error = ground.expand("web", &["10.10.0.0/24"]).await.unwrap_err();
+    assert!(matches!(error, ClusterError::NoNetwork(_)), "{error}");
+    assert_eq!(ground.second.networks().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_removal_and_an_expansion_at_once_do_not_undo_each_other() {
+    let ground = Ground::new(Duration::ZERO).await;
+    ground.create("web", &["10.9.0.0/24", "10.10.0.0/24"]).await;
+    for (hook, subnet) in
+        [(&ground.store.after_list, "10.11.0.0/24"), (&ground.store.after_commit, "10.12.0.0/24")]
+    {
+        ground.expand("web", &["10.10.0.0/24"]).await.unwrap();
+        let cluster = ground.second.clone();
+        *hook.lock().unwrap() = Some(Box::new(move || {
+            let more = expansion(json!({"subnets": [subnet]}));
+            Box::pin(async move { drop(cluster.expand_network("web", &more).await.unwrap()) })
+        }));
+        ground.shrink("web", "10.10.0.0/24").await.unwrap();
+        let (subnets, leaving) = ground.subnets("web").await;
+        assert!(subnets.contains(&subnet.to_owned()) && leaving == 0, "{subnets:?}");
+        assert!(!subnets.contains(&"10.10.0.0/24".to_owned()), "{subnets:?}");
+    }
 }
 
 #[tokio::test]
