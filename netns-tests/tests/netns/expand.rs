@@ -12,6 +12,7 @@ use crate::cluster::{Cluster, DUAL};
 crate::tests![
     a_full_network_is_expanded_while_connections_run,
     a_full_internal_network_is_expanded_while_connections_run,
+    a_new_subnet_can_be_used_everywhere_as_soon_as_it_is_told,
     a_subnet_is_removed_once_nothing_has_an_address_of_it,
     a_subnet_of_an_internal_network_is_removed_once_nothing_has_an_address_of_it,
     an_expansion_that_cannot_be_is_refused_by_name_and_changes_nothing,
@@ -100,6 +101,39 @@ fn a_full_network_is_expanded_while_connections_run(world: &World) {
 
 fn a_full_internal_network_is_expanded_while_connections_run(world: &World) {
     expand_while_connections_run(world, "--internal");
+}
+
+fn a_new_subnet_can_be_used_everywhere_as_soon_as_it_is_told(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    let (n1, n2) = (cluster.nodes[0].clone(), cluster.nodes[1].clone());
+    n1.ok("network create shop --subnet 10.9.0.0/30");
+    n2.attach("shop", "full");
+    for number in 0..20 {
+        let (name, octet) = (format!("c{number}"), 10 + number);
+        let container = n2.container(&name);
+        let mut request = json!({"network": "shop", "name": name, "netns": container.path});
+        // One that is chosen, and one that is asked for.
+        if number % 2 == 0 {
+            request["addresses"] = json!([format!("10.{octet}.0.2")]);
+        }
+        let subnet = json!({"subnets": [format!("10.{octet}.0.0/30")]});
+        // Every other pair, the second machine hears of the subnet when it is asked for an address.
+        if number % 4 > 1 {
+            cluster.freeze(1);
+        }
+        let expanded = n1.client().call("POST", "/v1/networks/shop/subnets", Some(&subnet)).unwrap();
+        let attached = std::thread::scope(|scope| {
+            let attach = || n2.client().call("POST", "/v1/endpoints", Some(&request)).unwrap();
+            let attach = scope.spawn(attach);
+            cluster.thaw(1);
+            attach.join().unwrap()
+        });
+        assert_eq!((expanded.status, attached.status), (201, 201), "{expanded:?} {attached:?}");
+        assert_eq!(attached.body["gateways"], json!([format!("10.{octet}.0.1")]));
+        let inside = container.space.sh("ip -o -4 address show dev eth0");
+        assert!(inside.contains(&format!("10.{octet}.0.2/30")), "{inside}");
+        assert!(container.space.ping(&format!("10.{octet}.0.1")), "the gateway answers");
+    }
 }
 
 /// Waits until a machine's kernel is as it was.

@@ -64,3 +64,35 @@ pub(super) fn differences(
     found.extend(new.map(|(added, _)| (*added, None)));
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_has_a_place_as_long_as_its_subnet_stands() {
+        let network = |subnets, leaving| -> Arc<Versioned<Network>> {
+            let value = serde_json::from_value(serde_json::json!({
+                "id": "aaaaaaaaaaaa", "name": "web", "vni": 4097, "uplink": 3,
+                "subnets": subnets, "leaving": leaving,
+            }));
+            Arc::new(Versioned { value: value.unwrap(), revision: 7 })
+        };
+        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
+            "id": "bbbbbbbbbbbb", "name": "e", "network": "aaaaaaaaaaaa", "node": "n1",
+            "addresses": ["10.9.0.2", "fd00:9::2"], "mac": "06:00:00:00:00:01",
+            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+        }))
+        .unwrap();
+        let (v4, v6) =
+            (serde_json::json!({"cidr": "10.9.0.0/24"}), serde_json::json!({"cidr": "fd00:9::/64"}));
+        let none = Vec::<serde_json::Value>::new();
+        for (network, place) in [
+            (network(vec![v4.clone(), v6.clone()], none.clone()), true),
+            (network(vec![v4.clone()], vec![v6]), true),
+            (network(vec![v4], none), false),
+        ] {
+            assert_eq!(has_place(&as_it_stands(&network), &endpoint), place);
+        }
+    }
+}
