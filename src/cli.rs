@@ -9,6 +9,7 @@ mod failure;
 mod network;
 mod node;
 mod output;
+mod plan;
 mod run;
 mod values;
 mod version;
@@ -30,6 +31,7 @@ Examples:
   netctl run --network web --name a -- sh -c 'ip addr; ping -c1 b'
   netctl endpoint ls --network web
   netctl network inspect web -o json
+  netctl plan stack.yml
 
 Exit status:
   0  done
@@ -71,6 +73,8 @@ enum Command {
     Endpoint(endpoint::Command),
     /// Run a command in namespaces of its own, plugged into a network
     Run(run::Arguments),
+    /// Say whether Compose files fit into the networks' addresses, before they are deployed
+    Plan(plan::Arguments),
     /// List and show the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
@@ -99,6 +103,7 @@ pub fn main() -> ExitCode {
                 Command::Network(command) => network::run(&session, command).await,
                 Command::Endpoint(command) => endpoint::run(&session, command).await,
                 Command::Node(command) => node::run(&session, command).await,
+                Command::Plan(arguments) => plan::run(&session, arguments).await,
                 Command::Version => version::run(&session).await,
                 Command::Run(_) | Command::Completion(_) => Ok(Exit::Done.into()),
             }

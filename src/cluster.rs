@@ -11,23 +11,27 @@ pub mod nodes;
 pub mod subnets;
 pub mod view;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ipnetwork::IpNetwork;
 use serde::de::DeserializeOwned;
 
+use crate::ipam::{Count, Ledger};
 use crate::model::network::NetworkError;
-use crate::model::{Endpoint, EndpointId, Name, NodeName, Snapshot, Versioned, Vni};
+use crate::model::{Endpoint, EndpointId, Name, NetworkId, NodeName, Snapshot, Versioned, Vni};
 use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, schema};
 
-pub use endpoints::{Claim, Claimed, Cursor};
+pub use endpoints::{Claim, Claimed};
 pub use networks::Defaults;
 pub use subnets::Expanded;
 pub use view::{Health, View};
 
 /// How often a change is tried again when others were faster, before it is given up.
 const TRIES: usize = 64;
+/// How many keys one transaction deletes: etcd takes 128 operations by default.
+const BATCH: usize = 100;
 
 /// Why a change was not made.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -186,20 +190,18 @@ pub enum ClusterError {
     },
     /// All addresses of a family are taken.
     #[error(
-        "network {network} has no free {family} address: {usable} usable, {endpoints} in use by \
-         endpoints, {resting} resting after use; detach endpoints, or wait until resting ones are free"
+        "network {network} has no free {family} address: {} usable, {} in use by endpoints, {} \
+         resting after use; add a subnet (`netctl network expand`), detach endpoints, or wait until \
+         resting ones are free",
+        count.usable, count.endpoints, count.resting
     )]
     Exhausted {
         /// The network.
         network: Name,
         /// `IPv4` or `IPv6`.
         family: &'static str,
-        /// How many it may give.
-        usable: u128,
-        /// How many endpoints have.
-        endpoints: u128,
-        /// How many rest.
-        resting: u128,
+        /// How its addresses are used.
+        count: Count,
     },
     /// An endpoint of that name is there, and it is another one.
     #[error("endpoint {name} exists already on network {network} and differs: {difference}")]
@@ -260,6 +262,8 @@ pub struct Cluster {
     /// The revision that wrote the cluster's identity: as long as it stands, it is our store.
     identity: Revision,
     rest: endpoints::Rest,
+    /// What is known of the addresses of the networks in use.
+    ledgers: Mutex<BTreeMap<NetworkId, Arc<Mutex<Ledger>>>>,
 }
 
 impl Cluster {
@@ -276,7 +280,7 @@ impl Cluster {
     ) -> Result<Self, ClusterError> {
         let entry = store.get(schema::KEY).await?;
         let identity = entry.ok_or_else(|| ClusterError::Replaced(store.name()))?.modified;
-        Ok(Self { store, node, identity, rest: endpoints::Rest::new(rest) })
+        Ok(Self { store, node, identity, rest: endpoints::Rest::new(rest), ledgers: Mutex::default() })
     }
 
     /// The store itself.

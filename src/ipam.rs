@@ -3,5 +3,8 @@
 //! Pure: what is taken comes in as a value, the answer is a proposal. The store's transaction
 //! decides, and refuses a proposal that came too late.
 
-pub mod address;
+pub mod ledger;
 pub mod pool;
+mod space;
+
+pub use ledger::{Block, Blocks, Count, Ledger, NewBlock, Proposal};

@@ -3,7 +3,7 @@
 //! The layers, lowest first; a module uses only what stands below it:
 //!
 //! - [`model`]: what a network, a node and an endpoint are, and the kernel objects they need.
-//! - `ipam`, `overlay`, `reconcile`: pure decisions over the model. No clock, no socket, no
+//! - `ipam`, [`plan`], `overlay`, `reconcile`: pure decisions over the model. No clock, no socket, no
 //!   kernel: they are tested without root.
 //! - [`store`], `kernel`, [`api`], `config`: the edges, one module each; they do not know each
 //!   other.
@@ -21,5 +21,6 @@ pub mod ipam;
 pub mod kernel;
 pub mod model;
 pub mod overlay;
+pub mod plan;
 pub mod reconcile;
 pub mod store;

@@ -38,16 +38,21 @@ pub fn effective_mtu(me: &Node, network: &Network) -> u32 {
     network.mtu.map_or(me.mtu, |mtu| mtu.min(me.mtu))
 }
 
+/// Whose each block of a network's addresses is.
+pub type Blocks = BTreeMap<IpNetwork, NodeName>;
+
 /// All that a network needs on this node.
 pub fn sandbox<'a>(
     around: Surroundings<'_>,
     network: &Network,
+    blocks: &Blocks,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Sandbox {
     let mtu = effective_mtu(around.me, network);
     let mut objects = skeleton(around.me, network, mtu);
+    objects.extend(block_objects(around, network, blocks));
     for endpoint in endpoints {
-        objects.extend(endpoint_objects(around, network, endpoint));
+        objects.extend(endpoint_objects(around, network, blocks, endpoint));
     }
     Sandbox {
         network: network.id,
@@ -86,25 +91,44 @@ fn skeleton(me: &Node, network: &Network, mtu: u32) -> BTreeSet<Object> {
     objects
 }
 
-/// What one endpoint adds to its network's sandbox: for a local one its veth and the routes into
-/// it, for a remote one the routes to its node and that node's neighbour and forwarding entries.
+/// What the blocks of the other nodes add to a network's sandbox: a route for each.
 ///
-/// Nothing for an endpoint of a node that is not known (yet), or whose underlay is of the other
-/// address family.
+/// Nothing for a node that is not known (yet), or whose underlay is of the other address family.
+pub fn block_objects(around: Surroundings<'_>, network: &Network, blocks: &Blocks) -> Vec<Object> {
+    let of_others = blocks.iter().filter(|(_, node)| **node != around.me.name);
+    let of_network = of_others.filter(|(range, _)| network.subnet_of(range.network()).is_some());
+    let to = |(range, name): (&IpNetwork, &NodeName)| {
+        Some(ways(around, network, peer(around, name)?, [*range]))
+    };
+    of_network.filter_map(to).flatten().collect()
+}
+
+/// What one endpoint adds to its network's sandbox: for a local one its veth and the routes into
+/// it, for a remote one the routes to those of its addresses that are not within a block of its
+/// node's, and what they need.
 pub fn endpoint_objects(
     around: Surroundings<'_>,
     network: &Network,
+    blocks: &Blocks,
     endpoint: &Endpoint,
 ) -> Vec<Object> {
     if endpoint.node == around.me.name {
         return local_objects(around.me, network, endpoint);
     }
-    match around.nodes.get(&endpoint.node) {
-        Some(node) if node.underlay.is_ipv4() == around.me.underlay.is_ipv4() => {
-            remote_objects(around.me, network, node, endpoint)
-        }
-        _ => Vec::new(),
+    let in_block = |address: &IpAddr| {
+        let block = network.subnet_of(*address).and_then(|subnet| subnet.block_of(*address));
+        block.and_then(|range| blocks.get(&range)) == Some(&endpoint.node)
+    };
+    let single = endpoint.addresses.iter().filter(|a| !in_block(a)).map(|a| host_net(*a));
+    match peer(around, &endpoint.node) {
+        Some(node) => ways(around, network, node, single),
+        None => Vec::new(),
     }
+}
+
+/// A node that can be reached from here.
+fn peer<'a>(around: Surroundings<'a>, name: &NodeName) -> Option<&'a Arc<Node>> {
+    around.nodes.get(name).filter(|node| node.underlay.is_ipv4() == around.me.underlay.is_ipv4())
 }
 
 fn local_objects(me: &Node, network: &Network, endpoint: &Endpoint) -> Vec<Object> {
@@ -118,14 +142,21 @@ fn local_objects(me: &Node, network: &Network, endpoint: &Endpoint) -> Vec<Objec
     objects
 }
 
-fn remote_objects(me: &Node, network: &Network, node: &Node, endpoint: &Endpoint) -> Vec<Object> {
+/// Routes to ranges of addresses through a node, its neighbour entries and its forwarding entry.
+fn ways(
+    around: Surroundings<'_>,
+    network: &Network,
+    node: &Node,
+    ranges: impl IntoIterator<Item = IpNetwork>,
+) -> Vec<Object> {
     let (device, mac) = (Device::Tunnel, node.vtep_mac);
-    let mtu = (node.mtu < effective_mtu(me, network)).then_some(node.mtu);
-    let mut objects = vec![Object::Fdb { mac, remote: node.underlay, port: node.tunnel_port }];
-    for &address in &endpoint.addresses {
-        let next_hop = node.next_hop(address.is_ipv4());
+    let mtu = (node.mtu < effective_mtu(around.me, network)).then_some(node.mtu);
+    let mut objects = Vec::new();
+    for range in ranges {
+        let next_hop = node.next_hop(range.is_ipv4());
+        objects.push(Object::Fdb { mac, remote: node.underlay, port: node.tunnel_port });
         objects.push(Object::Neighbour { device, address: next_hop, mac });
-        objects.push(route(host_net(address), Target::Via(device, next_hop), mtu));
+        objects.push(route(range, Target::Via(device, next_hop), mtu));
     }
     objects
 }

@@ -228,6 +228,9 @@ fn a_command_line_that_cannot_be_used_is_status_2() {
         "run --network web",
         "run --network web --hostname -x -- true",
         "run -- true",
+        "plan",
+        "plan f --nodes 0",
+        "plan f --project Shop",
         "ls -o yaml",
         "completion tcsh",
     ] {
@@ -310,6 +313,7 @@ fn every_sub_command_has_help_with_examples() {
         "endpoint attach",
         "endpoint detach",
         "run",
+        "plan",
         "node ls",
         "node inspect",
         "completion",

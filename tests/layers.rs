@@ -10,9 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, lowest first, with what each may use.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("ipam", &["model"]),
+    ("plan", &["model", "ipam"]),
     ("overlay", &["model"]),
     ("reconcile", &["model"]),
     ("store", &["model", "ipam", "overlay", "reconcile"]),
@@ -21,11 +22,11 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("config", &["model", "ipam", "overlay", "reconcile"]),
     ("cluster", &["model", "ipam", "overlay", "reconcile", "store"]),
     ("app", &["model", "ipam", "overlay", "reconcile", "store", "kernel", "api", "config", "cluster"]),
-    ("cli", &["model", "api", "config"]),
+    ("cli", &["model", "plan", "api", "config"]),
 ];
 
 /// The modules that decide without doing.
-const PURE: [&str; 4] = ["model", "ipam", "overlay", "reconcile"];
+const PURE: [&str; 5] = ["model", "ipam", "plan", "overlay", "reconcile"];
 
 /// What the pure modules must not name, as whole words or paths.
 const IMPURE: [&str; 23] = [

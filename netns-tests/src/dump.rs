@@ -78,6 +78,13 @@ impl KernelState {
         Self { views: views.collect() }
     }
 
+    /// The same without some lines.
+    #[must_use]
+    pub fn without(mut self, unwanted: impl Fn(&str) -> bool) -> Self {
+        self.views.values_mut().for_each(|lines| lines.retain(|line| !unwanted(line)));
+        self
+    }
+
     /// The names of the namespaces in /run/netns.
     pub fn namespaces(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.views.keys().map(|(name, _)| name.as_str()).collect();

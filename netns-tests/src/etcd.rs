@@ -88,6 +88,12 @@ impl Etcd {
         pairs.iter().map(|pair| (text(&pair["key"]), text(&pair["value"]))).collect()
     }
 
+    /// All keys but those of address blocks, which nodes keep for a while when nothing is left in
+    /// them.
+    pub fn lasting_keys(&self) -> Vec<String> {
+        self.keys().into_keys().filter(|key| !key.contains("/blocks/")).collect()
+    }
+
     /// Sets a key.
     pub fn put(&self, key: &str, value: &str) {
         self.space.sh(&format!("{ETCDCTL} put '{key}' '{value}'"));

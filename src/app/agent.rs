@@ -1,7 +1,7 @@
 //! What the agent does on request: the operations behind the API.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -14,7 +14,7 @@ use super::gate::Gate;
 use crate::api::{
     ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
 };
-use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Cursor, Defaults, View};
+use crate::cluster::{self, Claim, Claimed, Cluster, ClusterError, Defaults, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
     Attachment, Endpoint, EndpointId, ExpandSpec, IfName, Name, Network, NetworkId, NetworkSpec, Node,
@@ -42,7 +42,6 @@ pub(super) struct Agent {
     pub(super) defaults: Defaults,
     pub(super) boot: String,
     /// Where the search for a free address goes on, on each network.
-    cursors: Mutex<BTreeMap<NetworkId, Arc<Cursor>>>,
     /// Attaches of one namespace come one after the other.
     attaching: Gate<u64>,
 }
@@ -62,8 +61,8 @@ impl Agent {
         defaults: Defaults,
         boot: String,
     ) -> Self {
-        let (cursors, attaching) = (Mutex::default(), Gate::new());
-        Self { me, cluster, view, dataplane, defaults, boot, cursors, attaching }
+        let attaching = Gate::new();
+        Self { me, cluster, view, dataplane, defaults, boot, attaching }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -222,15 +221,12 @@ impl Agent {
         claim: &Claim,
     ) -> Result<(Arc<Versioned<Network>>, Claimed), ClusterError> {
         let snapshot = self.snapshot();
-        let nothing = BTreeMap::new();
-        let taken = snapshot.members.get(&network.id).map_or(&nothing, |members| &members.taken);
-        let cursor = self.cursor(network.id);
-        let mut claimed = self.cluster.claim(&network, claim, taken, &cursor).await;
+        let mut claimed = self.cluster.claim(&network, claim, &snapshot.alive).await;
         if let Err(ClusterError::Exhausted { .. } | ClusterError::Address { .. }) = claimed {
             let now = self.cluster.network(&network.id.to_string()).await?;
             if now.revision != network.revision {
                 network = Arc::new(now);
-                claimed = self.cluster.claim(&network, claim, taken, &cursor).await;
+                claimed = self.cluster.claim(&network, claim, &snapshot.alive).await;
             }
         }
         let claimed = claimed?;
@@ -239,11 +235,6 @@ impl Agent {
             network = Arc::new(self.cluster.network(&network.id.to_string()).await?);
         }
         Ok((network, claimed))
-    }
-
-    fn cursor(&self, network: NetworkId) -> Arc<Cursor> {
-        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
-        cursors.entry(network).or_default().clone()
     }
 
     /// The network, also when it is created while we look.

@@ -4,6 +4,7 @@
 //! and works off what has queued up as one piece, so a burst costs few system calls. Nothing else
 //! in the agent touches the kernel's objects.
 
+mod batch;
 mod changes;
 mod slot;
 mod worker;

@@ -1,20 +1,21 @@
 //! Endpoints: an address is taken and the endpoint that uses it is written in one transaction, and
 //! released likewise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use rand::Rng as _;
 
-use super::{Cluster, ClusterError, TRIES, encode, keys};
-use crate::ipam::address::{self, Start, Taken};
+use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
+use crate::ipam::{Block, Ledger, Proposal};
 use crate::model::snapshot::Holder;
 use crate::model::{
     Attachment, Endpoint, EndpointId, MacAddr, Name, Network, NetworkId, NodeName, Versioned,
 };
-use crate::store::{Lease, Outcome, Revision, StoreError, Transaction};
+use crate::store::{Entry, Lease, Outcome, Revision, StoreError, Transaction};
 
 /// A request for an endpoint on this node.
 #[derive(Debug, Clone)]
@@ -42,10 +43,6 @@ pub enum Claimed {
     Existing(Endpoint),
 }
 
-/// The addresses of a network that this node chose last, at most one of each family.
-#[derive(Debug, Default)]
-pub struct Cursor(Mutex<Vec<IpAddr>>);
-
 /// The lease under which freed addresses rest.
 ///
 /// One lease serves all addresses freed within a window, so an address rests for the time asked
@@ -65,22 +62,20 @@ impl Rest {
     }
 
     fn current(&self) -> Option<Lease> {
-        let current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let current = lock(&self.current);
         current.filter(|(_, since)| since.elapsed() < self.window()).map(|(lease, _)| lease)
     }
 
     fn set(&self, lease: Option<Lease>) {
-        let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *current = lease.map(|lease| (lease, Instant::now()));
+        *lock(&self.current) = lease.map(|lease| (lease, Instant::now()));
     }
 }
 
 impl Cluster {
     /// Takes addresses and writes the endpoint that has them, in one transaction.
     ///
-    /// `taken` is what this node knows to be taken (it may lag behind). The search goes on from
-    /// `cursor`, so that claims made at the same time do not choose the same addresses. The same
-    /// claim made twice gives the same endpoint.
+    /// `alive` are the nodes that are: of others, blocks with nothing in them are taken over. The
+    /// same claim made twice gives the same endpoint.
     ///
     /// # Errors
     /// When an address or the name is somebody else's, or nothing is free; then nothing was written.
@@ -88,42 +83,169 @@ impl Cluster {
         &self,
         network: &Versioned<Network>,
         claim: &Claim,
-        taken: &Taken,
-        cursor: &Cursor,
+        alive: &BTreeSet<NodeName>,
     ) -> Result<Claimed, ClusterError> {
         check(network, claim)?;
         let mut network = network.clone();
-        // What is known better after a conflict, and whether that is all the store has.
-        let mut known: Option<Taken> = None;
+        // Whether all that the store has was read for this claim.
         let mut listed = false;
         for attempt in 0..TRIES {
-            let known_taken = known.as_ref().unwrap_or(taken);
-            let chosen = match choose(&network, claim, known_taken, cursor, attempt) {
+            let chosen = match self.choose(&network, claim, alive, attempt) {
                 Ok(chosen) => chosen,
                 Err(_) if !listed => {
-                    known = Some(self.taken(network.id).await?);
+                    self.read_ledger(network.id).await?;
                     listed = true;
                     continue;
                 }
                 Err(exhausted) => return Err(exhausted),
             };
-            let endpoint = self.endpoint(&network, claim, chosen);
-            match self.commit(claiming(&endpoint, &network)).await? {
-                Outcome::Committed(Revision(revision)) => return Ok(Claimed::New(endpoint, revision)),
-                Outcome::Conflict => {}
+            let endpoint = self.endpoint(&network, claim, chosen.addresses());
+            match self.commit(claiming(&endpoint, &network, &chosen)).await {
+                Ok(Outcome::Committed(Revision(revision))) => {
+                    self.note_claimed(&endpoint, chosen, revision);
+                    return Ok(Claimed::New(endpoint, revision));
+                }
+                Ok(Outcome::Conflict) => {}
+                Err(error) => {
+                    // Whether they are taken is not known: the view will tell.
+                    self.put_back(&network, &chosen);
+                    return Err(error);
+                }
             }
+            self.put_back(&network, &chosen);
             if let Some(existing) = self.same_name(&network, claim).await? {
                 return Ok(Claimed::Existing(existing));
             }
             network = self.network(&network.id.to_string()).await?;
             check(&network, claim)?;
-            let found = self.taken_of(network.id, &endpoint.addresses).await?;
-            refuse_taken(&network, claim, &found)?;
-            let mut now = known.take().unwrap_or_else(|| taken.clone());
-            now.extend(found);
-            known = Some(now);
+            self.look_again(&network, claim, &chosen).await?;
         }
         Err(ClusterError::Contention(format!("network {}", network.name)))
+    }
+
+    /// Chooses an address of each family that the network has; the claim's own come first.
+    fn choose(
+        &self,
+        network: &Network,
+        claim: &Claim,
+        alive: &BTreeSet<NodeName>,
+        attempt: usize,
+    ) -> Result<Chosen, ClusterError> {
+        let ledger = self.ledger(network.id);
+        let mut ledger = lock(&ledger);
+        ledger.follow(network);
+        let mut chosen = Chosen::default();
+        for (ipv4, present, family) in
+            [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")]
+        {
+            if !present {
+                continue;
+            }
+            if let Some(asked) = claim.addresses.iter().find(|address| address.is_ipv4() == ipv4) {
+                chosen.asked.push(*asked);
+                continue;
+            }
+            let spread = if attempt == 0 { 0 } else { u128::from(rand::rng().next_u64()) };
+            let Some(proposal) = ledger.propose(ipv4, |node| alive.contains(node), spread) else {
+                chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
+                let count = ledger.count(ipv4);
+                return Err(ClusterError::Exhausted { network: network.name.clone(), family, count });
+            };
+            chosen.proposed.push(proposal);
+        }
+        Ok(chosen)
+    }
+
+    /// Takes over into the ledger what was committed: the view shows it a little later.
+    fn note_claimed(&self, endpoint: &Endpoint, chosen: Chosen, revision: u64) {
+        let ledger = self.ledger(endpoint.network);
+        let mut ledger = lock(&ledger);
+        for address in &endpoint.addresses {
+            ledger.hold(*address, Holder::Endpoint(endpoint.id));
+        }
+        for block in chosen.proposed.into_iter().filter_map(|proposal| proposal.block) {
+            ledger.own(block.range, Block { node: self.node.clone(), revision });
+        }
+    }
+
+    fn put_back(&self, network: &Network, chosen: &Chosen) {
+        let ledger = self.ledger(network.id);
+        let mut ledger = lock(&ledger);
+        chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
+    }
+
+    /// Reads what a claim met that others had changed: who has its addresses, and whose its blocks
+    /// are.
+    async fn look_again(
+        &self,
+        network: &Network,
+        claim: &Claim,
+        chosen: &Chosen,
+    ) -> Result<(), ClusterError> {
+        for address in chosen.addresses() {
+            let found = self.store.get(&keys::address(network.id, address)).await?;
+            let held = found.map(|entry| holder(&entry.value));
+            if let Some(holder) = held
+                && claim.addresses.contains(&address)
+            {
+                return Err(taken(network, address, holder));
+            }
+            let ledger = self.ledger(network.id);
+            match held {
+                Some(holder) => lock(&ledger).hold(address, holder),
+                None => lock(&ledger).release(address),
+            }
+        }
+        for block in chosen.proposed.iter().filter_map(|proposal| proposal.block.as_ref()) {
+            let found = self.read::<NodeName>(&keys::block(network.id, block.range)).await?;
+            let ledger = self.ledger(network.id);
+            match found {
+                Some(Versioned { value: node, revision }) => {
+                    lock(&ledger).own(block.range, Block { node, revision });
+                }
+                None => lock(&ledger).disown(block.range),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of a network's addresses. The view keeps it current.
+    pub(super) fn ledger(&self, network: NetworkId) -> Arc<Mutex<Ledger>> {
+        let mut ledgers = lock(&self.ledgers);
+        let new = || Arc::new(Mutex::new(Ledger::new(self.node.clone())));
+        ledgers.entry(network).or_insert_with(new).clone()
+    }
+
+    /// Forgets a network's addresses, because this node does not use it any more, and gives its
+    /// blocks back.
+    pub(super) async fn leave_blocks(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let Some(ledger) = lock(&self.ledgers).remove(&network) else { return Ok(()) };
+        let own: Vec<_> = lock(&ledger).own_blocks().collect();
+        for batch in own.chunks(BATCH) {
+            let delete = |transaction: Transaction, (range, revision): &(IpNetwork, u64)| {
+                let key = keys::block(network, *range);
+                transaction.modified(&key, Revision(*revision)).delete(key)
+            };
+            // Should one have been taken over meanwhile, the others stay until somebody needs them.
+            self.commit(batch.iter().fold(Transaction::new(), delete)).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a network's addresses and blocks, as the store has them now.
+    async fn read_ledger(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let (addresses, blocks) = (keys::addresses(network), keys::blocks(network));
+        let held = self.store.list(&addresses).await?.entries;
+        let owned = self.store.list(&blocks).await?.entries;
+        let held = held.iter().filter_map(|(key, entry)| {
+            Some((key.strip_prefix(&addresses)?.parse().ok()?, holder(&entry.value)))
+        });
+        let owned = owned
+            .iter()
+            .filter_map(|(key, entry)| Some((key.strip_prefix(&blocks)?.parse().ok()?, block(entry)?)));
+        let ledger = self.ledger(network);
+        lock(&ledger).reset(held, owned);
+        Ok(())
     }
 
     fn endpoint(&self, network: &Network, claim: &Claim, addresses: Vec<IpAddr>) -> Endpoint {
@@ -166,16 +288,6 @@ impl Cluster {
         }
     }
 
-    /// Which addresses of a network are taken, as the store has it now.
-    async fn taken(&self, network: NetworkId) -> Result<Taken, ClusterError> {
-        let prefix = keys::addresses(network);
-        let listing = self.store.list(&prefix).await?;
-        let parse = |(key, entry): (&String, &crate::store::Entry)| {
-            Some((key.strip_prefix(&prefix)?.parse().ok()?, holder(&entry.value)))
-        };
-        Ok(listing.entries.iter().filter_map(parse).collect())
-    }
-
     /// Whether an endpoint is still in the store.
     ///
     /// # Errors
@@ -192,17 +304,6 @@ impl Cluster {
     /// When the store cannot be reached or is another one.
     pub async fn withdraw(&self, endpoint: &Endpoint) -> Result<Option<u64>, ClusterError> {
         self.remove(endpoint, false).await
-    }
-
-    /// Which of these addresses are taken, as the store has it now.
-    async fn taken_of(&self, network: NetworkId, addresses: &[IpAddr]) -> Result<Taken, ClusterError> {
-        let mut taken = Taken::new();
-        for address in addresses {
-            if let Some(entry) = self.store.get(&keys::address(network, *address)).await? {
-                taken.insert(*address, holder(&entry.value));
-            }
-        }
-        Ok(taken)
     }
 
     /// Removes an endpoint; its addresses rest. `None`: there was no such endpoint any more.
@@ -229,6 +330,15 @@ impl Cluster {
                     Some(lease) => transaction.put_leased(key, [], lease),
                     None => transaction.delete(key),
                 };
+            }
+            if !resting {
+                // A block that was taken for this endpoint alone.
+                let ledger = self.ledger(found.network);
+                let blocks = found.addresses.iter().filter_map(|a| lock(&ledger).last_of_block(*a));
+                for (range, revision) in blocks {
+                    let key = keys::block(found.network, range);
+                    transaction = transaction.modified(&key, Revision(revision)).delete(key);
+                }
             }
             match self.commit(transaction).await {
                 Ok(Outcome::Committed(Revision(revision))) => return Ok(Some(revision)),
@@ -289,8 +399,37 @@ pub(super) fn holder(value: &[u8]) -> Holder {
     serde_json::from_slice(value).map_or(Holder::Resting, Holder::Endpoint)
 }
 
+/// Reads the value of a block's key.
+pub(super) fn block(entry: &Entry) -> Option<Block> {
+    let node = serde_json::from_slice(&entry.value).ok()?;
+    Some(Block { node, revision: entry.modified.0 })
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The addresses for a new endpoint.
+#[derive(Debug, Default)]
+struct Chosen {
+    /// Those that it must have.
+    asked: Vec<IpAddr>,
+    /// Those that it gets.
+    proposed: Vec<Proposal>,
+}
+
+impl Chosen {
+    /// All of them, IPv4 first.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let proposed = self.proposed.iter().map(|proposal| proposal.address);
+        let mut all: Vec<IpAddr> = self.asked.iter().copied().chain(proposed).collect();
+        all.sort();
+        all
+    }
+}
+
 /// The transaction that writes a new endpoint.
-fn claiming(endpoint: &Endpoint, network: &Versioned<Network>) -> Transaction {
+fn claiming(endpoint: &Endpoint, network: &Versioned<Network>, chosen: &Chosen) -> Transaction {
     let name = keys::name(endpoint.network, &endpoint.name);
     let mut transaction = Transaction::new()
         .modified(keys::network(network.id), Revision(network.revision))
@@ -301,6 +440,14 @@ fn claiming(endpoint: &Endpoint, network: &Versioned<Network>) -> Transaction {
     for address in &endpoint.addresses {
         let key = keys::address(endpoint.network, *address);
         transaction = transaction.absent(&key).put(key, encode(&endpoint.id));
+    }
+    for block in chosen.proposed.iter().filter_map(|proposal| proposal.block.as_ref()) {
+        let key = keys::block(network.id, block.range);
+        transaction = match block.from {
+            Some(revision) => transaction.modified(&key, Revision(revision)),
+            None => transaction.absent(&key),
+        };
+        transaction = transaction.put(key, encode(&endpoint.node));
     }
     transaction
 }
@@ -331,59 +478,12 @@ fn check(network: &Network, claim: &Claim) -> Result<(), ClusterError> {
     Ok(())
 }
 
-/// Chooses an address of each family that the network has; the claim's own come first.
-fn choose(
-    network: &Network,
-    claim: &Claim,
-    taken: &Taken,
-    cursor: &Cursor,
-    attempt: usize,
-) -> Result<Vec<IpAddr>, ClusterError> {
-    let mut last = cursor.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut chosen = Vec::with_capacity(2);
-    for (ipv4, present, family) in
-        [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")]
-    {
-        if !present {
-            continue;
-        }
-        if let Some(asked) = claim.addresses.iter().find(|address| address.is_ipv4() == ipv4) {
-            chosen.push(*asked);
-            continue;
-        }
-        let start = match last.iter().find(|address| address.is_ipv4() == ipv4) {
-            _ if attempt > 1 => Start::At(u128::from(rand::rng().next_u64())),
-            Some(last) => Start::After(*last),
-            None => Start::First,
-        };
-        let free = address::next_free(network, ipv4, taken, start).ok_or_else(|| {
-            let count = address::count(network, ipv4, taken);
-            ClusterError::Exhausted {
-                network: network.name.clone(),
-                family,
-                usable: count.usable,
-                endpoints: count.endpoints,
-                resting: count.resting,
-            }
-        })?;
-        last.retain(|address| address.is_ipv4() != ipv4);
-        last.push(free);
-        chosen.push(free);
-    }
-    Ok(chosen)
-}
-
-fn refuse_taken(network: &Network, claim: &Claim, taken: &Taken) -> Result<(), ClusterError> {
-    match claim.addresses.iter().find_map(|address| Some((*address, taken.get(address)?))) {
-        None => Ok(()),
-        Some((address, holder)) => {
-            let by = match holder {
-                Holder::Endpoint(id) => format!(" by endpoint {id}"),
-                Holder::Resting => " for a short while, because it was just released".into(),
-            };
-            Err(ClusterError::AddressTaken { address, network: network.name.clone(), by })
-        }
-    }
+fn taken(network: &Network, address: IpAddr, holder: Holder) -> ClusterError {
+    let by = match holder {
+        Holder::Endpoint(id) => format!(" by endpoint {id}"),
+        Holder::Resting => " for a short while, because it was just released".into(),
+    };
+    ClusterError::AddressTaken { address, network: network.name.clone(), by }
 }
 
 /// In what an endpoint differs from what a claim asks for; `None`: it is the same request.

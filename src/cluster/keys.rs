@@ -10,11 +10,14 @@
 //! | `members/<network>/endpoints/<endpoint>` | a [`crate::model::Endpoint`] |
 //! | `members/<network>/names/<endpoint name>` | the endpoint's id |
 //! | `members/<network>/addresses/<address>` | the endpoint's id; empty while it rests, then it lives under a lease |
+//! | `members/<network>/blocks/<range>` | the name of the node that has this block of addresses |
 //! | `local/<node name>/<network>/<endpoint>` | nothing; finds a node's networks without reading all |
 //!
 //! What every node needs is below `base/`, so one watch sees it in one order.
 
 use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 
 use crate::model::{EndpointId, Name, NetworkId, NodeName};
 
@@ -58,6 +61,14 @@ pub(super) fn addresses(network: NetworkId) -> String {
 
 pub(super) fn address(network: NetworkId, address: IpAddr) -> String {
     format!("members/{network}/addresses/{address}")
+}
+
+pub(super) fn blocks(network: NetworkId) -> String {
+    format!("members/{network}/blocks/")
+}
+
+pub(super) fn block(network: NetworkId, range: IpNetwork) -> String {
+    format!("members/{network}/blocks/{range}")
 }
 
 pub(super) fn locals(node: &NodeName) -> String {

@@ -4,14 +4,11 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use super::{Cluster, ClusterError, TRIES, decode, encode, keys};
+use super::{BATCH, Cluster, ClusterError, TRIES, decode, encode, keys};
 use crate::ipam::pool;
 use crate::model::node::UPLINK_COUNT;
 use crate::model::{Endpoint, Network, NetworkId, NetworkSpec, Node, Subnet, Versioned, Vni};
 use crate::store::{Outcome, Revision, Transaction};
-
-/// How many keys one transaction deletes: etcd takes 128 operations by default.
-const BATCH: usize = 100;
 
 /// What a network gets when its creator leaves it open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,7 +175,10 @@ fn design(
     Ok(Network {
         id: NetworkId::random(&mut rand::rng()),
         name: spec.name.clone(),
-        subnets: choose_subnets(spec, defaults, existing)?,
+        subnets: choose_subnets(spec, defaults, existing)?
+            .into_iter()
+            .map(|subnet| subnet.with_blocks_for(existing.nodes.len()))
+            .collect(),
         vni: choose_vni(spec.vni, defaults, &existing.networks)?,
         uplink: choose_uplink(&existing.networks)?,
         mtu: spec.mtu,

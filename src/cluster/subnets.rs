@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use super::endpoints::holder;
 use super::networks::no_network;
-use super::{Cluster, ClusterError, TRIES, encode, keys};
+use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
 use crate::model::snapshot::Holder;
 use crate::model::{Endpoint, ExpandSpec, Network, NetworkId, Node, Subnet, Versioned, subnet};
 use crate::store::{Entry, Outcome, Revision, Transaction};
@@ -81,6 +81,9 @@ impl Cluster {
             if self.refuse_subnet_in_use(&before, cidr).await.is_err() {
                 continue; // The next round puts it back.
             }
+            if !self.erase_blocks(&network, revision, cidr).await? {
+                continue;
+            }
             let after = without(&marked, cidr);
             if let Some(Revision(revision)) = self.rewrite(&after, revision).await? {
                 return Ok(Versioned { value: after, revision });
@@ -101,6 +104,29 @@ impl Cluster {
             Outcome::Committed(revision) => Ok(Some(revision)),
             Outcome::Conflict => Ok(None),
         }
+    }
+
+    /// Removes the blocks that nodes have of a subnet, as long as the network was written last at
+    /// this revision. `false`: it was not.
+    async fn erase_blocks(
+        &self,
+        network: &Network,
+        revision: Revision,
+        cidr: IpNetwork,
+    ) -> Result<bool, ClusterError> {
+        let prefix = keys::blocks(network.id);
+        let listing = self.store.list(&prefix).await?;
+        let range = |key: &String| key.strip_prefix(&prefix)?.parse::<IpNetwork>().ok();
+        let within = |key: &String| range(key).is_some_and(|range| cidr.contains(range.network()));
+        let blocks: Vec<String> = listing.entries.into_keys().filter(within).collect();
+        for batch in blocks.chunks(BATCH) {
+            let transaction = Transaction::new().modified(keys::network(network.id), revision);
+            let transaction = batch.iter().fold(transaction, |t, key| t.delete(key));
+            if self.commit(transaction).await? == Outcome::Conflict {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// All networks. One that cannot be read may have any range, so it is an error.
@@ -172,14 +198,12 @@ fn expand(
     for subnet in wanted {
         let cidr = subnet.cidr();
         if let Some(present) = network.standing().find(|present| present.cidr() == cidr) {
-            if present != subnet {
+            if !present.is_what_was_asked(subnet) {
                 let (network, present) = (network.name.clone(), options(present));
                 return Err(ClusterError::SubnetExists { subnet: cidr, network, present });
             }
-            if expanded.leaving.contains(subnet) {
-                expanded.leaving.retain(|leaving| leaving != subnet);
-                expanded.subnets.push(subnet.clone());
-            }
+            // One that is being removed stays.
+            expanded.subnets.extend(expanded.leaving.extract_if(.., |leaving| leaving.cidr() == cidr));
             continue;
         }
         let has_family = if cidr.is_ipv4() { network.has_ipv4() } else { network.has_ipv6() };
@@ -192,7 +216,7 @@ fn expand(
             let network = network.name.clone();
             return Err(ClusterError::SubnetOverlaps { subnet: cidr, network, other });
         }
-        expanded.subnets.push(subnet.clone());
+        expanded.subnets.push(subnet.clone().with_blocks_for(nodes.len()));
     }
     Ok((expanded != *network).then_some(expanded))
 }

@@ -15,7 +15,8 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::{Cluster, ClusterError, keys};
-use crate::cluster::endpoints::holder;
+use crate::cluster::endpoints::{block, holder, lock};
+use crate::ipam::Ledger;
 use crate::model::snapshot::Members;
 use crate::model::{Network, NetworkId, NodeName, Snapshot, Versioned};
 use crate::store::{Change, Entry, Event, Listing, Revision, schema};
@@ -283,6 +284,13 @@ impl Follower {
         if let Some(followed) = self.followed.remove(&network) {
             followed.watch.abort();
             self.now.snapshot.members.remove(&network);
+            let cluster = Arc::clone(&self.cluster);
+            tokio::spawn(async move {
+                // What stays is taken over by who needs it, once it is empty.
+                if let Err(error) = cluster.leave_blocks(network).await {
+                    warn!(%network, %error, "blocks of addresses not given back");
+                }
+            });
         }
     }
 
@@ -381,28 +389,64 @@ impl Follower {
         let Some(followed) = self.followed.get_mut(&network) else { return };
         let prefix = keys::members(network);
         let members = Arc::make_mut(self.now.snapshot.members.entry(network).or_default());
+        let ledger = self.cluster.ledger(network);
+        let mut ledger = lock(&ledger);
+        let mut fold = Fold { members, ledger: &mut ledger };
         match event {
             Event::Snapshot(Listing { revision, entries }) => {
-                *members = Members { revision: revision.0, ..Members::default() };
+                *fold.members = Members { revision: revision.0, ..Members::default() };
+                fold.ledger.reset([], []);
                 for (key, entry) in entries {
-                    put_member(members, key.strip_prefix(&prefix).unwrap_or(&key), &entry);
+                    fold.put(key.strip_prefix(&prefix).unwrap_or(&key), &entry);
                 }
                 followed.known = true;
             }
             Event::Changes(Revision(revision), changes) => {
-                members.revision = revision;
+                fold.members.revision = revision;
                 for change in changes {
                     match change {
                         Change::Put(key, entry) => {
-                            put_member(members, key.strip_prefix(&prefix).unwrap_or(&key), &entry);
+                            fold.put(key.strip_prefix(&prefix).unwrap_or(&key), &entry);
                         }
-                        Change::Delete(key) => {
-                            delete_member(members, key.strip_prefix(&prefix).unwrap_or(&key));
-                        }
+                        Change::Delete(key) => fold.delete(key.strip_prefix(&prefix).unwrap_or(&key)),
                     }
                 }
             }
             Event::Lost(_) => {}
+        }
+    }
+}
+
+/// Where what the store has of a network's members goes.
+struct Fold<'a> {
+    members: &'a mut Members,
+    ledger: &'a mut Ledger,
+}
+
+impl Fold<'_> {
+    fn put(&mut self, key: &str, entry: &Entry) {
+        if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
+            if let Some(endpoint) = read(key, entry) {
+                self.members.endpoints.insert(id, Arc::new(endpoint.value));
+            }
+        } else if let Some(address) = key.strip_prefix("addresses/").and_then(|a| a.parse().ok()) {
+            self.ledger.hold(address, holder(&entry.value));
+        } else if let Some(range) = key.strip_prefix("blocks/").and_then(|range| range.parse().ok())
+            && let Some(block) = block(entry)
+        {
+            Arc::make_mut(&mut self.members.blocks).insert(range, block.node.clone());
+            self.ledger.own(range, block);
+        }
+    }
+
+    fn delete(&mut self, key: &str) {
+        if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
+            self.members.endpoints.remove(&id);
+        } else if let Some(address) = key.strip_prefix("addresses/").and_then(|a| a.parse().ok()) {
+            self.ledger.release(address);
+        } else if let Some(range) = key.strip_prefix("blocks/").and_then(|range| range.parse().ok()) {
+            Arc::make_mut(&mut self.members.blocks).remove(&range);
+            self.ledger.disown(range);
         }
     }
 }
@@ -460,24 +504,6 @@ fn delete_base(snapshot: &mut Snapshot, key: &str) {
     {
         let alive: &mut BTreeSet<NodeName> = Arc::make_mut(&mut snapshot.alive);
         alive.remove(&name);
-    }
-}
-
-fn put_member(members: &mut Members, key: &str, entry: &Entry) {
-    if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
-        if let Some(endpoint) = read(key, entry) {
-            members.endpoints.insert(id, Arc::new(endpoint.value));
-        }
-    } else if let Some(address) = key.strip_prefix("addresses/").and_then(|a| a.parse().ok()) {
-        members.taken.insert(address, holder(&entry.value));
-    }
-}
-
-fn delete_member(members: &mut Members, key: &str) {
-    if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
-        members.endpoints.remove(&id);
-    } else if let Some(address) = key.strip_prefix("addresses/").and_then(|a| a.parse().ok()) {
-        members.taken.remove(&address);
     }
 }
 

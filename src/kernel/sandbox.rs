@@ -17,11 +17,14 @@ use crate::model::object::{Device, Link, LinkKind, Object, Route, Step, Target};
 /// What must hold in every sandbox. A sandbox routes between its devices, answers for addresses
 /// that it routes to, and believes nothing that a container tells it about routing. Sources are
 /// checked by nftables, where the right device of an address is known, so `rp_filter` is off.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/conf/default/proxy_arp", "1"),
+    // Another node's sandbox reports errors from the gateway address, which is ours too; nftables
+    // lets nothing else from there pass.
+    ("ipv4/conf/all/accept_local", "1"),
     ("ipv4/conf/all/accept_redirects", "0"),
     ("ipv4/conf/default/accept_redirects", "0"),
     ("ipv4/conf/all/send_redirects", "0"),

@@ -1,9 +1,10 @@
 //! The cluster's state as one agent sees it at one moment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
 
 use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName};
 
@@ -42,15 +43,16 @@ pub struct Snapshot {
     pub members: BTreeMap<NetworkId, Arc<Members>>,
 }
 
-/// The endpoints of one network, and which of its addresses are taken.
+/// The endpoints of one network, and which node has which blocks of its addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Members {
     /// The store's revision up to which this is complete.
     pub revision: u64,
     /// The endpoints.
     pub endpoints: BTreeMap<EndpointId, Arc<Endpoint>>,
-    /// Addresses that cannot be given out now, and who holds them.
-    pub taken: BTreeMap<IpAddr, Holder>,
+    /// Whose each block of addresses is. All of a node's blocks are reached through it, but for
+    /// single addresses that endpoints of other nodes have.
+    pub blocks: Arc<BTreeMap<IpNetwork, NodeName>>,
 }
 
 /// Who holds an address.

@@ -62,7 +62,22 @@ pub enum SubnetError {
         /// The address.
         address: IpAddr,
     },
+    /// Blocks that are larger than the subnet, or than a block can be.
+    #[error("blocks of /{block_prefix} cannot be cut from subnet {subnet}")]
+    Block {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The blocks' prefix length.
+        block_prefix: u8,
+    },
 }
+
+/// A block has at most as many bits: 256 addresses.
+const MOST_BLOCK_BITS: u8 = 8;
+/// How many blocks of a subnet a node should find for itself when all nodes take as many.
+const BLOCKS_PER_NODE: u128 = 4;
+/// A cluster is expected to grow to as many nodes at least.
+const NODES: u128 = 8;
 
 /// Ranges that are never a network's: (range, what it is for).
 const SPECIAL: [(&str, &str); 10] = [
@@ -99,6 +114,8 @@ pub struct Subnet {
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     #[schema(value_type = Vec<String>, required = false)]
     reserved: BTreeSet<IpAddr>,
+    /// The prefix length of the blocks that nodes take; all blocks are of one size.
+    block_prefix: u8,
 }
 
 #[derive(Deserialize)]
@@ -108,13 +125,21 @@ struct Parts {
     range: Option<IpNetwork>,
     #[serde(default)]
     reserved: BTreeSet<IpAddr>,
+    block_prefix: Option<u8>,
 }
 
 impl TryFrom<Parts> for Subnet {
     type Error = SubnetError;
 
     fn try_from(parts: Parts) -> Result<Self, Self::Error> {
-        Self::new(parts.cidr, parts.gateway, parts.range, parts.reserved)
+        let subnet = Self::new(parts.cidr, parts.gateway, parts.range, parts.reserved)?;
+        let Some(block_prefix) = parts.block_prefix else { return Ok(subnet) };
+        let bounds =
+            (subnet.cidr.prefix().max(width(subnet.gateway) - MOST_BLOCK_BITS), width(subnet.gateway));
+        match (bounds.0..=bounds.1).contains(&block_prefix) {
+            true => Ok(Self { block_prefix, ..subnet }),
+            false => Err(SubnetError::Block { subnet: subnet.cidr, block_prefix }),
+        }
     }
 }
 
@@ -131,7 +156,13 @@ impl Subnet {
     ) -> Result<Self, SubnetError> {
         check_cidr(cidr)?;
         let first = address_at(cidr.network(), 1);
-        let subnet = Self { cidr, gateway: gateway.unwrap_or(first), range, reserved };
+        let subnet = Self {
+            cidr,
+            gateway: gateway.unwrap_or(first),
+            range,
+            reserved,
+            block_prefix: block_prefix(cidr, 0),
+        };
         if !subnet.is_host(subnet.gateway) {
             return Err(SubnetError::Gateway { subnet: cidr, gateway: subnet.gateway });
         }
@@ -166,6 +197,30 @@ impl Subnet {
         &self.reserved
     }
 
+    /// The prefix length of the blocks that nodes take.
+    pub fn block_prefix(&self) -> u8 {
+        self.block_prefix
+    }
+
+    /// The subnet with blocks of a size that suits so many nodes: several for each node, of at most
+    /// 256 addresses.
+    #[must_use]
+    pub fn with_blocks_for(self, nodes: usize) -> Self {
+        Self { block_prefix: block_prefix(self.cidr, nodes as u128), ..self }
+    }
+
+    /// The range of the block that an address belongs to.
+    pub fn block_of(&self, address: IpAddr) -> Option<IpNetwork> {
+        let cut = IpNetwork::new(address, self.block_prefix).ok()?;
+        self.cidr.contains(address).then(|| IpNetwork::new(cut.network(), self.block_prefix).ok())?
+    }
+
+    /// Whether somebody who asks for the other would get this one: blocks are not asked for.
+    pub fn is_what_was_asked(&self, other: &Self) -> bool {
+        let asked = Self { block_prefix: self.block_prefix, ..other.clone() };
+        *self == asked
+    }
+
     /// Whether an endpoint may have this address: within the subnet; not its first, nor for IPv4
     /// its last address; not the gateway; not reserved. The range does not matter here: an address
     /// outside it can be asked for.
@@ -178,6 +233,13 @@ impl Subnet {
             && address != self.cidr.network()
             && (address.is_ipv6() || address != self.cidr.broadcast())
     }
+}
+
+fn block_prefix(cidr: IpNetwork, nodes: u128) -> u8 {
+    let host_bits = width(cidr.network()) - cidr.prefix();
+    let blocks = nodes.max(NODES).saturating_mul(BLOCKS_PER_NODE).next_power_of_two();
+    let bits = host_bits.saturating_sub(blocks.trailing_zeros() as u8).min(MOST_BLOCK_BITS);
+    width(cidr.network()) - bits
 }
 
 /// Whether two ranges share an address.

@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::Surroundings;
-use crate::model::Network;
 use crate::model::node::{UPLINKS4, UPLINKS6};
 use crate::model::object::{TABLE, UPLINK_PREFIX};
+use crate::model::{Network, Subnet};
 
 /// The table of a sandbox.
 ///
@@ -51,7 +51,11 @@ pub(super) fn sandbox(network: &Network) -> String {
     rules.push_str(
         r#"    }
     chain foreign {
-        iifname "vx0" counter drop comment "foreign-source-tunnel"
+"#,
+    );
+    rules.push_str(&errors_of_gateways(network));
+    rules.push_str(
+        r#"        iifname "vx0" counter drop comment "foreign-source-tunnel"
         counter drop comment "foreign-source"
     }
 "#,
@@ -72,6 +76,31 @@ pub(super) fn sandbox(network: &Network) -> String {
         );
     }
     table(&rules)
+}
+
+/// Every sandbox has the gateway addresses: from others come errors, such as that nobody has an
+/// address.
+fn errors_of_gateways(network: &Network) -> String {
+    let mut rules = String::new();
+    for (family, ipv4, errors) in [
+        ("ip", true, "icmp type { destination-unreachable, time-exceeded, parameter-problem }"),
+        (
+            "ip6",
+            false,
+            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+        ),
+    ] {
+        let gateways = network.subnets.iter().map(Subnet::gateway).filter(|a| a.is_ipv4() == ipv4);
+        let gateways: Vec<String> = gateways.map(|gateway| gateway.to_string()).collect();
+        if !gateways.is_empty() {
+            let gateways = gateways.join(", ");
+            let _ = writeln!(
+                rules,
+                "        iifname \"vx0\" {family} saddr {{ {gateways} }} {errors} accept"
+            );
+        }
+    }
+    rules
 }
 
 /// The table of the host.

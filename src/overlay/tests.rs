@@ -59,7 +59,7 @@ fn a_remote_node_is_one_neighbour_per_family_and_one_fdb_entry_however_many_endp
     let nodes = nodes(&[n1.clone(), n2]);
     let around = Surroundings { me: &n1, nodes: &nodes };
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2"), endpoint(4, "n2")];
-    let lines = show(&sandbox(around, &network(serde_json::json!({})), &endpoints));
+    let lines = show(&sandbox(around, &network(serde_json::json!({})), &Blocks::new(), &endpoints));
     assert_eq!(
         lines,
         [
@@ -96,7 +96,7 @@ fn an_internal_network_has_no_uplink_and_no_default_route() {
     let nodes = nodes(std::slice::from_ref(&n1));
     let around = Surroundings { me: &n1, nodes: &nodes };
     let network = network(serde_json::json!({"internal": true}));
-    let sandbox = sandbox(around, &network, &[endpoint(2, "n1")]);
+    let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")]);
     let lines = show(&sandbox);
     assert!(!lines.iter().any(|line| line.contains("up0") || line.contains("/0 ")), "{lines:?}");
     assert_eq!(sandbox.uplink, None);
@@ -112,9 +112,11 @@ fn a_node_with_a_smaller_underlay_lowers_the_mtu_of_the_routes_to_it() {
     let nodes = nodes(&[n1.clone(), n2.clone()]);
     let network = network(serde_json::json!({}));
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2")];
-    let lines = show(&sandbox(Surroundings { me: &n1, nodes: &nodes }, &network, &endpoints));
+    let lines =
+        show(&sandbox(Surroundings { me: &n1, nodes: &nodes }, &network, &Blocks::new(), &endpoints));
     assert!(lines.contains(&"route 10.9.0.3/32 via 192.0.2.2 dev vx0 mtu 1350".to_owned()), "{lines:?}");
-    let lines = show(&sandbox(Surroundings { me: &n2, nodes: &nodes }, &network, &endpoints));
+    let lines =
+        show(&sandbox(Surroundings { me: &n2, nodes: &nodes }, &network, &Blocks::new(), &endpoints));
     assert!(lines.contains(&"route 10.9.0.2/32 via 192.0.2.1 dev vx0".to_owned()), "{lines:?}");
 }
 
@@ -131,8 +133,8 @@ fn endpoints_of_unknown_nodes_and_of_the_other_underlay_family_add_nothing() {
     let nodes = nodes(&[n1.clone(), n2]);
     let around = Surroundings { me: &n1, nodes: &nodes };
     let network = network(serde_json::json!({}));
-    assert_eq!(endpoint_objects(around, &network, &endpoint(3, "n2")), []);
-    assert_eq!(endpoint_objects(around, &network, &endpoint(3, "n9")), []);
+    assert_eq!(endpoint_objects(around, &network, &Blocks::new(), &endpoint(3, "n2")), []);
+    assert_eq!(endpoint_objects(around, &network, &Blocks::new(), &endpoint(3, "n9")), []);
 }
 
 #[test]
@@ -141,7 +143,7 @@ fn over_an_ipv6_underlay_both_families_go_through_the_link_local_next_hop() {
     let nodes = nodes(&[n1.clone(), n2]);
     let around = Surroundings { me: &n1, nodes: &nodes };
     let hops: BTreeSet<IpAddr> =
-        endpoint_objects(around, &network(serde_json::json!({})), &endpoint(3, "n2"))
+        endpoint_objects(around, &network(serde_json::json!({})), &Blocks::new(), &endpoint(3, "n2"))
             .iter()
             .filter_map(|object| match object {
                 Object::Route(Route { target: Target::Via(_, hop), .. }) => Some(*hop),
@@ -183,6 +185,36 @@ fn names_do_not_reach_the_scripts() {
     let mut network = network(serde_json::json!({}));
     network.name = "evil-name".parse::<Name>().unwrap();
     let around = Surroundings { me: &n1, nodes: &nodes };
-    assert!(!sandbox(around, &network, &[]).firewall.contains("evil"));
+    assert!(!sandbox(around, &network, &Blocks::new(), &[]).firewall.contains("evil"));
     assert!(!host(around, [&network]).firewall.contains("evil"));
+}
+
+#[test]
+fn a_block_of_another_node_is_one_route_and_its_endpoints_none() {
+    let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1450));
+    let nodes = nodes(&[n1.clone(), n2]);
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    let network = network(serde_json::json!({}));
+    let block = |text: &str, node: &str| (text.parse().unwrap(), node.parse().unwrap());
+    let blocks = Blocks::from([
+        block("10.9.0.0/29", "n1"),
+        block("10.9.0.8/29", "n2"),
+        block("fd00:9::/120", "n2"),
+        block("10.8.0.0/29", "n2"),
+    ]);
+    // 2 is in a block of n1, 9 in one of n2; both have IPv6 addresses in a block of n2.
+    let endpoints = [endpoint(2, "n2"), endpoint(9, "n2")];
+    let lines = show(&sandbox(around, &network, &blocks, &endpoints));
+    let routes: Vec<&str> =
+        lines.iter().filter(|line| line.contains("dev vx0")).map(String::as_str).collect();
+    assert_eq!(
+        routes,
+        [
+            "neigh 192.0.2.2 02:00:00:00:00:32 dev vx0",
+            "neigh fe80::ff:fe00:32 02:00:00:00:00:32 dev vx0",
+            "route 10.9.0.2/32 via 192.0.2.2 dev vx0",
+            "route 10.9.0.8/29 via 192.0.2.2 dev vx0",
+            "route fd00:9::/120 via fe80::ff:fe00:32 dev vx0",
+        ]
+    );
 }

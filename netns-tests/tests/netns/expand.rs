@@ -27,6 +27,10 @@ const SMALL: &str = "--subnet 10.9.0.0/29 --subnet fd00:9::/125 --reserve fd00:9
 /// More room for it.
 const MORE: &str = "--subnet 10.10.0.0/24 --subnet fd00:10::/64";
 
+/// A network of both families that has room for two endpoints over IPv4.
+const TWO: &str = "--subnet 10.9.0.0/29 --reserve 10.9.0.4 --reserve 10.9.0.5 --reserve 10.9.0.6 \
+                   --subnet fd00:9::/64";
+
 /// A container that is plugged in, with its addresses.
 struct Member {
     container: Container,
@@ -147,16 +151,18 @@ fn as_before(node: &Node, before: &KernelState) {
 fn remove_once_unused(world: &World, options: &str) {
     let cluster = Cluster::with(world, 2, &NodeOptions::default(), |config| config.set("rest", "2s"));
     let (n1, n2) = (cluster.n1(), cluster.n2());
-    n1.ok(&format!("network create shop {DUAL} {options}"));
+    n1.ok(&format!("network create shop {TWO} {options}"));
     let (a, b) = (member(n1, "a"), member(n2, "b"));
     let before = [n1.kernel_state(), n2.kernel_state()];
     n1.ok(&format!("network expand shop {MORE}"));
-    let user = n2.container("user");
-    n2.ok("endpoint attach --network shop --name user --netns /run/netns/user \
-           --ip 10.10.0.5 --ip fd00:10::5");
-    assert!(a.container.space.reaches("10.10.0.5") && user.space.reaches(&a.addresses[1]));
+    // One address is chosen, and so in a block of the node's; the other is a single one.
+    let user = n2.attach_with("shop", "user", "--ip fd00:10::5").space;
+    let addresses = n2.addresses("shop", "user");
+    assert!(addresses[0].starts_with("10.10.0."), "{addresses:?}");
+    assert!(addresses.iter().all(|address| a.container.space.reaches(address)));
+    assert!(user.reaches(&a.addresses[0]) && user.reaches(&a.addresses[1]));
     let (keys, used) = (cluster.etcd.keys(), n1.kernel_state());
-    for (subnet, address) in [("10.10.0.0/24", "10.10.0.5"), ("fd00:10::/64", "fd00:10::5")] {
+    for (subnet, address) in [("10.10.0.0/24", &addresses[0]), ("fd00:10::/64", &addresses[1])] {
         let output = n1.ctl(&format!("network shrink shop --subnet {subnet}"));
         assert_eq!(output.code, Some(5), "{output}");
         for word in ["1 address(es) of endpoints", address, "user on node n2"] {
@@ -175,6 +181,8 @@ fn remove_once_unused(world: &World, options: &str) {
     }
     as_before(n1, &before[0]);
     as_before(n2, &before[1]);
+    let left = cluster.etcd.keys().into_keys().filter(|key| key.contains("10.10.0."));
+    assert_eq!(left.collect::<Vec<_>>(), [""; 0]);
     all_reach_all(&[&a, &b]);
 }
 

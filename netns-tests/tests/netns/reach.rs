@@ -1,5 +1,7 @@
 //! Who reaches whom, and how.
 
+use std::net::IpAddr;
+
 use world::{Container, Inbox, Node, NodeOptions, Stream, World, connects, datagram, tcp_transfer};
 
 use crate::cluster::{Cluster, DUAL};
@@ -9,6 +11,8 @@ crate::tests![
     containers_of_three_nodes_reach_each_other_over_an_ipv6_underlay,
     a_network_of_one_family_works_over_an_underlay_of_the_other,
     an_address_that_nobody_has_fails_at_once,
+    an_address_that_nobody_has_in_a_block_of_another_node_fails_at_once,
+    a_node_costs_a_route_for_each_block_and_borrowed_addresses_one_each,
     networks_with_the_same_subnet_do_not_see_each_other,
     the_tunnel_port_can_be_chosen,
     what_leaves_a_node_has_the_nodes_address,
@@ -86,6 +90,64 @@ fn an_address_that_nobody_has_fails_at_once(world: &World) {
     // The kernel answers an IPv6 unreachable route with "no route" (net/ipv6/route.c).
     let told = [Some(libc::EHOSTUNREACH), Some(libc::ENETUNREACH)];
     assert!(told.contains(&error.raw_os_error()), "{error}");
+}
+
+fn an_address_that_nobody_has_in_a_block_of_another_node_fails_at_once(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    cluster.n1().ok(&format!("network create shop {DUAL}"));
+    let a = cluster.n1().attach("shop", "a");
+    cluster.n2().attach("shop", "b");
+    let in_block: Vec<String> = cluster.n2().addresses("shop", "b");
+    assert!(in_block.iter().all(|address| a.space.reaches(address)));
+    // Two addresses behind the one that the other node's container has: the same block.
+    let nobodys: Vec<IpAddr> = in_block.iter().map(|text| text.parse().unwrap()).collect();
+    for address in nobodys.into_iter().map(|address| netctl::model::subnet::address_at(address, 2)) {
+        let sandbox = cluster.n1().sandbox("shop");
+        assert!(sandbox.sh(&format!("ip route get {address}")).contains("dev vx0"), "{address}");
+        let error = connects(&a.space, &address.to_string(), 80).unwrap_err();
+        let told = [Some(libc::EHOSTUNREACH), Some(libc::ENETUNREACH)];
+        assert!(told.contains(&error.raw_os_error()), "{address}: {error}");
+    }
+}
+
+fn a_node_costs_a_route_for_each_block_and_borrowed_addresses_one_each(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    // Blocks of one address: 13 for containers.
+    n1.ok("network create shop --subnet 10.9.0.0/28");
+    n1.ok("network create wide --subnet 10.8.0.0/20");
+    let on_n2: Vec<_> = (0..30).map(|index| n2.attach("wide", &format!("w{index}"))).collect();
+    let a = n1.attach("wide", "a");
+    let last = n2.addresses("wide", "w29").remove(0);
+    assert!(a.space.reaches(&last) && on_n2[0].space.reaches(&n1.addresses("wide", "a")[0]));
+    let routes = || n1.sandbox("wide").sh("ip -o route show dev vx0");
+    assert_eq!(routes().lines().count(), 1, "{}", routes());
+
+    // Addresses that were asked for belong to nobody's block, or to another's.
+    let stranger = n1.attach_with("wide", "stranger", &format!("--ip {}", other_of_block(&last)));
+    n1.attach_with("wide", "outside", "--ip 10.8.15.7");
+    for container in &on_n2[..2] {
+        for name in ["stranger", "outside"] {
+            assert!(container.space.reaches(&n1.addresses("wide", name)[0]), "{name}");
+        }
+    }
+    assert!(stranger.space.reaches(&last));
+
+    let boxes: Vec<_> = (0..13).map(|i| cluster.nodes[i % 2].attach("shop", &format!("b{i}"))).collect();
+    let n3 = &cluster.nodes[0];
+    n3.container("more");
+    let full = n3.ctl("endpoint attach --network shop --netns /run/netns/more");
+    assert!(full.code == Some(5) && full.stderr.contains("13 usable"), "{full}");
+    for index in 0..13 {
+        let address = &cluster.nodes[index % 2].addresses("shop", &format!("b{index}"))[0];
+        assert!(boxes[(index + 1) % 13].space.reaches(address), "{address}");
+    }
+}
+
+/// An address that is far behind another in the same block of 128.
+fn other_of_block(address: &str) -> String {
+    let address: std::net::Ipv4Addr = address.parse().unwrap();
+    std::net::Ipv4Addr::from(u32::from(address) | 0x7f).to_string()
 }
 
 fn networks_with_the_same_subnet_do_not_see_each_other(world: &World) {

@@ -72,8 +72,8 @@ fn what_is_removed_from_a_sandbox_comes_back(world: &World) {
     for damage in [
         format!("ip route del {}", own[0]),
         format!("ip -6 route del {}", own[1]),
-        format!("ip route del {}", remote[0]),
-        format!("ip -6 route del {}", remote[1]),
+        format!("ip route del $(ip route show match {} dev vx0 | cut -d' ' -f1)", remote[0]),
+        format!("ip -6 route del $(ip -6 route show match {} dev vx0 | cut -d' ' -f1)", remote[1]),
         "ip route del unreachable 10.9.0.0/24".to_owned(),
         "ip route del default".to_owned(),
         "bridge fdb show dev vx0 | while read mac rest; do bridge fdb del $mac dev vx0; done".to_owned(),

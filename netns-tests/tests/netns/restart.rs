@@ -93,7 +93,7 @@ fn what_was_detached_while_the_agent_was_away_is_collected(world: &World) {
         Cluster::with(world, 1, &world::NodeOptions::default(), |config| config.set("rest", "0s"));
     let n1 = cluster.nodes[0].clone();
     n1.ok(&format!("network create shop {DUAL}"));
-    let keys = cluster.etcd.keys();
+    let keys = cluster.etcd.lasting_keys();
     n1.attach("shop", "a");
     cluster.kill(0);
     n1.space.sh("ip netns del a");
@@ -101,7 +101,7 @@ fn what_was_detached_while_the_agent_was_away_is_collected(world: &World) {
     wait_for("the endpoint of a namespace that is gone is released", || {
         n1.ok("-o json endpoint ls").json().as_array().is_some_and(Vec::is_empty)
     });
-    wait_for("nothing is left in the store", || cluster.etcd.keys().keys().eq(keys.keys()));
+    wait_for("nothing is left in the store", || cluster.etcd.lasting_keys() == keys);
 }
 
 /// The system calls that change something outside of the agent.

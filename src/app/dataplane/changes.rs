@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::{Endpoint, EndpointId, Network, Versioned};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, NodeName, Snapshot, Versioned};
+use crate::overlay::Blocks;
 
 /// The endpoints of a network.
 pub(super) type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
@@ -42,6 +43,20 @@ pub(super) fn as_it_stands(network: &Arc<Versioned<Network>>) -> Arc<Versioned<N
 /// heard of on ways of their own: one of a new subnet may come before the subnet.
 pub(super) fn has_place(network: &Network, endpoint: &Endpoint) -> bool {
     endpoint.addresses.iter().all(|address| network.subnet_of(*address).is_some())
+}
+
+/// Whose each block of a network's addresses is.
+pub(super) fn blocks_of(snapshot: &Snapshot, network: NetworkId) -> Arc<Blocks> {
+    snapshot.members.get(&network).map(|members| members.blocks.clone()).unwrap_or_default()
+}
+
+/// Whether the blocks of other nodes are the same: this node's own mean nothing to it.
+pub(super) fn same_blocks(before: &Arc<Blocks>, now: &Arc<Blocks>, me: &NodeName) -> bool {
+    let others = |blocks: &Arc<Blocks>| -> Vec<_> {
+        let of_others = blocks.iter().filter(|(_, node)| *node != me);
+        of_others.map(|(range, node)| (*range, node.clone())).collect()
+    };
+    Arc::ptr_eq(before, now) || others(before) == others(now)
 }
 
 /// The endpoints in which two versions of a network differ, as they were before.

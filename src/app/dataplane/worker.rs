@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+use tokio::sync::{mpsc as async_mpsc, watch};
 use tracing::{info, warn};
 
-use super::changes::{Ahead, Endpoints, as_it_stands, differences, has_place};
+use super::batch::{Batch, PlugRequest, UnplugRequest};
+use super::changes::{Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks};
 use super::slot::{Firewall, Left, Slot};
 use super::{Command, PlugError};
 use crate::cluster::Health;
@@ -38,20 +39,6 @@ pub struct Settings {
     pub boot: String,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
-}
-
-type Reply<E> = oneshot::Sender<Result<(), E>>;
-/// An endpoint to plug in, and the revision that wrote it.
-type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
-/// An endpoint to unplug, and the revision that released it.
-type UnplugRequest = (EndpointId, u64, Reply<kernel::Error>);
-
-/// What has queued up.
-#[derive(Default)]
-struct Batch {
-    plugs: BTreeMap<NetworkId, Vec<PlugRequest>>,
-    unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
-    stop: bool,
 }
 
 pub(super) struct Worker {
@@ -133,7 +120,11 @@ impl Worker {
             };
             let mut batch = Batch::default();
             for command in first.into_iter().chain(queue.try_iter()) {
-                self.take(command, &mut batch);
+                batch.add(command);
+            }
+            if !batch.noticed.is_empty() {
+                self.dirty.append(&mut batch.noticed);
+                self.check_within(DEBOUNCE);
             }
             self.follow_view();
             // A VNI that has become free may be wanted at once.
@@ -149,25 +140,6 @@ impl Worker {
             if batch.stop {
                 return;
             }
-        }
-    }
-
-    fn take(&mut self, command: Command, batch: &mut Batch) {
-        match command {
-            Command::Sync => {}
-            Command::Plug(endpoint, revision, reply) => {
-                batch.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
-            }
-            Command::Unplug(network, id, revision, reply) => {
-                batch.unplugs.entry(network).or_default().push((id, revision, reply));
-            }
-            Command::Notice(notice) => {
-                let network =
-                    notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
-                self.dirty.insert(network);
-                self.check_within(DEBOUNCE);
-            }
-            Command::Stop => batch.stop = true,
         }
     }
 
@@ -196,7 +168,11 @@ impl Worker {
                 _ => false,
             };
             match old.members.get(id) {
-                Some(before) if same_network && !nodes_changed => {
+                Some(before)
+                    if same_network
+                        && !nodes_changed
+                        && same_blocks(&before.blocks, &members.blocks, &self.me.name) =>
+                {
                     if !Arc::ptr_eq(before, members) {
                         let touched = self.touched.entry(*id).or_default();
                         for (endpoint, before) in differences(&before.endpoints, &members.endpoints) {
@@ -265,8 +241,10 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let results = slot.plug(&plugs);
         let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
-        let objects = objects
-            .flat_map(|((endpoint, ..), _)| overlay::endpoint_objects(around, &network, endpoint));
+        let blocks = blocks_of(&self.snapshot, id);
+        let objects = objects.flat_map(|((endpoint, ..), _)| {
+            overlay::endpoint_objects(around, &network, &blocks, endpoint)
+        });
         if let Err(error) = slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
             self.failure = error.to_string();
             self.retry(Some(id));
@@ -469,7 +447,9 @@ impl Worker {
     ) -> bool {
         let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
-        let objects = |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, endpoint);
+        let blocks = blocks_of(&self.snapshot, id);
+        let objects =
+            |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, &blocks, endpoint);
         let before: Vec<&Endpoint> = touched.values().flatten().map(Arc::as_ref).collect();
         let now = touched.keys().filter_map(|endpoint| self.endpoint(id, *endpoint));
         // One that was written just now: who wrote it is about to ask for it.
@@ -485,7 +465,10 @@ impl Worker {
         let mut gone: BTreeSet<Object> = before.iter().flat_map(|endpoint| objects(endpoint)).collect();
         gone.retain(|object| !wanted.contains(object) && slot.has(object));
         if !gone.is_empty() {
-            // Endpoints of one node share the way to it.
+            // Endpoints and blocks of one node share the way to it.
+            for object in overlay::block_objects(around, &network, &blocks) {
+                gone.remove(&object);
+            }
             let nodes: BTreeSet<&NodeName> = before.iter().map(|endpoint| &endpoint.node).collect();
             let members = self.snapshot.members.get(&id).into_iter().flat_map(|m| m.endpoints.values());
             for endpoint in members.filter(|endpoint| nodes.contains(&endpoint.node)) {
@@ -529,7 +512,8 @@ impl Worker {
         }
         let endpoints = self.endpoints(id);
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
-        let desired = overlay::sandbox(around, &network, endpoints.values().map(Arc::as_ref));
+        let blocks = blocks_of(&self.snapshot, id);
+        let desired = overlay::sandbox(around, &network, &blocks, endpoints.values().map(Arc::as_ref));
         let Some(slot) = self.slots.get_mut(&id) else { return };
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;

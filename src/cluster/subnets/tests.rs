@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::*;
-use crate::cluster::{Claim, Claimed, Cursor, Defaults};
-use crate::ipam::address::Taken;
+use crate::cluster::{Claim, Claimed, Defaults};
 use crate::model::{Attachment, ClusterId, NetworkSpec, Vni};
 use crate::store::embedded::Embedded;
 use crate::store::{Lease, Listing, Store, StoreError, Watch, schema};
@@ -136,6 +135,7 @@ fn expansion(json: serde_json::Value) -> ExpandSpec {
     serde_json::from_value(json).unwrap()
 }
 
+/// Claims an endpoint with this address; empty: with any.
 async fn claim(
     cluster: &Cluster,
     network: &Versioned<Network>,
@@ -143,7 +143,7 @@ async fn claim(
 ) -> Result<Endpoint, ClusterError> {
     let claim = Claim {
         name: None,
-        addresses: vec![address.parse().unwrap()],
+        addresses: address.parse().into_iter().collect(),
         mac: None,
         attachment: Attachment {
             netns: "/run/netns/c".into(),
@@ -154,7 +154,7 @@ async fn claim(
         any_interface: true,
         labels: Default::default(),
     };
-    let claimed = cluster.claim(network, &claim, &Taken::new(), &Cursor::default()).await?;
+    let claimed = cluster.claim(network, &claim, &BTreeSet::new()).await?;
     let (Claimed::New(endpoint, _) | Claimed::Existing(endpoint)) = claimed;
     Ok(endpoint)
 }
@@ -177,6 +177,14 @@ async fn the_same_expansion_again_changes_nothing_and_another_is_refused() {
         panic!("nothing was changed")
     };
     assert_eq!(expanded.subnets[1].gateway().to_string(), "10.10.0.254");
+    // Blocks would be smaller now.
+    for number in 2..50 {
+        let joined = json!({
+            "id": format!("{number:012}"), "name": format!("n{number}"),
+            "underlay": format!("192.0.2.{number}"),
+        });
+        ground.second.join(&node(joined)).await.unwrap();
+    }
     let again = ground.first.expand_network(&expanded.id.to_string(), &more).await.unwrap();
     assert_eq!(again, Expanded::Unchanged(expanded.clone()));
     let error = ground.expand("web", &["10.10.0.0/24"]).await.unwrap_err();
@@ -280,6 +288,31 @@ async fn a_subnet_is_removed_when_none_of_its_addresses_is_taken() {
     assert!(matches!(gone, ClusterError::NoSubnet { .. }), "{gone}");
     let last = ground.shrink("web", "10.9.0.0/29").await.unwrap_err();
     assert!(matches!(last, ClusterError::LastSubnet { .. }), "{last}");
+}
+
+#[tokio::test]
+async fn the_blocks_of_a_removed_subnet_are_gone_and_the_others_stay() {
+    let ground = Ground::new(Duration::ZERO).await;
+    let network = ground.create("web", &["10.9.0.0/30"]).await;
+    claim(&ground.second, &network, "").await.unwrap();
+    ground.expand("web", &["10.10.0.0/24"]).await.unwrap();
+    let network = ground.second.network("web").await.unwrap();
+    let endpoint = claim(&ground.second, &network, "").await.unwrap();
+    assert!(endpoint.addresses[0].to_string().starts_with("10.10.0."), "{endpoint:?}");
+    ground.second.release(&endpoint).await.unwrap();
+    let blocks = async || {
+        let listing = ground.second.store().list(&keys::blocks(network.id)).await.unwrap();
+        let (removed, others): (Vec<_>, Vec<_>) =
+            listing.entries.into_keys().partition(|key| key.contains("/10.10.0."));
+        (removed.len(), others.len())
+    };
+    assert_eq!(blocks().await, (1, 1));
+    ground.shrink("web", "10.10.0.0/24").await.unwrap();
+    assert_eq!(blocks().await, (0, 1));
+    // The node that had one goes on.
+    ground.expand("web", &["10.10.0.0/24"]).await.unwrap();
+    let network = ground.second.network("web").await.unwrap();
+    claim(&ground.second, &network, "").await.unwrap();
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod cni;
 mod configure;
 mod crowd;
 mod overlay;
+mod plan;
 mod report;
 mod rest;
 mod scale;
@@ -39,10 +40,11 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
+    Bench { name: "plan", help: plan::HELP, run: plan::run },
 ];
 
 /// Where a benchmark runs.

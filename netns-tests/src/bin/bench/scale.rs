@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netctl::cluster::{Claim, Cluster, Cursor};
+use netctl::cluster::{Claim, Cluster};
 use netctl::model::{Attachment, MacAddr, Network, NodeId, NodeName, Versioned};
 use netctl::store::etcd::{Etcd as Store, EtcdConfig};
 use tokio::task::JoinSet;
@@ -244,9 +244,7 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
             any_interface: false,
             labels: std::collections::BTreeMap::new(),
         };
-        let claimed = cluster
-            .claim(&network, &claim, &std::collections::BTreeMap::new(), &Cursor::default())
-            .await;
+        let claimed = cluster.claim(&network, &claim, &std::collections::BTreeSet::new()).await;
         claimed.expect("the address is free");
     }
 }

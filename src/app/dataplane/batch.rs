@@ -1,0 +1,46 @@
+//! What the dataplane works off as one piece.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{Command, PlugError};
+use crate::kernel;
+use crate::model::object::SANDBOX_PREFIX;
+use crate::model::{Endpoint, EndpointId, NetworkId};
+
+pub(super) type Reply<E> = oneshot::Sender<Result<(), E>>;
+/// An endpoint to plug in, and the revision that wrote it.
+pub(super) type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
+/// An endpoint to unplug, and the revision that released it.
+pub(super) type UnplugRequest = (EndpointId, u64, Reply<kernel::Error>);
+
+/// What has queued up.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) plugs: BTreeMap<NetworkId, Vec<PlugRequest>>,
+    pub(super) unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
+    /// Namespaces in which the kernel noticed something; `None` is the host's.
+    pub(super) noticed: BTreeSet<Option<NetworkId>>,
+    pub(super) stop: bool,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, command: Command) {
+        match command {
+            Command::Sync => {}
+            Command::Plug(endpoint, revision, reply) => {
+                self.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
+            }
+            Command::Unplug(network, id, revision, reply) => {
+                self.unplugs.entry(network).or_default().push((id, revision, reply));
+            }
+            Command::Notice(notice) => {
+                let id = notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
+                self.noticed.insert(id);
+            }
+            Command::Stop => self.stop = true,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `netctl plan`: whether Compose files fit into the networks' addresses, before they are deployed.
+
+mod files;
+mod table;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Session;
+use super::failure::{Exit, Failure};
+use super::output::{self, Format};
+use crate::plan::compose::{self, Mode, Stack};
+use crate::plan::demand::demands;
+use crate::plan::verdict::{self, NetworkVerdict, State, Stocks, Verdict};
+
+const EXAMPLES: &str = "\
+Examples:
+  netctl plan stack.yml
+  netctl plan shop/compose.yml mail/compose.yml --nodes 12
+  netctl plan stack.yml --env-file production.env --project shop
+  docker compose config | netctl plan - -o json | jq .networks
+  netctl plan stack.yml --project shop && docker stack deploy -c stack.yml shop
+
+Each FILE is a stack of its own, as `docker stack deploy` takes it. Its name is that of --project,
+or the file's `name`, or that of the folder it is in: it begins the names of the stack's networks.
+What runs already counts as used, also where the stack itself is deployed again.
+
+A service needs an address for each of its containers, one for itself (unless it is a job or its
+endpoint_mode is dnsrr), and, where the order of updates is start-first, one for each container that
+is replaced at a time. A global service counts on every node, whatever its constraints.
+
+Exit status: 0 if all fits, 5 if addresses are missing, 4 if an external network is, 2 if a FILE
+cannot be used.";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// Compose files; `-` is the standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// How many nodes global services run on [default: all that the agent knows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: Option<u32>,
+    /// A file of variables, NAME=VALUE; can be repeated. The environment's variables win
+    #[arg(long = "env-file", value_name = "PATH")]
+    env_files: Vec<PathBuf>,
+    /// The stack's name, where there is one FILE
+    #[arg(long, value_name = "NAME", value_parser = compose::check_stack_name)]
+    project: Option<String>,
+}
+
+/// Does `netctl plan`. What is wrong with the files is told before the agent is asked.
+pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<ExitCode, Failure> {
+    let stacks = files::stacks(&arguments)?;
+    let nodes = match arguments.nodes {
+        Some(nodes) => nodes,
+        None if stacks.iter().any(is_global) => nodes(session).await?,
+        None => 0,
+    };
+    let verdict = verdict::judge(demands(&stacks, nodes), &stock(session).await?);
+    match session.format {
+        Format::Json => output::print_json(&verdict)?,
+        Format::Table => table::print(&verdict)?,
+    }
+    refusal(&verdict).map_or_else(|| Ok(Exit::Done.into()), Err)
+}
+
+fn is_global(stack: &Stack) -> bool {
+    stack.services.iter().any(|service| matches!(service.mode, Mode::Global | Mode::GlobalJob))
+}
+
+/// How many nodes the cluster has, also those that are away: they come back.
+async fn nodes(session: &Session) -> Result<u32, Failure> {
+    Ok(u32::try_from(session.client.nodes().await?.len()).unwrap_or(u32::MAX))
+}
+
+/// What the networks have, by their names.
+async fn stock(session: &Session) -> Result<BTreeMap<String, Stocks>, Failure> {
+    let views = session.client.networks().await?;
+    let each = views.into_iter().map(|view| {
+        let mut stocks = verdict::stocks(&view.network.subnets);
+        for stock in stocks.values_mut() {
+            stock.free = stock.free.saturating_sub(view.endpoints as u128);
+        }
+        (view.network.name.to_string(), stocks)
+    });
+    Ok(each.collect())
+}
+
+/// Why a deployment does not fit.
+fn refusal(verdict: &Verdict) -> Option<Failure> {
+    if verdict.fits {
+        return None;
+    }
+    let refused: Vec<&NetworkVerdict> = verdict.networks.iter().filter(|each| !each.fits).collect();
+    let short = refused.iter().any(|network| network.state != State::Missing);
+    let reasons = refused.into_iter().flat_map(reasons).collect::<Vec<_>>().join("\n");
+    let exit = if short { Exit::Conflict } else { Exit::NotFound };
+    Some(Failure::new(exit, format!("this does not fit\n{reasons}")))
+}
+
+fn reasons(network: &NetworkVerdict) -> Vec<String> {
+    let NetworkVerdict { name, needed, .. } = network;
+    if network.state == State::Missing {
+        return vec![format!("network {name} is not there: make it with netctl network create {name}")];
+    }
+    let short = network.families.iter().filter(|family| !family.fits);
+    let told = short.map(|family| {
+        let (missing, free, family) = (family.short, family.stock.free, family.family);
+        let addresses = if missing == 1 { "address" } else { "addresses" };
+        format!(
+            "network {name} is short by {missing} {family} {addresses}: {needed} needed, {free} free; \
+             give it a larger subnet, or deploy less"
+        )
+    });
+    told.collect()
+}
