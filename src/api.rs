@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    self, Endpoint, EndpointId, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName, ServiceSpec,
+    self, Endpoint, EndpointId, ExpandSpec, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName,
+    ServiceSpec,
 };
+use ipnetwork::IpNetwork;
 
 /// What went wrong, for programs: stable over versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -244,6 +246,15 @@ impl Attached {
     }
 }
 
+/// What adding subnets did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expanded {
+    /// The network has more subnets than before.
+    Changed(NetworkView),
+    /// It had all of them already, by the same request.
+    Unchanged(NetworkView),
+}
+
 /// What the API does, as the agent offers it.
 ///
 /// `reference` is a name or an id throughout.
@@ -259,6 +270,10 @@ pub trait Service: Send + Sync + 'static {
     async fn network(&self, reference: &str) -> Result<NetworkView, ApiError>;
     /// Removes a network that has no endpoints.
     async fn remove_network(&self, reference: &str) -> Result<(), ApiError>;
+    /// Adds subnets to a network.
+    async fn expand_network(&self, reference: &str, spec: ExpandSpec) -> Result<Expanded, ApiError>;
+    /// Removes a subnet of which no address is taken.
+    async fn shrink_network(&self, reference: &str, subnet: IpNetwork) -> Result<NetworkView, ApiError>;
     /// Plugs a namespace in.
     async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError>;
     /// All endpoints, or those of one network, or on one node.

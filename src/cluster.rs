@@ -11,12 +11,14 @@ pub mod networks;
 pub mod nodes;
 mod rest;
 pub mod services;
+pub mod subnets;
 pub mod view;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
+use ipnetwork::IpNetwork;
 use serde::de::DeserializeOwned;
 
 use crate::ipam::{Count, Ledger};
@@ -26,6 +28,7 @@ use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, sch
 
 pub use endpoints::{Claimed, EndpointRequest};
 pub use networks::Defaults;
+pub use subnets::Expanded;
 pub use view::{Health, View};
 
 /// How often a change is tried again when others were faster, before it is given up.
@@ -102,6 +105,96 @@ pub enum ClusterError {
         network: Name,
         /// One of them.
         service: Name,
+    },
+    /// The network has the subnet already, with other options.
+    #[error(
+        "network {network} has subnet {subnet} already, with {present}: its options cannot be changed; \
+         ask for the same, or remove it first (`netctl network shrink {network} --subnet {subnet}`)"
+    )]
+    SubnetExists {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+        /// The options that it has.
+        present: String,
+    },
+    /// Somebody else has addresses of the subnet.
+    #[error("subnet {subnet} cannot be added to network {network}: it overlaps {other}; choose another")]
+    SubnetOverlaps {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+        /// What it overlaps.
+        other: String,
+    },
+    /// The network has no subnet of that family.
+    #[error(
+        "subnet {subnet} cannot be added to network {network}, which has no {family}: every endpoint \
+         of a network has an address of each of its families, and those that exist would have none; \
+         make another network with both"
+    )]
+    NewFamily {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// The network has no such subnet.
+    #[error("network {network} has no subnet {subnet}: its subnets are {subnets}")]
+    NoSubnet {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+        /// Those that it has.
+        subnets: String,
+    },
+    /// A network needs a subnet.
+    #[error(
+        "subnet {subnet} is the only one of network {network}: add another first, or remove the \
+         network (`netctl network rm {network}`)"
+    )]
+    LastSubnet {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+    },
+    /// Addresses of the subnet are taken.
+    #[error(
+        "subnet {subnet} of network {network} is in use: {endpoints} address(es) of endpoints, {resting} \
+         resting after use, such as {example}; detach the endpoints, or wait until resting ones are free"
+    )]
+    SubnetInUse {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+        /// How many addresses endpoints have.
+        endpoints: usize,
+        /// How many rest.
+        resting: usize,
+        /// One of them.
+        example: String,
+    },
+    /// What is kept for services needs the subnet.
+    #[error(
+        "subnet {subnet} of network {network} is needed: {reserved} addresses are reserved, and without \
+         it {short} of them would not be there; scale services down, or add another subnet first"
+    )]
+    SubnetReserved {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: Name,
+        /// How many addresses are kept.
+        reserved: u128,
+        /// How many of them would be missing.
+        short: u128,
     },
     /// An address that the network cannot give.
     #[error("address {address} cannot be had on network {network}: {problem}")]

@@ -16,7 +16,7 @@ pub mod subnet;
 pub use endpoint::{Attachment, Endpoint};
 pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};
 pub use name::{IfName, Name, NodeName};
-pub use network::{Network, NetworkSpec};
+pub use network::{ExpandSpec, Network, NetworkSpec};
 pub use node::Node;
 pub use service::{EndpointMode, Reservation, Service, ServiceSpec, UpdateOrder};
 pub use snapshot::{Snapshot, Versioned};

@@ -1,15 +1,17 @@
 //! The API over a real socket: what the document says is what is answered, whatever is asked.
 
+#[path = "support/checked.rs"]
+mod checked;
 #[path = "support/memory.rs"]
 mod memory;
 
-use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use checked::Checked;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -17,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use memory::Agent;
 use netctl::api::client::{Client, ClientError};
 use netctl::api::server::{self, BindError, MAX_BODY};
-use netctl::api::{ApiError, AttachRequest, Attached, ErrorCode};
+use netctl::api::{ApiError, AttachRequest, Attached, ErrorCode, Expanded};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{Mode, umask};
@@ -71,107 +73,21 @@ fn refused(answer: (u16, Value), status: u16, code: &str) -> String {
     answer.1["message"].as_str().unwrap().to_owned()
 }
 
-type Operation = (String, String, u16);
-
-/// Talks to an agent and holds every answer against the document.
-struct Checked<'a> {
-    agent: &'a Agent,
-    document: Value,
-    seen: BTreeSet<Operation>,
-}
-
-impl Checked<'_> {
-    /// All operations of the document with each of their statuses.
-    fn operations(&self) -> BTreeSet<Operation> {
-        let mut all = BTreeSet::new();
-        for (path, methods) in self.document["paths"].as_object().unwrap() {
-            for (method, operation) in methods.as_object().unwrap() {
-                for status in operation["responses"].as_object().unwrap().keys() {
-                    all.insert((method.clone(), path.clone(), status.parse().unwrap()));
-                }
-            }
-        }
-        all
-    }
-
-    fn assert_valid(&self, schema: &Value, value: &Value, what: &str) {
-        let mut schema = schema.clone();
-        schema["components"] = self.document["components"].clone();
-        let validator = jsonschema::validator_for(&schema).unwrap();
-        let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{what}: {value}: {errors:?}");
-    }
-
-    /// Sends a request to a path of the document, given as its template with values for its
-    /// parameters, and checks the answer's status and schema.
-    async fn exchange(&mut self, method: &str, path: &str, body: Value, status: u16) -> Value {
-        let plain = path.split('?').next().unwrap();
-        let template = plain.replace("{web}", "{network}").replace("{a}", "{endpoint}");
-        let template = template.replace("{no}", if plain.contains("nodes") { "{node}" } else { "{no}" });
-        let template = match plain.split('/').nth(2) {
-            Some("networks") => template.replace("{no}", "{network}").replace("{A}", "{network}"),
-            Some("endpoints") => template.replace("{no}", "{endpoint}").replace("{A}", "{endpoint}"),
-            _ => template.replace("{n1}", "{node}").replace("{A}", "{node}"),
-        };
-        let operation = self.document["paths"][&template][method].clone();
-        assert!(operation.is_object(), "{method} {template} is not in the document");
-        let request = &operation["requestBody"]["content"]["application/json"]["schema"];
-        if (200..300).contains(&status) && request.is_object() {
-            self.assert_valid(request, &body, &format!("{method} {path}"));
-        }
-        let sent = path.replace(['{', '}'], "");
-        let (found, answer) = send_json(&self.agent.socket, &method.to_uppercase(), &sent, &body).await;
-        assert_eq!(found, status, "{method} {path}: {answer}");
-        let response = &operation["responses"][status.to_string()];
-        assert!(response.is_object(), "{method} {path}: {status} is not in the document");
-        match &response["content"]["application/json"]["schema"] {
-            Value::Null => assert_eq!(answer, Value::Null, "{method} {path}"),
-            schema => self.assert_valid(schema, &answer, &format!("{method} {path} {status}")),
-        }
-        self.seen.insert((method.to_owned(), template, status));
-        answer
-    }
-
-    /// Lets the agent fail with each of the codes that have a documented status.
-    async fn failures(&mut self, method: &str, path: &str, body: Value, statuses: &[u16]) {
-        for &status in statuses {
-            let code = match status {
-                409 => ErrorCode::Exhausted,
-                500 => ErrorCode::Internal,
-                501 => ErrorCode::Unsupported,
-                503 => ErrorCode::StoreReplaced,
-                _ => ErrorCode::Timeout,
-            };
-            self.agent.memory.state().fail_next = Some(code);
-            self.exchange(method, path, body.clone(), status).await;
-        }
-    }
-
-    /// Sends bodies that are refused before the agent sees them.
-    async fn bad_bodies(&mut self, path: &str, bad: Value) {
-        self.exchange("post", path, bad, 400).await;
-        let socket = &self.agent.socket;
-        let large = send(socket, "POST", path, "application/json", vec![b' '; MAX_BODY + 1]).await;
-        refused(large, 413, "invalid");
-        refused(send(socket, "POST", path, "text/plain", b"{}".to_vec()).await, 415, "invalid");
-        self.seen.insert(("post".to_owned(), path.to_owned(), 413));
-        self.seen.insert(("post".to_owned(), path.to_owned(), 415));
-    }
-}
-
 #[tokio::test]
 async fn every_operation_answers_as_documented_with_every_status() {
     let agent = Agent::start();
     let (_, document) = send_json(&agent.socket, "GET", "/v1/openapi.json", &Value::Null).await;
-    let mut api = Checked { agent: &agent, document, seen: BTreeSet::new() };
+    let mut api = Checked::new(&agent, document);
     assert_eq!(api.document["openapi"].as_str().unwrap().split('.').next(), Some("3"));
     api.exchange("get", "/v1/openapi.json", Value::Null, 200).await;
     let version = api.exchange("get", "/v1/version", Value::Null, 200).await;
     assert_eq!(version["node"], "n1");
     show_networks(&mut api).await;
+    show_subnets(&mut api).await;
+    show_services(&mut api).await;
     show_endpoints(&mut api).await;
     show_nodes(&mut api).await;
-    let missed: Vec<_> = api.operations().difference(&api.seen).cloned().collect();
+    let missed = api.missed();
     assert!(missed.is_empty(), "documented and not shown: {missed:?}");
 }
 
@@ -192,6 +108,31 @@ async fn show_networks(api: &mut Checked<'_>) {
     assert_eq!(all[0], made);
     api.failures("get", "/v1/networks", none.clone(), &[500, 503]).await;
     assert_eq!(api.exchange("get", "/v1/networks/{web}", none.clone(), 200).await, made);
+}
+
+/// Adds a subnet to the network `web`, and removes it.
+async fn show_subnets(api: &mut Checked<'_>) {
+    let none = Value::Null;
+    let path = "/v1/networks/{web}/subnets";
+    let more = json!({
+        "subnets": ["10.10.0.0/24"], "gateways": ["10.10.0.254"], "ranges": ["10.10.0.128/25"],
+        "reserved": ["10.10.0.9"],
+    });
+    let expanded = api.exchange("post", path, more.clone(), 201).await;
+    assert_eq!(expanded["subnets"][2]["gateway"], "10.10.0.254");
+    assert_eq!(api.exchange("post", path, more.clone(), 200).await, expanded);
+    let overlapping = json!({"subnets": ["10.10.0.0/25"]});
+    api.exchange("post", path, overlapping, 409).await;
+    api.exchange("post", "/v1/networks/{no}/subnets", more.clone(), 404).await;
+    api.bad_bodies(path, json!({"subnets": []})).await;
+    api.failures("post", path, more, &[500, 503]).await;
+
+    let one = "/v1/networks/{web}/subnets?subnet=10.10.0.0%2F24";
+    api.exchange("delete", path, none.clone(), 400).await;
+    api.failures("delete", one, none.clone(), &[409, 500, 503]).await;
+    let shrunk = api.exchange("delete", one, none.clone(), 200).await;
+    assert_eq!(shrunk["subnets"].as_array().unwrap().len(), 2);
+    api.exchange("delete", one, none.clone(), 404).await;
 }
 
 /// Uses the network `web`, and removes it.
@@ -230,6 +171,46 @@ async fn show_endpoints(api: &mut Checked<'_>) {
         api.exchange(method, "/v1/networks/{A}", none.clone(), 400).await;
     }
     api.exchange("delete", "/v1/networks/{web}", none.clone(), 204).await;
+}
+
+/// Makes services of the network `web`, and removes them.
+async fn show_services(api: &mut Checked<'_>) {
+    let none = Value::Null;
+    let spec = json!({
+        "name": "shop", "networks": ["web"], "replicas": 3, "endpoint_mode": "dnsrr",
+        "update_order": "start-first", "update_parallelism": 2, "labels": {"x": ""},
+    });
+    let made = api.exchange("post", "/v1/services", spec.clone(), 201).await;
+    assert_eq!((&made["replicas"], &made["network_names"]), (&json!(3), &json!(["web"])));
+    api.exchange("post", "/v1/services", spec.clone(), 409).await;
+    let nowhere = json!({"name": "x", "networks": ["no"], "replicas": 1});
+    api.exchange("post", "/v1/services", nowhere, 404).await;
+    api.bad_bodies("/v1/services", json!({"name": "x", "networks": ["web"], "replicas": -1})).await;
+    api.failures("post", "/v1/services", spec, &[500, 503]).await;
+    assert_eq!(api.exchange("get", "/v1/services", none.clone(), 200).await, json!([made]));
+    api.failures("get", "/v1/services", none.clone(), &[500, 503]).await;
+
+    let scale = "/v1/services/{shop}/scale";
+    let scaled = api.exchange("put", scale, json!({"replicas": 7}), 200).await;
+    assert_eq!(scaled["replicas"], 7);
+    api.exchange("put", "/v1/services/{no}/scale", json!({"replicas": 7}), 404).await;
+    api.bad_bodies_of("put", scale, json!({"replicas": "many"})).await;
+    api.failures("put", scale, json!({"replicas": 7}), &[409, 500, 503]).await;
+
+    let wanted = json!({"name": "plan", "networks": {"web": 3}, "ttl_s": 60});
+    api.exchange("post", "/v1/reservations", wanted.clone(), 204).await;
+    let nowhere = json!({"name": "plan", "networks": {"no": 3}, "ttl_s": 60});
+    api.exchange("post", "/v1/reservations", nowhere, 404).await;
+    api.bad_bodies("/v1/reservations", json!({"name": "plan"})).await;
+    api.failures("post", "/v1/reservations", wanted, &[409, 500, 503]).await;
+
+    for method in ["get", "delete"] {
+        api.failures(method, "/v1/services/{shop}", none.clone(), &[500, 503]).await;
+        api.exchange(method, "/v1/services/{no}", none.clone(), 404).await;
+        api.exchange(method, "/v1/services/{A}", none.clone(), 400).await;
+    }
+    assert_eq!(api.exchange("get", "/v1/services/{shop}", none.clone(), 200).await, scaled);
+    api.exchange("delete", "/v1/services/{shop}", none, 204).await;
 }
 
 async fn show_nodes(api: &mut Checked<'_>) {
@@ -365,6 +346,14 @@ async fn the_client_gives_what_the_agent_says() {
         let expected = if name.is_empty() { ErrorCode::NotFound } else { ErrorCode::Invalid };
         assert!(matches!(error, ClientError::Api(e) if e.code == expected), "{name}");
     }
+    let more = serde_json::from_value(json!({"subnets": ["10.10.0.0/24"]})).unwrap();
+    let Expanded::Changed(expanded) = client.expand_network("web", &more).await.unwrap() else {
+        panic!("the network has the subnet before it is added")
+    };
+    let again = client.expand_network("web", &more).await.unwrap();
+    assert_eq!(again, Expanded::Unchanged(expanded));
+    let shrunk = client.shrink_network("web", "10.10.0.0/24".parse().unwrap()).await.unwrap();
+    assert_eq!(shrunk, made);
     client.remove_network("web").await.unwrap();
     let gone = client.detach("a", Some("web")).await.unwrap_err();
     assert!(matches!(gone, ClientError::Api(ApiError { code: ErrorCode::NotFound, .. })));

@@ -91,7 +91,7 @@ fn ls_is_a_table_that_can_be_filtered_or_reduced_to_ids() {
     let table = done(&agent, "network ls");
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0][..3], ["NETWORK", "ID", "NAME"]);
-    assert_eq!(lines[1], [&id, "web", "10.9.0.0/24", "4097", "1450", "no", "1"]);
+    assert_eq!(lines[1], [&id, "web", "10.9.0.0/24", "4097", "1450", "no", "1", "0%"]);
     assert_eq!(lines.len(), 3);
     assert!(table.lines().all(|line| line == line.trim_end()), "{table:?}");
     assert!(!table.contains('\x1b'), "{table:?}");
@@ -135,6 +135,25 @@ fn inspect_shows_aligned_lines() {
     assert!(shown.contains("Addresses: 10.9.0.7/24\n"), "{shown}");
     let shown = done(&agent, "node inspect n1");
     assert!(shown.contains("Tunnel port:    4789\n"), "{shown}");
+}
+
+#[test]
+fn a_network_is_expanded_and_shrunk() {
+    let (agent, id, _) = with_endpoint();
+    let expand = "network expand web --subnet 10.10.0.0/24 --gateway 10.10.0.254 \
+                  --ip-range 10.10.0.128/25 --aux-address router=10.10.0.8 --subnet 10.11.0.0/24";
+    assert_eq!(done(&agent, expand).trim(), id);
+    let shown = done(&agent, "network inspect web");
+    let line = "10.10.0.0/24, gateway 10.10.0.254, range 10.10.0.128/25, reserved 10.10.0.8";
+    assert!(shown.contains(line) && shown.contains("10.11.0.0/24"), "{shown}");
+    let again = netctl(&agent, expand);
+    assert_eq!((again.status.code(), text(&again.stdout).trim()), (Some(0), id.as_str()));
+    assert!(text(&again.stderr).contains("10.10.0.0/24,10.11.0.0/24 already"), "{again:?}");
+    let shrunk = json(&agent, "network shrink web --subnet 10.10.0.0/24 -o json");
+    assert_eq!(shrunk["subnets"][1]["cidr"], "10.11.0.0/24");
+    failed(&agent, "network shrink web --subnet 10.10.0.0/24", 4);
+    done(&agent, "network shrink web --subnet 10.11.0.0/24");
+    failed(&agent, "network shrink web --subnet 10.9.0.0/24", 5);
 }
 
 #[test]
@@ -197,6 +216,10 @@ fn a_command_line_that_cannot_be_used_is_status_2() {
         "network create web --vni 0",
         "network create web --label =x",
         "network rm",
+        "network expand web",
+        "network expand web --subnet 10.0.0.0/99",
+        "network shrink web",
+        "network shrink web --subnet x",
         "endpoint attach --network web",
         "endpoint attach --network web --netns /proc/self/ns/net",
         "endpoint attach --network web --netns /n --wait 10",
@@ -282,6 +305,8 @@ fn every_sub_command_has_help_with_examples() {
         "network create",
         "network ls",
         "network inspect",
+        "network expand",
+        "network shrink",
         "network rm",
         "endpoint ls",
         "endpoint inspect",

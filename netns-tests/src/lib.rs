@@ -27,7 +27,7 @@ pub use dump::KernelState;
 pub use etcd::Etcd;
 pub use node::{Container, Node, NodeOptions};
 pub use packet::{ethernet, ipv4_udp, ipv6_udp, send_frame, vxlan};
-pub use probe::{Inbox, Stream, StreamReport, connects, datagram, tcp_transfer};
+pub use probe::{Inbox, Stream, StreamReport, Transfer, connects, datagram, tcp_transfer};
 pub use process::{Output, Process, as_nobody, become_nobody, output};
 pub use seal::seal;
 pub use space::Space;

@@ -183,6 +183,98 @@ pub fn tcp_transfer(from: &Space, to: &Space, address: &str, length: usize) -> i
     }
 }
 
+/// A TCP connection over which bytes flow until it is ended.
+#[derive(Debug)]
+pub struct Transfer {
+    stop: Arc<AtomicBool>,
+    arrived: Arc<AtomicU64>,
+    sender: JoinHandle<io::Result<u64>>,
+    receiver: JoinHandle<io::Result<u64>>,
+}
+
+impl Transfer {
+    /// Connects to port 7003 of `address`, which `to` has, and starts sending.
+    ///
+    /// # Errors
+    /// When the connection does not come about.
+    pub fn start(from: &Space, to: &Space, address: &str) -> io::Result<Self> {
+        let address = SocketAddr::new(parse(address), 7003);
+        let listener = to.enter(|| TcpListener::bind(address))?;
+        let limit = Duration::from_secs(5);
+        let mut outgoing = from.enter(|| TcpStream::connect_timeout(&address, limit))?;
+        let (mut incoming, _) = listener.accept()?;
+        outgoing.set_write_timeout(Some(limit))?;
+        incoming.set_read_timeout(Some(limit))?;
+        let (stop, arrived) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let sender = {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    outgoing.write_all(&block(sent))?;
+                    sent += 1;
+                }
+                Ok(sent)
+            })
+        };
+        let receiver = {
+            let arrived = Arc::clone(&arrived);
+            thread::spawn(move || {
+                let (mut received, mut buffer) = (0, block(0));
+                while let Some(read) = read_block(&mut incoming, &mut buffer)? {
+                    if buffer[..read] != block(received) {
+                        let text = format!("block {received} is not what was sent");
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                    }
+                    received += 1;
+                    arrived.store(received, Ordering::Relaxed);
+                }
+                Ok(received)
+            })
+        };
+        Ok(Self { stop, arrived, sender, receiver })
+    }
+
+    /// Waits until more has arrived.
+    ///
+    /// # Panics
+    /// When that does not happen within 20 seconds.
+    #[track_caller]
+    pub fn wait(&self) {
+        let goal = self.arrived.load(Ordering::Relaxed) + 50;
+        crate::wait_for("bytes flow", || self.arrived.load(Ordering::Relaxed) >= goal);
+    }
+
+    /// Ends the connection.
+    ///
+    /// # Errors
+    /// When it was cut, stalled for five seconds, or not all arrived that was sent.
+    pub fn finish(self) -> io::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender did not panic")?;
+        let received = self.receiver.join().expect("the receiver did not panic")?;
+        let text = format!("{received} of {sent} blocks have arrived");
+        if received == sent { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, text)) }
+    }
+}
+
+/// The bytes with this number of a transfer.
+fn block(number: u64) -> Vec<u8> {
+    number.to_be_bytes().repeat(1024)
+}
+
+/// Fills a buffer; `None`: the stream has ended. A part is a block that was cut.
+fn read_block(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match stream.read(&mut buffer[read..])? {
+            0 => break,
+            more => read += more,
+        }
+    }
+    Ok((read > 0).then_some(read))
+}
+
 /// Sends one datagram, from `source` where it is given.
 ///
 /// # Errors

@@ -15,6 +15,8 @@
 mod addresses;
 #[path = "netns/cluster.rs"]
 mod cluster;
+#[path = "netns/expand.rs"]
+mod expand;
 #[path = "netns/ground.rs"]
 mod ground;
 #[path = "netns/reach.rs"]
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         ("run", run::TESTS),
         ("refusals", refusals::TESTS),
         ("addresses", addresses::TESTS),
+        ("expand", expand::TESTS),
         ("repair", repair::TESTS),
         ("restart", restart::TESTS),
         ("security", security::TESTS),

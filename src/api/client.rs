@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use serde::de::DeserializeOwned;
@@ -18,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, AttachRequest, Attached, Detached, EndpointView, NetworkView, NodeView, ReserveRequest,
-    Scale, ServiceView, VersionView,
+    ApiError, AttachRequest, Attached, Detached, EndpointView, Expanded, NetworkView, NodeView,
+    ReserveRequest, Scale, ServiceView, VersionView,
 };
-use crate::model::{EndpointId, NetworkSpec, ServiceSpec};
+use crate::model::{EndpointId, ExpandSpec, NetworkSpec, ServiceSpec};
 
 /// Where the agent's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/netctl/netctl.sock";
@@ -167,6 +168,37 @@ impl Client {
     pub async fn remove_network(&self, reference: &str) -> Result<(), ClientError> {
         let path = format!("/v1/networks/{}", encoded(reference));
         self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await.map(|_| ())
+    }
+
+    /// Adds subnets to a network.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn expand_network(
+        &self,
+        reference: &str,
+        spec: &ExpandSpec,
+    ) -> Result<Expanded, ClientError> {
+        let path = format!("/v1/networks/{}/subnets", encoded(reference));
+        let (status, body) = self.post(&path, spec, TIMEOUT).await?;
+        let view = self.decode(status, &body)?;
+        let new = status == StatusCode::CREATED;
+        Ok(if new { Expanded::Changed(view) } else { Expanded::Unchanged(view) })
+    }
+
+    /// Removes a subnet of which no address is taken.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn shrink_network(
+        &self,
+        reference: &str,
+        subnet: IpNetwork,
+    ) -> Result<NetworkView, ClientError> {
+        let path = format!("/v1/networks/{}/subnets", encoded(reference));
+        let path = with_query(&path, &[("subnet", Some(&subnet.to_string()))]);
+        let (status, body) = self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await?;
+        self.decode(status, &body)
     }
 
     /// Plugs a namespace into a network.

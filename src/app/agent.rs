@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::gate::Gate;
-use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView};
+use crate::api::{
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
+};
 use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
 use crate::kernel::{self, Netns};
 use crate::model::{
-    Attachment, Endpoint, EndpointId, IfName, Name, Network, NetworkId, NetworkSpec, Node, NodeName,
-    Snapshot, Versioned,
+    Attachment, Endpoint, EndpointId, ExpandSpec, IfName, Name, Network, NetworkId, NetworkSpec, Node,
+    NodeName, Snapshot, Versioned,
 };
 use crate::overlay::effective_mtu;
 use crate::store::StoreError;
@@ -153,6 +156,35 @@ impl Agent {
         Ok(())
     }
 
+    pub(super) async fn expand_network(
+        &self,
+        reference: &str,
+        spec: &ExpandSpec,
+    ) -> Result<Expanded, ApiError> {
+        let expanded = self.cluster.expand_network(reference, spec).await?;
+        let (network, changed) = match expanded {
+            cluster::Expanded::Changed(network) => (network, true),
+            cluster::Expanded::Unchanged(network) => (network, false),
+        };
+        if changed {
+            info!(network = %network.name, id = %network.id, subnets = ?spec.subnets, "network expanded");
+        }
+        let endpoints = self.cluster.endpoint_count(network.id).await?;
+        let view = self.network_view(network, endpoints);
+        Ok(if changed { Expanded::Changed(view) } else { Expanded::Unchanged(view) })
+    }
+
+    pub(super) async fn shrink_network(
+        &self,
+        reference: &str,
+        subnet: IpNetwork,
+    ) -> Result<NetworkView, ApiError> {
+        let network = self.cluster.shrink_network(reference, subnet).await?;
+        info!(network = %network.name, id = %network.id, %subnet, "network shrunk");
+        let endpoints = self.cluster.endpoint_count(network.id).await?;
+        Ok(self.network_view(network, endpoints))
+    }
+
     pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
         let deadline = Instant::now() + request.wait_ms.map_or(WAIT, Duration::from_millis);
         let network = self.find_network(&request.network, deadline).await?;
@@ -187,7 +219,8 @@ impl Agent {
             service: request.service,
             labels: request.labels,
         };
-        match self.claim(&network, &claim, deadline).await? {
+        let (network, claimed) = self.claim(network, &claim, deadline).await?;
+        match claimed {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
                 let endpoint = Arc::new(endpoint);
@@ -198,27 +231,44 @@ impl Agent {
         }
     }
 
-    /// Has an endpoint written. One of a service, for which an address is kept, waits until one has
-    /// rested.
+    /// Has an endpoint written; the network's subnets may have changed since it was seen. An
+    /// endpoint of a service, for which an address is kept, waits until one has rested.
     async fn claim(
         &self,
-        network: &Versioned<Network>,
+        mut network: Arc<Versioned<Network>>,
         request: &EndpointRequest,
         deadline: Instant,
-    ) -> Result<Claimed, ApiError> {
-        loop {
+    ) -> Result<(Arc<Versioned<Network>>, Claimed), ApiError> {
+        let claimed = loop {
             let alive = self.snapshot().alive;
-            match self.cluster.claim(network, request, &alive).await {
-                Err(ClusterError::Exhausted { count, .. })
+            let error = match self.cluster.claim(&network, request, &alive).await {
+                Ok(claimed) => break claimed,
+                Err(error) => error,
+            };
+            let (ClusterError::Exhausted { .. } | ClusterError::Address { .. }) = error else {
+                return Err(error.into());
+            };
+            let now = self.cluster.network(&network.id.to_string()).await?;
+            if now.revision != network.revision {
+                network = Arc::new(now);
+                continue;
+            }
+            match error {
+                ClusterError::Exhausted { count, .. }
                     if request.service.is_some()
                         && count.resting > 0
                         && Instant::now() + PLUG_AGAIN < deadline =>
                 {
                     tokio::time::sleep(PLUG_AGAIN).await;
                 }
-                outcome => return Ok(outcome?),
+                error => return Err(error.into()),
             }
+        };
+        let (Claimed::New(endpoint, _) | Claimed::Existing(endpoint)) = &claimed;
+        if endpoint.addresses.iter().any(|address| network.subnet_of(*address).is_none()) {
+            network = Arc::new(self.cluster.network(&network.id.to_string()).await?);
         }
+        Ok((network, claimed))
     }
 
     /// The network, also when it is created while we look.
@@ -382,7 +432,8 @@ impl Agent {
     }
 
     fn endpoint_view(&self, network: &Network, endpoint: &Endpoint) -> EndpointView {
-        let subnets = endpoint.addresses.iter().filter_map(|address| network.subnet_of(*address));
+        let subnet = |address: &_| network.standing().find(|s| s.cidr().contains(*address));
+        let subnets = endpoint.addresses.iter().filter_map(subnet);
         let (gateways, prefix_lengths) = subnets.map(|s| (s.gateway(), s.cidr().prefix())).unzip();
         EndpointView {
             endpoint: endpoint.clone(),

@@ -17,21 +17,29 @@ impl From<ClusterError> for ApiError {
             ClusterError::Invalid(_)
             | ClusterError::Address { .. }
             | ClusterError::MtuTooLarge { .. }
+            | ClusterError::NewFamily { .. }
             | ClusterError::ServiceInvalid(_) => ErrorCode::Invalid,
             ClusterError::NoNetwork(_)
             | ClusterError::NoEndpoint(_)
+            | ClusterError::NoSubnet { .. }
             | ClusterError::NoService(_)
             | ClusterError::NotOfService { .. } => ErrorCode::NotFound,
             ClusterError::NetworkExists(_)
             | ClusterError::ServiceExists(_)
             | ClusterError::Removing(_)
             | ClusterError::VniTaken { .. }
+            | ClusterError::SubnetExists { .. }
+            | ClusterError::SubnetOverlaps { .. }
             | ClusterError::AddressTaken { .. }
             | ClusterError::EndpointExists { .. }
             | ClusterError::Ambiguous { .. }
             | ClusterError::Elsewhere { .. }
             | ClusterError::NodeTaken { .. } => ErrorCode::Conflict,
-            ClusterError::InUse { .. } | ClusterError::HasService { .. } => ErrorCode::InUse,
+            ClusterError::InUse { .. }
+            | ClusterError::LastSubnet { .. }
+            | ClusterError::SubnetInUse { .. }
+            | ClusterError::SubnetReserved { .. }
+            | ClusterError::HasService { .. } => ErrorCode::InUse,
             ClusterError::NoneLeft(..)
             | ClusterError::Exhausted { .. }
             | ClusterError::TooFew { .. } => ErrorCode::Exhausted,

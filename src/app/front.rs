@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
+use ipnetwork::IpNetwork;
 
 use super::agent::Agent;
 use crate::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, ReserveRequest,
-    Service, ServiceView, VersionView,
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
+    ReserveRequest, Service, ServiceView, VersionView,
 };
-use crate::model::{EndpointId, Name, NetworkSpec, NodeName, ServiceSpec};
+use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec};
 
 /// Answers the API from the moment the agent starts: until it belongs to its cluster, with the
 /// reason why it does not.
@@ -63,6 +64,14 @@ impl Service for Front {
 
     async fn remove_network(&self, reference: &str) -> Result<(), ApiError> {
         self.agent()?.remove_network(reference).await
+    }
+
+    async fn expand_network(&self, reference: &str, spec: ExpandSpec) -> Result<Expanded, ApiError> {
+        self.agent()?.expand_network(reference, &spec).await
+    }
+
+    async fn shrink_network(&self, reference: &str, subnet: IpNetwork) -> Result<NetworkView, ApiError> {
+        self.agent()?.shrink_network(reference, subnet).await
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {

@@ -1,4 +1,4 @@
-//! `netctl network`: make, list, show and remove networks.
+//! `netctl network`: make, list, show, expand, shrink and remove networks.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
 
-use super::failure::{Exit, Failure, Tally};
+use super::failure::{Exit, Failure, Tally, complain};
 use super::output::{self, Details, Format};
 use super::{Session, values};
-use crate::api::{NetworkView, Usage};
-use crate::model::{Name, NetworkSpec, Subnet, Vni};
+use crate::api::{Expanded, NetworkView, Usage};
+use crate::model::{ExpandSpec, Name, NetworkSpec, Subnet, Vni};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -29,6 +29,14 @@ const INSPECT_EXAMPLES: &str = "\
 Examples:
   netctl network inspect web
   netctl network inspect web shop -o json";
+const EXPAND_EXAMPLES: &str = "\
+Examples:
+  netctl network expand web --subnet 10.10.0.0/24
+  netctl network expand web --subnet 10.10.0.0/24 --gateway 10.10.0.254 --ip-range 10.10.0.128/25
+  netctl network expand shop --subnet 10.11.0.0/16 --subnet fd00:11::/64 --reserve 10.11.0.10";
+const SHRINK_EXAMPLES: &str = "\
+Examples:
+  netctl network shrink web --subnet 10.10.0.0/24";
 const RM_EXAMPLES: &str = "\
 Examples:
   netctl network rm web
@@ -55,6 +63,23 @@ pub(super) enum Command {
         /// Names or ids
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
+    },
+    /// Add subnets to a network; what is attached stays as it is
+    #[command(after_help = EXPAND_EXAMPLES)]
+    Expand {
+        /// Name or id
+        network: String,
+        #[command(flatten)]
+        subnets: Subnets,
+    },
+    /// Remove a subnet of which no address is taken
+    #[command(after_help = SHRINK_EXAMPLES)]
+    Shrink {
+        /// Name or id
+        network: String,
+        /// The subnet
+        #[arg(long, value_name = "CIDR")]
+        subnet: IpNetwork,
     },
     /// Remove networks that have no endpoints
     #[command(alias = "remove", after_help = RM_EXAMPLES)]
@@ -99,6 +124,23 @@ pub(super) struct Create {
     labels: Vec<(String, String)>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Subnets {
+    /// A subnet of a family that the network has; can be repeated
+    #[arg(long = "subnet", value_name = "CIDR", required = true)]
+    subnets: Vec<IpNetwork>,
+    /// A subnet's gateway; one for each subnet [default: its first address]
+    #[arg(long = "gateway", value_name = "ADDRESS")]
+    gateways: Vec<IpAddr>,
+    /// The part of a subnet from which addresses are given; one for each subnet
+    #[arg(long = "ip-range", value_name = "CIDR")]
+    ranges: Vec<IpNetwork>,
+    /// An address that no endpoint gets; can be repeated
+    #[arg(long, visible_alias = "aux-address", value_name = "[NAME=]ADDRESS")]
+    #[arg(value_parser = values::reserved)]
+    reserve: Vec<IpAddr>,
+}
+
 fn name_filter(text: &str) -> Result<String, String> {
     let text = text.strip_prefix("name=");
     text.map(str::to_owned).ok_or_else(|| "networks can be filtered by name=TEXT only".to_owned())
@@ -110,6 +152,8 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
         Command::Create(create) => self::create(session, *create).await,
         Command::Ls { quiet, filter } => ls(session, quiet, &filter).await,
         Command::Inspect { networks } => inspect(session, &networks).await,
+        Command::Expand { network, subnets } => expand(session, &network, subnets).await,
+        Command::Shrink { network, subnet } => shrink(session, &network, subnet).await,
         Command::Rm { networks } => rm(session, &networks).await,
     }
 }
@@ -128,11 +172,7 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
         labels: values::map(create.labels),
     };
     let view = session.client.create_network(&spec).await?;
-    match session.format {
-        Format::Json => output::print_json(&view)?,
-        Format::Table => output::print_line(&view.network.id.to_string())?,
-    }
-    Ok(Exit::Done.into())
+    print_changed(session, &view)
 }
 
 async fn ls(session: &Session, quiet: bool, filter: &[String]) -> Result<ExitCode, Failure> {
@@ -183,10 +223,11 @@ fn details(view: &NetworkView) -> Details {
         Some(_) => format!("{} (asked for)", view.effective_mtu),
         None => view.effective_mtu.to_string(),
     };
+    let leaving = network.leaving.iter().map(|leaving| subnet(leaving) + ", is being removed");
     let mut details = Details::default()
         .with("ID", network.id)
         .with("Name", &network.name)
-        .with_all("Subnets", network.subnets.iter().map(subnet))
+        .with_all("Subnets", network.subnets.iter().map(subnet).chain(leaving))
         .with("VNI", network.vni)
         .with("MTU", mtu)
         .with("Internal", if network.internal { "yes" } else { "no" })
@@ -241,6 +282,38 @@ fn subnet(subnet: &Subnet) -> String {
         text.push_str(&format!(", reserved {}", output::joined(subnet.reserved())));
     }
     text
+}
+
+async fn expand(session: &Session, network: &str, subnets: Subnets) -> Result<ExitCode, Failure> {
+    let asked = output::joined(&subnets.subnets);
+    let spec = ExpandSpec {
+        subnets: subnets.subnets,
+        gateways: subnets.gateways,
+        ranges: subnets.ranges,
+        reserved: subnets.reserve.into_iter().collect(),
+    };
+    let view = match session.client.expand_network(network, &spec).await? {
+        Expanded::Changed(view) => view,
+        Expanded::Unchanged(view) => {
+            complain(&format!("network {network} has {asked} already: nothing was changed"));
+            view
+        }
+    };
+    print_changed(session, &view)
+}
+
+async fn shrink(session: &Session, network: &str, subnet: IpNetwork) -> Result<ExitCode, Failure> {
+    let view = session.client.shrink_network(network, subnet).await?;
+    print_changed(session, &view)
+}
+
+/// Prints the id of a network that was made or changed, or all of it.
+fn print_changed(session: &Session, view: &NetworkView) -> Result<ExitCode, Failure> {
+    match session.format {
+        Format::Json => output::print_json(view)?,
+        Format::Table => output::print_line(&view.network.id.to_string())?,
+    }
+    Ok(Exit::Done.into())
 }
 
 async fn rm(session: &Session, networks: &[String]) -> Result<ExitCode, Failure> {

@@ -100,9 +100,7 @@ impl Cluster {
                 return Ok(Claimed::Existing(existing));
             }
             network = self.network(&network.id.to_string()).await?;
-            if network.removing {
-                return Err(ClusterError::Removing(network.name.clone()));
-            }
+            check(&network, claim)?;
             self.look_again(&network, claim, &chosen).await?;
             self.read_guard(network.id).await?;
         }

@@ -156,7 +156,7 @@ impl Cluster {
     }
 }
 
-fn no_network(reference: &str) -> ClusterError {
+pub(super) fn no_network(reference: &str) -> ClusterError {
     ClusterError::NoNetwork(reference.chars().take(64).collect())
 }
 
@@ -190,6 +190,7 @@ fn design(
         mtu: spec.mtu,
         internal: spec.internal,
         labels: spec.labels.clone(),
+        leaving: Vec::new(),
         removing: false,
     })
 }
@@ -201,7 +202,7 @@ fn choose_subnets(
 ) -> Result<Vec<Subnet>, ClusterError> {
     let mut subnets = spec.subnets()?;
     let mut in_use: Vec<IpNetwork> =
-        existing.networks.iter().flat_map(|network| network.subnets.iter().map(Subnet::cidr)).collect();
+        existing.networks.iter().flat_map(|network| network.standing().map(Subnet::cidr)).collect();
     in_use.extend(existing.nodes.iter().flat_map(|node| node.subnets_in_use.iter().copied()));
     in_use.extend(subnets.iter().map(Subnet::cidr));
     let has = |ipv4: bool| subnets.iter().any(|subnet| subnet.cidr().is_ipv4() == ipv4);

@@ -82,7 +82,12 @@ pub struct Count {
 impl Count {
     /// How many may be given out now.
     pub fn free(&self) -> u128 {
-        let used = [self.endpoints, self.services, self.resting, self.reserved];
+        self.unreserved().saturating_sub(self.reserved)
+    }
+
+    /// How many nobody has, kept or not.
+    pub fn unreserved(&self) -> u128 {
+        let used = [self.endpoints, self.services, self.resting];
         used.into_iter().fold(self.usable, u128::saturating_sub)
     }
 }
@@ -363,9 +368,6 @@ impl Ledger {
                     Holder::Resting => count.resting += 1,
                 }
             }
-        }
-        if count.usable == 0 {
-            count.reserved = 0;
         }
         count
     }

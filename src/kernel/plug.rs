@@ -244,7 +244,13 @@ fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
             }
         }
     }
-    if taken.is_empty() { Ok(()) } else { are_ours(&mut netlink, netns, &taken) }
+    if taken.is_empty() && pair.new {
+        return Ok(());
+    }
+    let present = our_routes(&mut netlink, netns)?;
+    are_ours(&present, netns, &taken)?;
+    let wanted: Vec<_> = parts.iter().filter_map(|part| part.route).collect();
+    remove_others(&mut netlink, netns, pair, &present, &wanted)
 }
 
 fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {
@@ -285,8 +291,8 @@ fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {
     parts
 }
 
-/// Whether routes that were there already are those that we would have made.
-fn are_ours(netlink: &mut Netlink, netns: &Netns, routes: &[(IpNetwork, Hop)]) -> Result<(), Error> {
+/// The routes of ours in the container.
+fn our_routes(netlink: &mut Netlink, netns: &Netns) -> Result<Vec<observe::Route>, Error> {
     let mut present = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let found = netlink.dump(&message::route_dump(family, true));
@@ -296,11 +302,49 @@ fn are_ours(netlink: &mut Netlink, netns: &Netns, routes: &[(IpNetwork, Hop)]) -
             _ => None,
         }));
     }
+    Ok(present)
+}
+
+/// Whether routes that were there already are those that we would have made.
+fn are_ours(
+    present: &[observe::Route],
+    netns: &Netns,
+    routes: &[(IpNetwork, Hop)],
+) -> Result<(), Error> {
     for (destination, hop) in routes {
         let same = |route: &observe::Route| route.destination == *destination && route.hop == *hop;
         if !present.iter().any(same) {
             let what = format!("a route {destination}");
             return Err(Error::Conflict { what, netns: netns.path().to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Removes routes of ours through this pair that are not wanted any more: those of subnets that
+/// the network had.
+fn remove_others(
+    netlink: &mut Netlink,
+    netns: &Netns,
+    pair: &Pair,
+    present: &[observe::Route],
+    wanted: &[(IpNetwork, Hop)],
+) -> Result<(), Error> {
+    let through = |route: &&observe::Route| match route.hop {
+        Hop::Device(index) | Hop::Via(index, _) => index == pair.inner,
+        Hop::Unreachable => false,
+    };
+    let unwanted = |route: &&observe::Route| {
+        !wanted.iter().any(|(destination, hop)| (*destination, *hop) == (route.destination, route.hop))
+    };
+    for route in present.iter().filter(through).filter(unwanted) {
+        let message = message::route(route.destination, route.hop, None);
+        match netlink.request(Request::new(RouteNetlinkMessage::DelRoute(message))) {
+            Err(error) if error.errno != Errno::ESRCH => {
+                let action = format!("remove route {}", route.destination);
+                return Err(Error::netlink(action, netns.label())(error));
+            }
+            _ => {}
         }
     }
     Ok(())

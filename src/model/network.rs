@@ -42,6 +42,9 @@ pub enum NetworkError {
         /// The subnet.
         subnet: IpNetwork,
     },
+    /// A change of subnets that names none.
+    #[error("no subnet is given: give at least one")]
+    Empty,
     /// An MTU out of bounds.
     #[error("MTU {0} cannot be used: give {MIN_MTU} to {MAX_MTU}")]
     Mtu(u32),
@@ -110,6 +113,67 @@ impl NetworkSpec {
         if let Some(key) = self.labels.keys().find(|key| !valid_key(key)) {
             return Err(NetworkError::Label(key.chars().take(40).collect()));
         }
+        Placing {
+            subnets: &self.subnets,
+            gateways: &self.gateways,
+            ranges: &self.ranges,
+            reserved: &self.reserved,
+        }
+        .place()
+    }
+}
+
+/// What a person asks for when adding subnets to a network: as when creating one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpandSpec {
+    /// The subnets to add, of the families that the network has.
+    #[schema(value_type = Vec<String>)]
+    pub subnets: Vec<IpNetwork>,
+    /// Gateways, at most one per subnet; by default a subnet's first host address.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub gateways: Vec<IpAddr>,
+    /// Parts of the subnets from which addresses are given, at most one per subnet.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub ranges: Vec<IpNetwork>,
+    /// Addresses that no endpoint gets.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub reserved: BTreeSet<IpAddr>,
+}
+
+impl ExpandSpec {
+    /// Checks all that can be checked without the cluster, and gives the subnets with each its
+    /// gateway, range and reserved addresses. At least one.
+    ///
+    /// # Errors
+    /// Says which value cannot be used, and what could.
+    pub fn subnets(&self) -> Result<Vec<Subnet>, NetworkError> {
+        if self.subnets.is_empty() {
+            return Err(NetworkError::Empty);
+        }
+        Placing {
+            subnets: &self.subnets,
+            gateways: &self.gateways,
+            ranges: &self.ranges,
+            reserved: &self.reserved,
+        }
+        .place()
+    }
+}
+
+/// Subnets, and options that belong to the subnets that contain them.
+struct Placing<'a> {
+    subnets: &'a [IpNetwork],
+    gateways: &'a [IpAddr],
+    ranges: &'a [IpNetwork],
+    reserved: &'a BTreeSet<IpAddr>,
+}
+
+impl Placing<'_> {
+    fn place(&self) -> Result<Vec<Subnet>, NetworkError> {
         let subnets =
             self.subnets.iter().map(|&cidr| self.subnet(cidr)).collect::<Result<Vec<_>, _>>()?;
         for (index, a) in subnets.iter().enumerate() {
@@ -124,8 +188,8 @@ impl NetworkSpec {
     }
 
     fn subnet(&self, cidr: IpNetwork) -> Result<Subnet, NetworkError> {
-        let gateway = Self::only("gateway", cidr, &self.gateways, |gateway| *gateway)?;
-        let range = Self::only("range", cidr, &self.ranges, IpNetwork::network)?;
+        let gateway = Self::only("gateway", cidr, self.gateways, |gateway| *gateway)?;
+        let range = Self::only("range", cidr, self.ranges, IpNetwork::network)?;
         let reserved = self.reserved.iter().copied().filter(|a| cidr.contains(*a)).collect();
         Ok(Subnet::new(cidr, gateway, range, reserved)?)
     }
@@ -186,12 +250,27 @@ pub struct Network {
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Subnets that are being removed: nothing gets an address of theirs any more, and they stand
+    /// until it is certain that nothing has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub leaving: Vec<Subnet>,
     /// Set while the network is being removed: nothing can be attached to it any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removing: bool,
 }
 
 impl Network {
+    /// All subnets that stand: those that are given from, and those that are being removed.
+    pub fn standing(&self) -> impl Iterator<Item = &Subnet> {
+        self.subnets.iter().chain(&self.leaving)
+    }
+
+    /// The network as nodes have it: what is being removed stands like the rest.
+    pub fn as_it_stands(&self) -> Self {
+        Self { subnets: self.standing().cloned().collect(), leaving: Vec::new(), ..self.clone() }
+    }
+
     /// The subnet that contains an address.
     pub fn subnet_of(&self, address: IpAddr) -> Option<&Subnet> {
         self.subnets.iter().find(|subnet| subnet.cidr().contains(address))
@@ -257,6 +336,32 @@ mod tests {
             "subnets": ["10.9.0.0/24"], "gateways": ["10.9.0.1", "10.9.0.2"],
         }));
         assert!(matches!(error, Err(NetworkError::Twice { what: "gateway", .. })));
+    }
+
+    #[test]
+    fn added_subnets_are_checked_as_those_of_a_new_network_are() {
+        let expand = |json| serde_json::from_value::<ExpandSpec>(json).unwrap().subnets();
+        let subnets = expand(serde_json::json!({
+            "subnets": ["10.9.0.0/24", "fd00:9::/64"], "gateways": ["10.9.0.254"],
+            "ranges": ["10.9.0.128/25"], "reserved": ["fd00:9::9"],
+        }))
+        .unwrap();
+        assert_eq!(subnets[0].gateway().to_string(), "10.9.0.254");
+        assert_eq!(subnets[0].range().unwrap().to_string(), "10.9.0.128/25");
+        assert_eq!(subnets[1].reserved().len(), 1);
+        assert_eq!(expand(serde_json::json!({"subnets": []})), Err(NetworkError::Empty));
+        for wrong in [
+            serde_json::json!({"subnets": ["10.9.0.7/24"]}),
+            serde_json::json!({"subnets": ["10.9.0.0/31"]}),
+            serde_json::json!({"subnets": ["169.254.64.0/24"]}),
+            serde_json::json!({"subnets": ["10.9.0.0/16", "10.9.1.0/24"]}),
+            serde_json::json!({"subnets": ["10.9.0.0/24"], "gateways": ["10.9.0.255"]}),
+            serde_json::json!({"subnets": ["10.9.0.0/24"], "gateways": ["10.8.0.1"]}),
+            serde_json::json!({"subnets": ["10.9.0.0/24"], "ranges": ["10.9.0.0/16"]}),
+            serde_json::json!({"subnets": ["10.9.0.0/24"], "reserved": ["10.8.0.9"]}),
+        ] {
+            assert!(expand(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

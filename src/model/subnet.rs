@@ -215,6 +215,12 @@ impl Subnet {
         self.cidr.contains(address).then(|| IpNetwork::new(cut.network(), self.block_prefix).ok())?
     }
 
+    /// Whether somebody who asks for the other would get this one: blocks are not asked for.
+    pub fn is_what_was_asked(&self, other: &Self) -> bool {
+        let asked = Self { block_prefix: self.block_prefix, ..other.clone() };
+        *self == asked
+    }
+
     /// Whether an endpoint may have this address: within the subnet; not its first, nor for IPv4
     /// its last address; not the gateway; not reserved. The range does not matter here: an address
     /// outside it can be asked for.

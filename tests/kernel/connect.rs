@@ -87,6 +87,24 @@ pub fn plugging_again_completes_what_is_missing() {
     assert_eq!(container.space.sh("ip neigh show nud permanent"), neighbours);
 }
 
+pub fn plugging_again_follows_the_subnets() {
+    let mut node = Node::alone();
+    let container = Container::new(10);
+    let mut plug = container.plug.clone();
+    node.plug(&plug).unwrap();
+    container.space.sh("ip route add 10.77.0.0/16 dev eth0");
+    let before = container.inside();
+    plug.routes.extend([net("10.10.0.0/24"), net("fd00:10::/64")]);
+    node.plug(&plug).unwrap();
+    let inside = container.inside();
+    for route in ["10.10.0.0/24 via 10.9.0.1 dev eth0", "fd00:10::/64 via fd00:9::1 dev eth0"] {
+        assert!(inside.contains(route), "{inside}");
+    }
+    // What is not ours stays.
+    node.plug(&container.plug).unwrap();
+    assert_eq!(container.inside(), before);
+}
+
 pub fn a_container_that_comes_back_is_connected_anew() {
     let mut node = Node::alone();
     let old = Container::new(10);

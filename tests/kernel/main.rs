@@ -34,7 +34,8 @@ fn main() {
     let tests = facts! {
         connect: containers_reach_each_other_over_ipv4, containers_reach_each_other_over_ipv6,
             an_address_that_nobody_has_is_unreachable_at_once, two_hundred_containers_come_and_go,
-            plugging_again_completes_what_is_missing, a_container_that_comes_back_is_connected_anew,
+            plugging_again_completes_what_is_missing, plugging_again_follows_the_subnets,
+            a_container_that_comes_back_is_connected_anew,
             unplugging_leaves_nothing, an_interface_that_is_taken_is_a_conflict_and_leaves_nothing,
             a_default_route_that_is_there_stays,
             another_namespace_at_the_same_path_is_refused, ipv6_is_switched_on_where_it_is_needed,

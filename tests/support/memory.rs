@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, ReserveRequest,
-    Service, ServiceView, Usage, VersionView,
+    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
+    ReserveRequest, Service, ServiceView, Usage, VersionView,
 };
 use netctl::model::{
-    Attachment, Endpoint, EndpointId, MacAddr, Name, Network, NetworkId, NetworkSpec, Node, NodeId,
-    NodeName, ServiceId, ServiceSpec, Subnet, Vni, subnet,
+    Attachment, Endpoint, EndpointId, ExpandSpec, MacAddr, Name, Network, NetworkId, NetworkSpec, Node,
+    NodeId, NodeName, ServiceId, ServiceSpec, Subnet, Vni, subnet,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -161,6 +162,7 @@ impl Service for Memory {
             mtu: spec.mtu,
             internal: spec.internal,
             labels: spec.labels,
+            leaving: Vec::new(),
             removing: false,
         };
         state.networks.push(network.clone());
@@ -185,6 +187,41 @@ impl Service for Memory {
         }
         state.networks.retain(|network| network.id != id);
         Ok(())
+    }
+
+    async fn expand_network(&self, reference: &str, spec: ExpandSpec) -> Result<Expanded, ApiError> {
+        let mut state = self.call()?;
+        let subnets =
+            spec.subnets().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+        let mut network = state.network(reference)?.clone();
+        let new: Vec<Subnet> = subnets.into_iter().filter(|s| !network.subnets.contains(s)).collect();
+        let overlaps = |new: &Subnet| {
+            network.subnets.iter().any(|present| subnet::overlap(present.cidr(), new.cidr()))
+        };
+        if new.iter().any(overlaps) {
+            return Err(ApiError::new(ErrorCode::Conflict, "it overlaps"));
+        }
+        let changed = !new.is_empty();
+        network.subnets.extend(new);
+        state.networks.retain(|other| other.id != network.id);
+        state.networks.push(network.clone());
+        let view = state.network_view(&network);
+        Ok(if changed { Expanded::Changed(view) } else { Expanded::Unchanged(view) })
+    }
+
+    async fn shrink_network(&self, reference: &str, subnet: IpNetwork) -> Result<NetworkView, ApiError> {
+        let mut state = self.call()?;
+        let mut network = state.network(reference)?.clone();
+        if !network.subnets.iter().any(|present| present.cidr() == subnet) {
+            return Err(not_found(&subnet.to_string()));
+        }
+        if network.subnets.len() == 1 {
+            return Err(ApiError::new(ErrorCode::InUse, format!("{subnet} is the only one")));
+        }
+        network.subnets.retain(|present| present.cidr() != subnet);
+        state.networks.retain(|other| other.id != network.id);
+        state.networks.push(network.clone());
+        Ok(state.network_view(&network))
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {

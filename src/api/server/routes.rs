@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use utoipa::openapi::response::{ResponseBuilder, ResponsesBuilder};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr};
@@ -16,10 +17,10 @@ use utoipa_axum::routes;
 use super::extract::{Body, Parameters, Refusal, Segment};
 use super::services;
 use crate::api::{
-    ApiError, AttachRequest, Attached, Detached, EndpointView, ErrorCode, NetworkView, NodeView,
-    Service, VersionView,
+    ApiError, AttachRequest, Attached, Detached, EndpointView, ErrorCode, Expanded, NetworkView,
+    NodeView, Service, VersionView,
 };
-use crate::model::{Name, NetworkSpec, NodeName};
+use crate::model::{ExpandSpec, Name, NetworkSpec, NodeName};
 
 pub(super) type Agent = State<Arc<dyn Service>>;
 pub(super) type Answer<T> = Result<T, Refusal>;
@@ -55,6 +56,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(openapi))
         .routes(routes!(networks, create_network))
         .routes(routes!(network, remove_network))
+        .routes(routes!(expand_network, shrink_network))
         .routes(routes!(endpoints, attach))
         .routes(routes!(endpoint, detach))
         .routes(routes!(nodes))
@@ -195,6 +197,54 @@ async fn network(State(agent): Agent, Segment(reference): Segment<Name>) -> Answ
 async fn remove_network(State(agent): Agent, Segment(reference): Segment<Name>) -> Answer<StatusCode> {
     whole(async move { agent.remove_network(reference.as_str()).await }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Adds subnets to a network. The same request again changes nothing.
+#[utoipa::path(post, path = "/v1/networks/{network}/subnets", request_body = ExpandSpec,
+    params(("network" = Name, Path, description = "The network's name or id.")),
+    responses(
+        (status = 201, body = NetworkView, description = "The network has the subnets now."),
+        (status = 200, body = NetworkView, description = "It had them already."),
+        (status = 409, body = ApiError,
+            description = "One overlaps something, or is there with other options."),
+        BodyErrors, Missing, StoreErrors))]
+async fn expand_network(
+    State(agent): Agent,
+    Segment(reference): Segment<Name>,
+    Body(spec): Body<ExpandSpec>,
+) -> Answer<(StatusCode, Json<NetworkView>)> {
+    let expand = async move { agent.expand_network(reference.as_str(), spec).await };
+    Ok(match whole(expand).await? {
+        Expanded::Changed(view) => (StatusCode::CREATED, Json(view)),
+        Expanded::Unchanged(view) => (StatusCode::OK, Json(view)),
+    })
+}
+
+/// Which subnet to remove.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Which {
+    /// The subnet, such as 10.9.0.0/24.
+    #[param(value_type = String)]
+    subnet: IpNetwork,
+}
+
+/// Removes a subnet of which no address is taken.
+#[utoipa::path(delete, path = "/v1/networks/{network}/subnets",
+    params(("network" = Name, Path, description = "The network's name or id."), Which),
+    responses(
+        (status = 200, body = NetworkView, description = "The subnet is gone."),
+        (status = 409, body = ApiError,
+            description = "Addresses of it are taken, or it is the network's only one."),
+        ParameterErrors, Missing, StoreErrors))]
+async fn shrink_network(
+    State(agent): Agent,
+    Segment(reference): Segment<Name>,
+    Parameters(which): Parameters<Which>,
+) -> Answer<Json<NetworkView>> {
+    let shrink = async move { agent.shrink_network(reference.as_str(), which.subnet).await };
+    Ok(Json(whole(shrink).await?))
 }
 
 /// Which endpoints to list.

@@ -1,12 +1,49 @@
-//! In what two snapshots of the cluster differ, as far as the kernel's state depends on it.
+//! What a snapshot of the cluster means for the dataplane, and in what two of them differ.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::{Endpoint, EndpointId, NetworkId, NodeName, Snapshot};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, NodeName, Snapshot, Versioned};
 use crate::overlay::Blocks;
 
-type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+/// The endpoints of a network.
+pub(super) type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+
+/// What this node did itself and the view may not show yet, each with its revision.
+#[derive(Default)]
+pub(super) struct Ahead {
+    pub(super) added: BTreeMap<EndpointId, (Arc<Endpoint>, u64)>,
+    pub(super) removed: BTreeMap<EndpointId, u64>,
+}
+
+impl Ahead {
+    /// Forgets what a view of this revision shows; whether there is more.
+    pub(super) fn is_unseen_after(&mut self, known: u64) -> bool {
+        self.added.retain(|_, (_, revision)| *revision > known);
+        self.removed.retain(|_, revision| *revision > known);
+        !self.added.is_empty() || !self.removed.is_empty()
+    }
+
+    /// Does the same to what the view shows.
+    pub(super) fn apply(&self, endpoints: &mut Endpoints) {
+        endpoints.extend(self.added.iter().map(|(id, (endpoint, _))| (*id, endpoint.clone())));
+        endpoints.retain(|id, _| !self.removed.contains_key(id));
+    }
+}
+
+/// A network as a node has it: a subnet stands until its removal is certain.
+pub(super) fn as_it_stands(network: &Arc<Versioned<Network>>) -> Arc<Versioned<Network>> {
+    match network.leaving.is_empty() {
+        true => network.clone(),
+        false => Arc::new(Versioned { value: network.as_it_stands(), revision: network.revision }),
+    }
+}
+
+/// Whether a network has the subnets of all addresses of an endpoint. Endpoints and networks are
+/// heard of on ways of their own: one of a new subnet may come before the subnet.
+pub(super) fn has_place(network: &Network, endpoint: &Endpoint) -> bool {
+    endpoint.addresses.iter().all(|address| network.subnet_of(*address).is_some())
+}
 
 /// Whose each block of a network's addresses is.
 pub(super) fn blocks_of(snapshot: &Snapshot, network: NetworkId) -> Arc<Blocks> {
@@ -41,4 +78,36 @@ pub(super) fn differences(
     }
     found.extend(new.map(|(added, _)| (*added, None)));
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_has_a_place_as_long_as_its_subnet_stands() {
+        let network = |subnets, leaving| -> Arc<Versioned<Network>> {
+            let value = serde_json::from_value(serde_json::json!({
+                "id": "aaaaaaaaaaaa", "name": "web", "vni": 4097, "uplink": 3,
+                "subnets": subnets, "leaving": leaving,
+            }));
+            Arc::new(Versioned { value: value.unwrap(), revision: 7 })
+        };
+        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
+            "id": "bbbbbbbbbbbb", "name": "e", "network": "aaaaaaaaaaaa", "node": "n1",
+            "addresses": ["10.9.0.2", "fd00:9::2"], "mac": "06:00:00:00:00:01",
+            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+        }))
+        .unwrap();
+        let (v4, v6) =
+            (serde_json::json!({"cidr": "10.9.0.0/24"}), serde_json::json!({"cidr": "fd00:9::/64"}));
+        let none = Vec::<serde_json::Value>::new();
+        for (network, place) in [
+            (network(vec![v4.clone(), v6.clone()], none.clone()), true),
+            (network(vec![v4.clone()], vec![v6]), true),
+            (network(vec![v4], none), false),
+        ] {
+            assert_eq!(has_place(&as_it_stands(&network), &endpoint), place);
+        }
+    }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::kernel::{self, Host, Sandbox, nft};
-use crate::model::object::{self, Device, Link, Object, Plug, Step, Uplink, sandbox_name};
+use crate::model::object::{
+    self, Device, Link, Object, Plug, Route, Step, Target, Uplink, sandbox_name,
+};
 use crate::model::{EndpointId, NetworkId};
 use crate::reconcile;
 
@@ -14,6 +16,8 @@ pub(super) struct Slot {
     sandbox: Sandbox,
     observed: BTreeSet<Object>,
     firewall: Option<Firewall>,
+    /// Endpoints whose containers do not have the network's subnets yet.
+    behind: BTreeSet<EndpointId>,
 }
 
 /// A table as we installed it.
@@ -63,7 +67,7 @@ impl Slot {
     pub(super) fn open(network: NetworkId) -> Result<Self, kernel::Error> {
         let mut sandbox = Sandbox::create(&sandbox_name(network))?;
         let observed = sandbox.observe()?;
-        Ok(Self { sandbox, observed, firewall: None })
+        Ok(Self { sandbox, observed, firewall: None, behind: BTreeSet::new() })
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {
@@ -119,7 +123,10 @@ impl Slot {
             }
         }
         let steps = reconcile::plan(&desired.objects, &self.observed);
-        if steps.is_empty() {
+        if steps.iter().any(is_of_subnet) {
+            self.behind = self.plugged();
+        }
+        if steps.is_empty() && self.behind.is_empty() {
             return left;
         }
         let (unplugged, removals, links, plugged, rest) = sort(&steps);
@@ -133,16 +140,23 @@ impl Slot {
             left.note(Err(error));
         }
         left.note(self.apply(host, &links));
-        let plugs: Vec<Plug> = plugged.iter().filter_map(|id| plug_of(*id)).collect();
+        // Those that are plugged in already get the routes of the network's present subnets.
+        self.behind.retain(|id| !plugged.contains(id) && plug_of(*id).is_some());
+        let plugged = plugged.iter().chain(&self.behind);
+        let plugs: Vec<Plug> = plugged.filter_map(|id| plug_of(*id)).collect();
         for (plug, result) in plugs.iter().zip(self.plug(&plugs)) {
+            let again = self.behind.contains(&plug.endpoint);
             match result {
+                Ok(()) if again => debug!(endpoint = %plug.endpoint, "endpoint has the subnets"),
                 Ok(()) => info!(endpoint = %plug.endpoint, "endpoint plugged in"),
                 Err(error) if error.namespace_is_gone() => left.gone.push(plug.endpoint),
                 Err(error) => {
                     warn!(endpoint = %plug.endpoint, %error, "endpoint not plugged in");
                     left.note(Err(error));
+                    continue;
                 }
             }
+            self.behind.remove(&plug.endpoint);
         }
         // What stands on a container's device makes sense only where the device is.
         let present = |step: &Step| match device_of(step) {
@@ -152,6 +166,19 @@ impl Slot {
         let rest: Vec<Step> = rest.into_iter().filter(present).collect();
         left.note(self.apply(host, &rest));
         left
+    }
+
+    /// The endpoints whose devices are known to be there.
+    fn plugged(&self) -> BTreeSet<EndpointId> {
+        let links = self.observed.iter().map_while(|object| match object {
+            Object::Link(link) => Some(link.device),
+            _ => None,
+        });
+        let endpoint = |device| match device {
+            Device::Endpoint(id) => Some(id),
+            Device::Loopback | Device::Tunnel | Device::Uplink => None,
+        };
+        links.filter_map(endpoint).collect()
     }
 
     /// Connects containers and the objects that belong to them. One result for each plug.
@@ -242,12 +269,21 @@ fn sort(steps: &[Step]) -> Sorted {
             // Also one that only changes: its other end, in the container, must follow.
             Step::Add(Object::Link(Link { device: Device::Endpoint(id), .. }))
             | Step::Change(Link { device: Device::Endpoint(id), .. }) => plugged.push(*id),
+            // Containers come first: an agent that is started after this one was killed between
+            // the two sees by the subnet's route that they are not done.
+            step if is_of_subnet(step) => rest.push(*step),
             Step::Remove(_) => removals.push(*step),
             Step::Add(Object::Link(_)) | Step::Change(_) => links.push(*step),
             Step::Add(_) => rest.push(*step),
         }
     }
     (unplugged, removals, links, plugged, rest)
+}
+
+/// Whether a step adds or removes the route of a subnet: containers have one too.
+fn is_of_subnet(step: &Step) -> bool {
+    let (Step::Add(object) | Step::Remove(object)) = step else { return false };
+    matches!(object, Object::Route(Route { target: Target::Unreachable, .. }))
 }
 
 fn added(step: &Step) -> Option<Link> {

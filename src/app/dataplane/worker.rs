@@ -8,7 +8,7 @@ use tokio::sync::{mpsc as async_mpsc, watch};
 use tracing::{info, warn};
 
 use super::batch::{Batch, PlugRequest, UnplugRequest};
-use super::changes::{blocks_of, differences, same_blocks};
+use super::changes::{Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks};
 use super::slot::{Firewall, Left, Slot};
 use super::{Command, PlugError};
 use crate::cluster::Health;
@@ -39,13 +39,6 @@ pub struct Settings {
     pub boot: String,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
-}
-
-/// What this node did itself and the view may not show yet, each with its revision.
-#[derive(Default)]
-struct Ahead {
-    added: BTreeMap<EndpointId, (Arc<Endpoint>, u64)>,
-    removed: BTreeMap<EndpointId, u64>,
 }
 
 pub(super) struct Worker {
@@ -163,9 +156,15 @@ impl Worker {
         self.trusted = published.health == Health::Current;
         let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
         let nodes_changed = !Arc::ptr_eq(&old.nodes, &new.nodes) && old.nodes != new.nodes;
+        let mut reshaped = false;
         for (id, members) in &new.members {
             let same_network = match (old.networks.get(id), new.networks.get(id)) {
-                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                (Some(before), Some(now)) => {
+                    let same = Arc::ptr_eq(before, now);
+                    // Its families decide about the host's end of its uplink.
+                    reshaped |= !same;
+                    same
+                }
                 _ => false,
             };
             match old.members.get(id) {
@@ -189,27 +188,25 @@ impl Worker {
         let used = |snapshot: &Snapshot| -> Vec<NetworkId> {
             snapshot.members.keys().filter(|id| snapshot.networks.contains_key(id)).copied().collect()
         };
-        self.host_changed |= nodes_changed || used(&old) != used(new);
+        self.host_changed |= nodes_changed || used(&old) != used(new) || reshaped;
         if !self.synced {
             self.synced = true;
             self.host_changed = true;
             self.remove_stale_sandboxes();
         }
-        for (id, ahead) in &mut self.ahead {
-            let known = self.snapshot.members.get(id).map_or(0, |members| members.revision);
-            ahead.added.retain(|_, (_, revision)| *revision > known);
-            ahead.removed.retain(|_, revision| *revision > known);
-        }
-        self.ahead.retain(|_, ahead| !ahead.added.is_empty() || !ahead.removed.is_empty());
+        let members = &self.snapshot.members;
+        self.ahead.retain(|id, ahead| {
+            ahead.is_unseen_after(members.get(id).map_or(0, |members| members.revision))
+        });
     }
 
     fn network(&self, id: NetworkId) -> Option<Arc<Versioned<Network>>> {
         self.snapshot.members.get(&id)?;
-        self.snapshot.networks.get(&id).cloned()
+        self.snapshot.networks.get(&id).map(as_it_stands)
     }
 
     /// The endpoints of a network: those of the snapshot, and what this node did since.
-    fn endpoints(&self, network: NetworkId) -> BTreeMap<EndpointId, Arc<Endpoint>> {
+    fn endpoints(&self, network: NetworkId) -> Endpoints {
         let mut endpoints = self
             .snapshot
             .members
@@ -217,10 +214,7 @@ impl Worker {
             .map(|members| members.endpoints.clone())
             .unwrap_or_default();
         if let Some(ahead) = self.ahead.get(&network) {
-            for (id, (endpoint, _)) in &ahead.added {
-                endpoints.insert(*id, endpoint.clone());
-            }
-            endpoints.retain(|id, _| !ahead.removed.contains_key(id));
+            ahead.apply(&mut endpoints);
         }
         endpoints
     }
@@ -235,6 +229,12 @@ impl Worker {
                 return;
             }
         };
+        let (requests, early): (Vec<_>, _) =
+            requests.into_iter().partition(|(endpoint, ..)| has_place(&network, endpoint));
+        for (_, _, reply) in early {
+            let reason = format!("network {} has no such subnet on this node yet", network.name);
+            let _ = reply.send(Err(PlugError::NotReady(reason)));
+        }
         let plugs: Vec<_> =
             requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
@@ -266,7 +266,8 @@ impl Worker {
         if self.host_changed || self.firewall.is_none() {
             self.converge_host();
         }
-        if !self.slots.get(&id).is_some_and(Slot::is_ready) {
+        // A change of the network comes before what may need it.
+        if self.changed.remove(&id) || !self.slots.get(&id).is_some_and(Slot::is_ready) {
             self.converge_network(id);
         }
         if self.firewall.is_some() && self.slots.get(&id).is_some_and(Slot::is_ready) {
@@ -517,7 +518,9 @@ impl Worker {
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
         let plug_of = |endpoint| {
-            endpoints.get(&endpoint).filter(this_boot).map(|e| overlay::plug(&self.me, &network, e))
+            let endpoint = endpoints.get(&endpoint).filter(this_boot);
+            let placed = endpoint.filter(|endpoint| has_place(&network, endpoint));
+            placed.map(|endpoint| overlay::plug(&self.me, &network, endpoint))
         };
         let Left { failure, mut gone } = slot.converge(&desired, &mut self.host, plug_of);
         if let Some(failure) = failure {
