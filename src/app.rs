@@ -11,6 +11,7 @@ mod front;
 mod gate;
 mod identity;
 mod join;
+mod pressure;
 mod services;
 
 use std::sync::Arc;
@@ -179,6 +180,14 @@ async fn start_agent(
     tokio::spawn(stay_alive(cluster.clone(), node.clone(), config.lease));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
+    if config.rest < config.lease {
+        // A node that lost the store counts as alive as long.
+        warn!(
+            "freed addresses rest shorter than a node's lease lasts: another node may still hold routes to them when they are given out again"
+        );
+    }
+    let levels = pressure::Levels { warning: config.address_warning, alarm: config.address_alarm };
+    tokio::spawn(pressure::watch(agent.clone(), levels));
 
     let mut known = view.subscribe();
     known

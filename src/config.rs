@@ -62,6 +62,10 @@ pub struct Config {
     pub lease: Duration,
     /// How long an address rests after its release.
     pub rest: Duration,
+    /// How many per cent of a network's addresses may be used before that is told.
+    pub address_warning: u8,
+    /// The same, before it is told as urgent.
+    pub address_alarm: u8,
     /// How often kernel and desired state are compared without a cause.
     pub resync: Duration,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.

@@ -110,6 +110,59 @@ fn ls_is_a_table_that_can_be_filtered_or_reduced_to_ids() {
 }
 
 #[test]
+fn a_network_that_runs_full_is_marked() {
+    let agent = Agent::start();
+    // Thirteen usable addresses.
+    done(&agent, "network create web --subnet 10.9.0.0/28");
+    let used = |agent: &Agent| {
+        let table = done(agent, "network ls");
+        table.lines().nth(1).unwrap().rsplit("  ").next().unwrap().trim().to_owned()
+    };
+    for (count, shown) in [(10, "76%"), (11, "84% !"), (12, "92% !"), (13, "100% !!")] {
+        let there = agent.memory.state().endpoints.len();
+        for number in there..count {
+            done(&agent, &format!("endpoint attach --network web --netns /run/netns/c{number}"));
+        }
+        assert_eq!(used(&agent), shown, "{count}");
+    }
+    let text = done(&agent, "network inspect web");
+    assert!(
+        text.contains("IPv4: 13 usable, 13 endpoints") && text.contains("0 free (100% used)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn services_are_made_scaled_and_removed() {
+    let agent = Agent::start();
+    done(&agent, "network create web --subnet 10.9.0.0/24");
+    let id = done(&agent, "service create shop --network web --replicas 5 --update-order start-first");
+    let table = done(&agent, "svc ls");
+    let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, [id.trim(), "shop", "vip", "5", "web"]);
+    assert_eq!(done(&agent, "service ls -q"), "shop\n");
+    assert_eq!(done(&agent, "service scale shop=7"), "shop scaled to 7\n");
+    let text = done(&agent, "service inspect shop");
+    assert!(text.contains("start-first, 1 at a time") && text.contains('7'), "{text}");
+    assert_eq!(json(&agent, "service inspect shop -o json")[0]["replicas"], 7);
+    for (command, status) in [
+        ("service create shop --network web", 5),
+        ("service create other --network none", 4),
+        ("service create other", 2),
+        ("service create other --network web --replicas -1", 2),
+        ("service create other --network web --endpoint-mode both", 2),
+        ("service scale shop", 2),
+        ("service scale shop=many", 2),
+        ("service scale none=1", 4),
+        ("service inspect none", 4),
+    ] {
+        failed(&agent, command, status);
+    }
+    assert_eq!(done(&agent, "service rm shop"), "shop\n");
+    failed(&agent, "service rm shop", 4);
+}
+
+#[test]
 fn json_has_all_that_the_api_has() {
     let (agent, id, endpoint) = with_endpoint();
     let networks = json(&agent, "network ls -o json");

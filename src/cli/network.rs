@@ -11,6 +11,7 @@ use super::output::{self, Details, Format};
 use super::{Session, values};
 use crate::api::{Expanded, NetworkView, Usage};
 use crate::model::{ExpandSpec, Name, NetworkSpec, Subnet, Vni};
+use crate::plan::sizing::{self, Expectation};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -18,6 +19,7 @@ Examples:
   netctl network create web --subnet 10.9.0.0/24 --gateway 10.9.0.254 --ip-range 10.9.0.128/25
   netctl network create shop --subnet 10.7.0.0/16 --subnet fd00:7::/64 --label team=shop
   netctl network create db --internal --reserve 10.8.0.10 --subnet 10.8.0.0/24
+  netctl network create web --expect-endpoints 2000 --expect-services 150 --nodes 40
   id=$(netctl network create web)";
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -107,6 +109,16 @@ pub(super) struct Create {
     #[arg(long, visible_alias = "aux-address", value_name = "[NAME=]ADDRESS")]
     #[arg(value_parser = values::reserved)]
     reserve: Vec<IpAddr>,
+    /// How many containers it will have at most: without --subnet, the pool gives a subnet that is
+    /// large enough; with one, it is told when that is too small
+    #[arg(long, value_name = "N")]
+    expect_endpoints: Option<u64>,
+    /// How many services with an address of their own it will have
+    #[arg(long, value_name = "N")]
+    expect_services: Option<u64>,
+    /// How many nodes the cluster will have [default: those that it has]
+    #[arg(long, value_name = "N")]
+    nodes: Option<u64>,
     /// Take an IPv6 subnet from the pool too
     #[arg(long)]
     ipv6: bool,
@@ -159,12 +171,15 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
 }
 
 async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> {
+    let expectation = (create.expect_endpoints, create.expect_services, create.nodes);
+    let prefix = expected_prefix(session, expectation, &create.subnets).await?;
     let spec = NetworkSpec {
         name: create.name,
         subnets: create.subnets,
         gateways: create.gateways,
         ranges: create.ranges,
         reserved: create.reserve.into_iter().collect(),
+        prefix,
         ipv6: create.ipv6,
         vni: create.vni,
         mtu: create.mtu,
@@ -173,6 +188,35 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
     };
     let view = session.client.create_network(&spec).await?;
     print_changed(session, &view)
+}
+
+/// The prefix length for what is expected; with subnets that were given, none, and a warning where
+/// they are too small together.
+async fn expected_prefix(
+    session: &Session,
+    (endpoints, services, nodes): (Option<u64>, Option<u64>, Option<u64>),
+    subnets: &[IpNetwork],
+) -> Result<Option<u8>, Failure> {
+    if endpoints.is_none() && services.is_none() {
+        return Ok(None);
+    }
+    let nodes = match nodes {
+        Some(nodes) => nodes,
+        None => session.client.nodes().await?.len() as u64,
+    };
+    let (endpoints, services) = (endpoints.unwrap_or(0), services.unwrap_or(0));
+    let expected = Expectation { endpoints, services, nodes };
+    let sizing =
+        sizing::choose(&expected).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let ipv4: Vec<&IpNetwork> = subnets.iter().filter(|subnet| subnet.is_ipv4()).collect();
+    if ipv4.is_empty() {
+        complain(&format!("{}: a /{} subnet is chosen", sizing.reason, sizing.prefix));
+        return Ok(Some(sizing.prefix));
+    }
+    if ipv4.iter().all(|subnet| sizing::is_too_small(subnet.prefix(), &expected)) {
+        complain(&format!("warning: smaller than what is expected: {}", sizing.reason));
+    }
+    Ok(None)
 }
 
 async fn ls(session: &Session, quiet: bool, filter: &[String]) -> Result<ExitCode, Failure> {

@@ -122,6 +122,11 @@ impl Cluster {
         Ok((ledger.count(true), ledger.count(false)))
     }
 
+    /// How the addresses of one family are used, as far as this node knows.
+    pub fn known_count(&self, network: &Network, ipv4: bool) -> Count {
+        self.with_ledger(network, |ledger| ledger.count(ipv4))
+    }
+
     /// Does something with what is known of a network's addresses.
     pub(super) fn with_ledger<T>(&self, network: &Network, act: impl FnOnce(&mut Ledger) -> T) -> T {
         let ledger = self.ledger(network.id);

@@ -208,7 +208,12 @@ fn choose_subnets(
     let has = |ipv4: bool| subnets.iter().any(|subnet| subnet.cidr().is_ipv4() == ipv4);
     let (need4, need6) = (subnets.is_empty(), spec.ipv6 && !has(false));
     let pools = [
-        (need4, &defaults.pools, defaults.pool_prefix, "IPv4 subnet of the default pools"),
+        (
+            need4,
+            &defaults.pools,
+            spec.prefix.unwrap_or(defaults.pool_prefix),
+            "IPv4 subnet of the default pools",
+        ),
         (need6, &defaults.pools6, defaults.pool6_prefix, "IPv6 subnet of the default pools"),
     ];
     for (needed, pools, prefix, what) in pools {

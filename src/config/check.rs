@@ -41,6 +41,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         check.report("lease", "give whole seconds".to_owned());
     }
     let rest = check.duration("rest", "1m", "0s", "1h");
+    let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let underlay = check.value("underlay", None, |text| parse(text).map(Some));
@@ -65,12 +66,20 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         vni_last,
         lease,
         rest,
+        address_warning,
+        address_alarm,
         resync,
         log,
         log_format,
         labels,
         store,
     })
+}
+
+/// A number of per cent.
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.parse().ok().filter(|number| (1..=100).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not a number from 1 to 100"))
 }
 
 /// The settings under check and what is wrong with them.
@@ -92,6 +101,15 @@ impl Check<'_> {
             None => format!("default of {key}"),
         };
         self.problems.push(Problem { source, message });
+    }
+
+    fn address_levels(&mut self) -> (u8, u8) {
+        let warning = self.value("address_warning", 80, percent);
+        let alarm = self.value("address_alarm", 95, percent);
+        if warning > alarm {
+            self.report("address_warning", format!("{warning} is above address_alarm, {alarm}"));
+        }
+        (warning, alarm)
     }
 
     /// One value, or its default.

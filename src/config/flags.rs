@@ -85,6 +85,12 @@ pub struct Flags {
     /// How long a freed address rests before it is given again: 0s to 1h [default: 1m]
     #[arg(long, value_name = "DURATION")]
     rest: Option<String>,
+    /// At how many per cent a network's use is told: 1 to 100 [default: 80]
+    #[arg(long, value_name = "PERCENT")]
+    address_warning: Option<String>,
+    /// The same, told as urgent [default: 95]
+    #[arg(long, value_name = "PERCENT")]
+    address_alarm: Option<String>,
     /// How often the kernel is compared with what it should be: 1s to 10m [default: 10s]
     #[arg(long, value_name = "DURATION")]
     resync: Option<String>,
@@ -151,6 +157,8 @@ impl Flags {
             one("vni_last", &self.vni_last),
             one("lease", &self.lease),
             one("rest", &self.rest),
+            one("address_warning", &self.address_warning),
+            one("address_alarm", &self.address_alarm),
             one("resync", &self.resync),
             one("log", &self.log),
             one("log_format", &self.log_format),

@@ -31,6 +31,8 @@ pub(super) fn print(config: &Config) -> String {
     set("vni_last", i64::from(config.vni_last.number()).into());
     set("lease", text(Shown(config.lease)));
     set("rest", text(Shown(config.rest)));
+    set("address_warning", i64::from(config.address_warning).into());
+    set("address_alarm", i64::from(config.address_alarm).into());
     set("resync", text(Shown(config.resync)));
     set("log", text(&config.log));
     set("log_format", text(format_name(config.log_format)));

@@ -18,7 +18,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 29] = [
+const KEYS: [(&str, Shape); 31] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -34,6 +34,8 @@ const KEYS: [(&str, Shape); 29] = [
     ("vni_last", Shape::One),
     ("lease", Shape::One),
     ("rest", Shape::One),
+    ("address_warning", Shape::One),
+    ("address_alarm", Shape::One),
     ("resync", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),

@@ -78,6 +78,9 @@ pub struct NetworkSpec {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub reserved: BTreeSet<IpAddr>,
+    /// The prefix length of the IPv4 subnet that the default pool gives; by default the agent's.
+    #[serde(default)]
+    pub prefix: Option<u8>,
     /// Whether the default pool gives an IPv6 subnet too.
     #[serde(default)]
     pub ipv6: bool,

@@ -57,9 +57,10 @@ impl<'a> Checked<'a> {
         let template = template.replace("{no}", if plain.contains("nodes") { "{node}" } else { "{no}" });
         let template = match plain.split('/').nth(2) {
             Some("networks") => template.replace("{no}", "{network}").replace("{A}", "{network}"),
-            Some("services") => {
-                template.replace("{no}", "{service}").replace("{A}", "{service}").replace("{shop}", "{service}")
-            }
+            Some("services") => template
+                .replace("{no}", "{service}")
+                .replace("{A}", "{service}")
+                .replace("{shop}", "{service}"),
             Some("endpoints") => template.replace("{no}", "{endpoint}").replace("{A}", "{endpoint}"),
             _ => template.replace("{n1}", "{node}").replace("{A}", "{node}"),
         };

@@ -81,18 +81,17 @@ impl State {
         let members = self.endpoints.iter().filter(|endpoint| endpoint.network == network.id);
         let effective_mtu = network.mtu.unwrap_or(1450);
         let endpoints = members.count();
-        let usage = |usable: u64| Usage {
-            usable,
-            endpoints: endpoints as u64,
-            services: 0,
-            resting: 0,
-            reserved: 0,
-            free: usable.saturating_sub(endpoints as u64),
+        let usage = |ipv4: bool| {
+            let subnets = network.subnets.iter().filter(|subnet| subnet.cidr().is_ipv4() == ipv4);
+            let usable: u128 = subnets.map(netctl::ipam::ledger::usable).sum();
+            let usable = u64::try_from(usable).unwrap_or(u64::MAX);
+            let (endpoints, free) = (endpoints as u64, usable.saturating_sub(endpoints as u64));
+            Usage { usable, endpoints, services: 0, resting: 0, reserved: 0, free }
         };
         NetworkView {
             endpoints,
-            ipv4: network.has_ipv4().then(|| usage(253)),
-            ipv6: network.has_ipv6().then(|| usage(u64::MAX - 1)),
+            ipv4: network.has_ipv4().then(|| usage(true)),
+            ipv6: network.has_ipv6().then(|| usage(false)),
             network: network.clone(),
             effective_mtu,
             revision: 7,

@@ -1,0 +1,160 @@
+//! Tells in time that a network's addresses run out: at two levels of use, and with an estimate of
+//! when, from how fast it grew.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::agent::Agent;
+use crate::config::duration::Shown;
+use crate::ipam::Count;
+use crate::model::NetworkId;
+
+/// How often it is looked.
+const EVERY: Duration = Duration::from_secs(5);
+/// How far back growth is looked at.
+const HISTORY: Duration = Duration::from_secs(3600);
+/// How far use must fall below a level before that counts as left.
+const SLACK: u128 = 2;
+
+/// From which part of its addresses on, in per cent, a network's use is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Levels {
+    pub(super) warning: u8,
+    pub(super) alarm: u8,
+}
+
+/// How full a network is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    #[default]
+    Fine,
+    Warning,
+    Alarm,
+}
+
+/// What was seen of one family of a network.
+#[derive(Debug, Default)]
+struct Course {
+    level: Level,
+    used: VecDeque<(Instant, u128)>,
+}
+
+impl Course {
+    /// Takes what is seen now; gives the level when it has changed.
+    fn see(&mut self, levels: Levels, count: &Count, now: Instant) -> Option<Level> {
+        let used = count.usable - count.free();
+        while self.used.front().is_some_and(|(at, _)| now.duration_since(*at) > HISTORY) {
+            self.used.pop_front();
+        }
+        if self.used.back().is_none_or(|(_, last)| *last != used) {
+            self.used.push_back((now, used));
+        }
+        let percent = (used.saturating_mul(100)).checked_div(count.usable).unwrap_or(0);
+        let reaches = |level: u8, held: bool| {
+            percent >= u128::from(level).saturating_sub(if held { SLACK } else { 0 })
+        };
+        let level = if reaches(levels.alarm, self.level == Level::Alarm) {
+            Level::Alarm
+        } else if reaches(levels.warning, self.level >= Level::Warning) {
+            Level::Warning
+        } else {
+            Level::Fine
+        };
+        let before = std::mem::replace(&mut self.level, level);
+        (before != level).then_some(level)
+    }
+
+    /// When nothing will be left if it goes on as it did; `None`: it did not grow.
+    fn ends_in(&self, count: &Count, now: Instant) -> Option<Duration> {
+        let (since, first) = self.used.front()?;
+        let (_, last) = self.used.back()?;
+        let grown = last.checked_sub(*first).filter(|grown| *grown > 0)?;
+        let seconds = now.duration_since(*since).as_secs_f64() * count.free() as f64 / grown as f64;
+        Duration::try_from_secs_f64(seconds.round()).ok()
+    }
+}
+
+/// Watches the networks that this node uses, for ever.
+pub(super) async fn watch(agent: Arc<Agent>, levels: Levels) {
+    let mut courses: BTreeMap<(NetworkId, bool), Course> = BTreeMap::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    loop {
+        ticks.tick().await;
+        let snapshot = agent.snapshot();
+        courses.retain(|(id, _), _| snapshot.members.contains_key(id));
+        let used = snapshot.members.keys().filter_map(|id| snapshot.networks.get(id));
+        for network in used {
+            for (ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
+                let count = agent.cluster().known_count(network, ipv4);
+                let (now, course) = (Instant::now(), courses.entry((network.id, ipv4)).or_default());
+                let Some(level) = course.see(levels, &count, now) else { continue };
+                let Count { usable, endpoints, services, resting, reserved } = count;
+                let (network, free) = (&network.name, count.free());
+                let ends_in = course
+                    .ends_in(&count, now)
+                    .map_or("unknown".to_owned(), |time| Shown(time).to_string());
+                match level {
+                    Level::Fine => {
+                        info!(%network, family, usable, free, "enough addresses are free again");
+                    }
+                    Level::Warning => warn!(
+                        %network, family, usable, endpoints, services, resting, reserved, free, ends_in,
+                        "network runs out of addresses: netctl network expand gives it more"
+                    ),
+                    Level::Alarm => warn!(
+                        %network, family, usable, endpoints, services, resting, reserved, free, ends_in,
+                        "network is about to be full: netctl network expand gives it more"
+                    ),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEVELS: Levels = Levels { warning: 80, alarm: 95 };
+
+    fn count(endpoints: u128) -> Count {
+        Count { usable: 100, endpoints, ..Count::default() }
+    }
+
+    #[test]
+    fn each_level_is_told_once_on_the_way_up_and_down() {
+        let (mut course, now) = (Course::default(), Instant::now());
+        let told: Vec<_> = [10, 79, 80, 85, 79, 78, 95, 94, 93, 92, 80, 77, 0]
+            .map(|endpoints| course.see(LEVELS, &count(endpoints), now))
+            .into_iter()
+            .collect();
+        let (fine, warning, alarm) = (Some(Level::Fine), Some(Level::Warning), Some(Level::Alarm));
+        assert_eq!(
+            told,
+            [None, None, warning, None, None, None, alarm, None, None, warning, None, fine, None]
+        );
+    }
+
+    #[test]
+    fn a_network_without_addresses_of_a_family_is_not_full() {
+        let mut course = Course::default();
+        assert_eq!(course.see(LEVELS, &Count::default(), Instant::now()), None);
+    }
+
+    #[test]
+    fn the_end_is_where_growth_leads() {
+        let (mut course, start) = (Course::default(), Instant::now());
+        let later = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        course.see(LEVELS, &count(10), start);
+        assert_eq!(course.ends_in(&count(10), later(1)), None);
+        course.see(LEVELS, &count(40), later(10));
+        // Three a minute, and sixty are left.
+        assert_eq!(course.ends_in(&count(40), later(10)), Some(Duration::from_secs(1200)));
+        // What was long ago does not count.
+        course.see(LEVELS, &count(40), later(100));
+        assert_eq!(course.ends_in(&count(40), later(100)), None);
+    }
+}
