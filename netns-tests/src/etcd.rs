@@ -89,9 +89,10 @@ impl Etcd {
     }
 
     /// All keys but those of address blocks, which nodes keep for a while when nothing is left in
-    /// them.
+    /// them, and those that only say when something was taken last.
     pub fn lasting_keys(&self) -> Vec<String> {
-        self.keys().into_keys().filter(|key| !key.contains("/blocks/")).collect()
+        let lasts = |key: &String| !key.contains("/blocks/") && !key.ends_with("/usage");
+        self.keys().into_keys().filter(lasts).collect()
     }
 
     /// Sets a key.
