@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::model::{Endpoint, EndpointId, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName};
+use crate::model::{
+    Endpoint, EndpointId, Finding, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName,
+};
 
 /// What went wrong, for programs: stable over versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -163,6 +165,19 @@ pub struct AttachRequest {
     pub wait_ms: Option<u64>,
 }
 
+/// What a check of the store and of this node's kernel found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// The node whose kernel was compared with the store.
+    pub node: NodeName,
+    /// The store's revision at which it was read.
+    pub revision: u64,
+    /// What was wrong and has been repaired.
+    pub repaired: Vec<Finding>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
 /// What a detach removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Detached {
@@ -219,6 +234,10 @@ pub trait Service: Send + Sync + 'static {
         reference: &str,
         network: Option<&str>,
     ) -> Result<Option<EndpointId>, ApiError>;
+    /// Compares the store with itself and with this node's kernel; all networks, or one.
+    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError>;
+    /// Repairs what it is safe to repair of what a check finds, and checks again.
+    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError>;
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
     /// One node.

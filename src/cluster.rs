@@ -4,6 +4,7 @@
 //! Owns the layout of the store ([`keys`]). Every transaction also compares the cluster's identity,
 //! so a store that was wiped or exchanged refuses all of them: nobody writes into a foreign store.
 
+pub mod check;
 pub mod endpoints;
 mod keys;
 pub mod networks;

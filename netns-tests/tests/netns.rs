@@ -17,6 +17,8 @@ mod addresses;
 mod cluster;
 #[path = "netns/ground.rs"]
 mod ground;
+#[path = "netns/ipam.rs"]
+mod ipam;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/refusals.rs"]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         ("run", run::TESTS),
         ("refusals", refusals::TESTS),
         ("addresses", addresses::TESTS),
+        ("ipam", ipam::TESTS),
         ("repair", repair::TESTS),
         ("restart", restart::TESTS),
         ("security", security::TESTS),

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use super::agent::Agent;
 use crate::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NetworkView, NodeView, Service,
-    VersionView,
+    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, NetworkView, NodeView,
+    Service, VersionView,
 };
 use crate::model::{EndpointId, NetworkSpec, NodeName};
 
@@ -87,6 +87,14 @@ impl Service for Front {
         network: Option<&str>,
     ) -> Result<Option<EndpointId>, ApiError> {
         self.agent()?.detach(reference, network).await
+    }
+
+    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+        self.agent()?.check(network).await
+    }
+
+    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+        self.agent()?.repair(network).await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {

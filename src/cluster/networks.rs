@@ -150,7 +150,7 @@ impl Cluster {
     }
 }
 
-fn no_network(reference: &str) -> ClusterError {
+pub(super) fn no_network(reference: &str) -> ClusterError {
     ClusterError::NoNetwork(reference.chars().take(64).collect())
 }
 
