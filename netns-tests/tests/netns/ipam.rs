@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::{Value, json};
-use world::{Node, NodeOptions, World, wait_for};
+use serde_json::Value;
+use world::{Node, NodeOptions, Output, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -20,7 +20,7 @@ const NOBODY: &str = "00000000000f";
 #[track_caller]
 fn found(node: &Node, arguments: &str) -> Vec<String> {
     let output = node.ctl(&format!("-o json ipam check {arguments}"));
-    let view = output.json();
+    let view = json(&output);
     let findings = list(&view["findings"]);
     assert_eq!(output.code, Some(i32::from(!findings.is_empty())), "{output}");
     assert_eq!(view["node"], node.name());
@@ -30,7 +30,13 @@ fn found(node: &Node, arguments: &str) -> Vec<String> {
 /// Repairs, and returns what was repaired.
 #[track_caller]
 fn repaired(node: &Node, arguments: &str) -> Vec<String> {
-    list(&node.ctl(&format!("-o json ipam check --repair {arguments}")).json()["repaired"])
+    list(&json(&node.ctl(&format!("-o json ipam check --repair {arguments}")))["repaired"])
+}
+
+/// What a check printed, whether it found something or not.
+#[track_caller]
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
 }
 
 fn list(findings: &Value) -> Vec<String> {
@@ -60,7 +66,7 @@ fn each_leak_is_found_and_repaired_under_running_containers(world: &World) {
     let keys = etcd.keys();
     let (shop, a_id, b_id) = (n1.network_id("shop"), id(n1, "a"), id(n1, "b"));
     let members = format!("members/{shop}");
-    let named = |id: &str| json!(id).to_string();
+    let named = |id: &str| format!("{id:?}");
     // The key that is set to a value or removed, and what is found then.
     let cases = [
         (format!("{members}/addresses/10.9.0.99"), Some(named(NOBODY)), "leaked_address"),
@@ -167,14 +173,17 @@ fn nothing_is_found_while_endpoints_come_and_go(world: &World) {
 }
 
 fn what_the_kernel_lacks_is_found_on_its_node(world: &World) {
-    let cluster = Cluster::new(world, 2);
+    // So that agents do not look for themselves meanwhile.
+    let slow = |config: world::Config| config.set("resync", "10m");
+    let cluster = Cluster::with(world, 2, &NodeOptions::default(), slow);
     let (n1, n2) = (cluster.n1(), cluster.n2());
     n1.ok("network create shop --subnet 10.9.0.0/24");
     let (a, _b) = (n1.attach("shop", "a"), n2.attach("shop", "b"));
     let (sandbox, a_id) = (format!("netctl-{}", n1.network_id("shop")), id(n1, "a"));
     // Somebody takes the interface's place: it cannot be put back.
-    a.space.sh("ip link set eth0 down && ip link add eth7 type dummy
-                ip link del eth0; ip link set eth7 name eth0");
+    a.space.sh("ip link add eth7 type bridge
+         ip link set eth0 down && ip link set eth0 name eth8
+         ip link set eth7 name eth0 && ip link del eth8");
     wait_for("it is missed", || found(n1, "") == [format!("no_device {sandbox}/ve{a_id}")]);
     assert_eq!(found(n2, ""), [""; 0], "it is not on this node");
     assert_eq!(repaired(n1, ""), [""; 0]);
