@@ -33,6 +33,7 @@ Examples:
   netctl endpoint ls --network web
   netctl network inspect web -o json
   netctl plan stack.yml
+  netctl ipam check
 
 Exit status:
   0  done
