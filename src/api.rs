@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    self, Endpoint, EndpointId, ExpandSpec, IfName, MacAddr, Name, Network, NetworkSpec, Node, NodeName,
-    ServiceSpec,
+    self, Endpoint, EndpointId, ExpandSpec, Finding, IfName, MacAddr, Name, Network, NetworkSpec, Node,
+    NodeName, ServiceSpec,
 };
 use ipnetwork::IpNetwork;
 
@@ -221,6 +221,19 @@ pub struct Usage {
     pub free: u64,
 }
 
+/// What a check of the store and of this node's kernel found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// The node whose kernel was compared with the store.
+    pub node: NodeName,
+    /// The store's revision at which it was read.
+    pub revision: u64,
+    /// What was wrong and has been repaired.
+    pub repaired: Vec<Finding>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
 /// What a detach removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Detached {
@@ -302,6 +315,10 @@ pub trait Service: Send + Sync + 'static {
     async fn remove_service(&self, name: &Name) -> Result<(), ApiError>;
     /// Keeps addresses for a while.
     async fn reserve(&self, request: ReserveRequest) -> Result<(), ApiError>;
+    /// Compares the store with itself and with this node's kernel; all networks, or one.
+    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError>;
+    /// Repairs what it is safe to repair of what a check finds, and checks again.
+    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError>;
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
     /// One node.

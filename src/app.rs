@@ -5,6 +5,7 @@
 //! does for this node at once what the watch would tell it a moment later.
 
 mod agent;
+mod check;
 mod dataplane;
 mod errors;
 mod front;

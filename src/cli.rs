@@ -6,6 +6,7 @@
 mod completion;
 mod endpoint;
 mod failure;
+mod ipam;
 mod network;
 mod node;
 mod output;
@@ -33,6 +34,7 @@ Examples:
   netctl endpoint ls --network web
   netctl network inspect web -o json
   netctl plan stack.yml
+  netctl ipam check
 
 Exit status:
   0  done
@@ -79,6 +81,9 @@ enum Command {
     Run(run::Arguments),
     /// Say whether Compose files fit into the networks' addresses, before they are deployed
     Plan(plan::Arguments),
+    /// Look for leaked and double-booked addresses, and repair them
+    #[command(subcommand)]
+    Ipam(ipam::Command),
     /// List and show the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
@@ -106,6 +111,7 @@ pub fn main() -> ExitCode {
             match command {
                 Command::Network(command) => network::run(&session, command).await,
                 Command::Endpoint(command) => endpoint::run(&session, command).await,
+                Command::Ipam(command) => ipam::run(&session, command).await,
                 Command::Node(command) => node::run(&session, command).await,
                 Command::Service(command) => service::run(&session, command).await,
                 Command::Plan(arguments) => plan::run(&session, arguments).await,

@@ -5,6 +5,7 @@
 //! so a store that was wiped or exchanged refuses all of them: nobody writes into a foreign store.
 
 mod admission;
+pub mod check;
 pub mod endpoints;
 mod keys;
 pub mod networks;

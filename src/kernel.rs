@@ -6,6 +6,7 @@
 
 mod error;
 mod host;
+mod look;
 mod message;
 mod monitor;
 mod netlink;
@@ -20,6 +21,7 @@ mod unplug;
 
 pub use error::Error;
 pub use host::{Host, Interface, Inventory};
+pub use look::plugged;
 pub use monitor::{Kind, Monitor, Notice, Scope};
 pub use netlink::{Netlink, NetlinkError};
 pub use netns::{Netns, boot_id};

@@ -4,6 +4,7 @@
 //! again. [`object`] names the kernel objects that the others are turned into.
 
 pub mod endpoint;
+pub mod finding;
 pub mod id;
 pub mod name;
 pub mod network;
@@ -14,6 +15,7 @@ pub mod snapshot;
 pub mod subnet;
 
 pub use endpoint::{Attachment, Endpoint};
+pub use finding::{Finding, FindingKind};
 pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};
 pub use name::{IfName, Name, NodeName};
 pub use network::{ExpandSpec, Network, NetworkSpec};

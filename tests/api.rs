@@ -86,6 +86,7 @@ async fn every_operation_answers_as_documented_with_every_status() {
     show_subnets(&mut api).await;
     show_services(&mut api).await;
     show_endpoints(&mut api).await;
+    show_check(&mut api).await;
     show_nodes(&mut api).await;
     let missed = api.missed();
     assert!(missed.is_empty(), "documented and not shown: {missed:?}");
@@ -211,6 +212,21 @@ async fn show_services(api: &mut Checked<'_>) {
     }
     assert_eq!(api.exchange("get", "/v1/services/{shop}", none.clone(), 200).await, scaled);
     api.exchange("delete", "/v1/services/{shop}", none, 204).await;
+}
+
+async fn show_check(api: &mut Checked<'_>) {
+    let none = Value::Null;
+    api.agent.memory.state().findings = vec![("leak", true), ("double", false)];
+    for (method, path, repaired, left) in
+        [("get", "/v1/ipam/check", 0, 2), ("post", "/v1/ipam/repair", 1, 1)]
+    {
+        let found = api.exchange(method, path, none.clone(), 200).await;
+        assert_eq!(found["repaired"].as_array().unwrap().len(), repaired);
+        assert_eq!(found["findings"].as_array().unwrap().len(), left);
+        api.exchange(method, &format!("{path}?network=no"), none.clone(), 404).await;
+        api.exchange(method, &format!("{path}?network=A"), none.clone(), 400).await;
+        api.failures(method, path, none.clone(), &[500, 503]).await;
+    }
 }
 
 async fn show_nodes(api: &mut Checked<'_>) {

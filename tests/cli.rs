@@ -367,6 +367,7 @@ fn every_sub_command_has_help_with_examples() {
         "endpoint detach",
         "run",
         "plan",
+        "ipam check",
         "node ls",
         "node inspect",
         "completion",
@@ -381,6 +382,30 @@ fn every_sub_command_has_help_with_examples() {
     for part in ["Exit status:", "NETCTL_SOCKET", "cannot be reached"] {
         assert!(help.contains(part), "{part}: {help}");
     }
+}
+
+#[test]
+fn a_check_tells_what_it_found_and_what_became_of_it() {
+    let agent = Agent::start();
+    assert!(done(&agent, "ipam check").starts_with("0 repaired, 0 left"));
+    agent.memory.state().findings = vec![("leak", true), ("double", false)];
+    let output = netctl(&agent, "ipam check");
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(head, ["NETWORK", "KIND", "WHAT", "PROBLEM", "REPAIR"]);
+    assert!(table.contains("--repair: remove the key") && table.contains("node n1"), "{table}");
+    let output = netctl(&agent, "ipam check --repair");
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "one is left");
+    assert!(table.contains("done: remove the key") && table.contains("1 repaired, 1 left"), "{table}");
+    agent.memory.state().findings = vec![("leak", true)];
+    let all = json(&agent, "ipam check --repair -o json");
+    assert_eq!(
+        (&all["repaired"][0]["what"], &all["findings"]),
+        (&"leak".into(), &serde_json::json!([]))
+    );
+    failed(&agent, "ipam check --network nothing", 4);
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl Etcd {
         self.space.sh(&format!("{ETCDCTL} put '{key}' '{value}'"));
     }
 
+    /// Removes a key.
+    pub fn delete(&self, key: &str) {
+        self.space.sh(&format!("{ETCDCTL} del '{key}'"));
+    }
+
     fn signal(&mut self, signal: Signal) {
         self.process.as_mut().expect("etcd was started").signal(signal);
     }

@@ -19,6 +19,8 @@ mod cluster;
 mod expand;
 #[path = "netns/ground.rs"]
 mod ground;
+#[path = "netns/ipam.rs"]
+mod ipam;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/refusals.rs"]
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         ("refusals", refusals::TESTS),
         ("addresses", addresses::TESTS),
         ("expand", expand::TESTS),
+        ("ipam", ipam::TESTS),
         ("repair", repair::TESTS),
         ("restart", restart::TESTS),
         ("security", security::TESTS),

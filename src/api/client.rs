@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, AttachRequest, Attached, Detached, EndpointView, Expanded, NetworkView, NodeView,
-    ReserveRequest, Scale, ServiceView, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, Expanded, NetworkView,
+    NodeView, ReserveRequest, Scale, ServiceView, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, NetworkSpec, ServiceSpec};
 
@@ -249,6 +249,24 @@ impl Client {
         let path = endpoint_path(reference, network);
         let (status, body) = self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await?;
         self.decode::<Detached>(status, &body).map(|detached| detached.id)
+    }
+
+    /// Compares the store with itself and with this node's kernel; all networks, or one.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn check(&self, network: Option<&str>) -> Result<CheckView, ClientError> {
+        self.get(&with_query("/v1/ipam/check", &[("network", network)])).await
+    }
+
+    /// Repairs what it is safe to repair of what a check finds, and checks again.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn repair(&self, network: Option<&str>) -> Result<CheckView, ClientError> {
+        let path = with_query("/v1/ipam/repair", &[("network", network)]);
+        let (status, body) = self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await?;
+        self.decode(status, &body)
     }
 
     /// All nodes, by name.

@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 
 use super::agent::Agent;
 use crate::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
-    ReserveRequest, Service, ServiceView, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, NetworkView,
+    NodeView, ReserveRequest, Service, ServiceView, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec};
 
@@ -120,6 +120,14 @@ impl Service for Front {
 
     async fn reserve(&self, request: ReserveRequest) -> Result<(), ApiError> {
         self.agent()?.reserve(&request).await
+    }
+
+    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+        self.agent()?.check(network).await
+    }
+
+    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+        self.agent()?.repair(network).await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {

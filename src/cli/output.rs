@@ -109,6 +109,11 @@ pub(super) fn labels(labels: &std::collections::BTreeMap<String, String>) -> Vec
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
+/// The text, or a dash where there is none.
+pub(super) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
 /// Values with commas between.
 pub(super) fn joined(values: impl IntoIterator<Item = impl ToString>) -> String {
     values.into_iter().map(|value| value.to_string()).collect::<Vec<_>>().join(",")

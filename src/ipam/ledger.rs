@@ -107,6 +107,8 @@ struct Span {
     usable: u128,
     /// What is taken, and what nobody gets.
     taken: Space,
+    /// What was proposed of it and is not held yet: a few at a time.
+    proposed: BTreeSet<u128>,
     /// The number of addresses of a block.
     block: u128,
     /// This node's blocks by their first address: how many are free in each.
@@ -160,6 +162,7 @@ impl Ledger {
     pub fn hold(&mut self, address: IpAddr, holder: Holder) {
         self.holders.insert(address, holder);
         if let Some((span, number)) = self.place(address) {
+            span.proposed.remove(&number);
             span.take(number);
         }
     }
@@ -168,6 +171,7 @@ impl Ledger {
     pub fn release(&mut self, address: IpAddr) {
         self.holders.remove(&address);
         if let Some((span, number)) = self.place(address) {
+            span.proposed.remove(&number);
             span.free(number);
         }
     }
@@ -293,8 +297,10 @@ impl Ledger {
 
     /// Gives an address back that was proposed and not used.
     pub fn withdraw(&mut self, address: IpAddr) {
-        if !self.holders.contains_key(&address) {
-            self.release(address);
+        if let Some((span, number)) = self.place(address)
+            && span.proposed.remove(&number)
+        {
+            span.free(number);
         }
     }
 
@@ -400,6 +406,7 @@ impl Span {
             usable: (given.end - given.start) - excluded as u128,
             given,
             taken,
+            proposed: BTreeSet::new(),
             block: size_of_prefix(cidr, subnet.block_prefix()),
             mine: BTreeMap::new(),
             open: BTreeSet::new(),
@@ -482,12 +489,12 @@ impl Span {
     /// was freed comes late again.
     fn own_free(&mut self) -> Option<IpAddr> {
         let here = self.cursor - self.cursor % self.block;
-        let start = match self.open.range(here..).next() {
+        let mut behind = self.open.range(here..);
+        let start = match behind.next() {
             Some(start) if *start == here => {
-                let rest = self.cursor..self.within(here).end;
-                match self.taken.next_free(rest) {
+                match self.taken.next_free(self.cursor..self.within(here).end) {
                     Some(number) => return Some(self.give(number)),
-                    None => self.open.range(here + 1..).next(),
+                    None => behind.next(),
                 }
             }
             other => other,
@@ -499,6 +506,7 @@ impl Span {
 
     fn give(&mut self, number: u128) -> IpAddr {
         self.take(number);
+        self.proposed.insert(number);
         self.cursor = number + 1;
         self.address(number)
     }

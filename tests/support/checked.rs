@@ -13,7 +13,7 @@ pub type Operation = (String, String, u16);
 
 /// Talks to an agent and holds every answer against the document.
 pub struct Checked<'a> {
-    agent: &'a Agent,
+    pub agent: &'a Agent,
     pub document: Value,
     seen: BTreeSet<Operation>,
 }

@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
-    ReserveRequest, Service, ServiceView, Usage, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, NetworkView,
+    NodeView, ReserveRequest, Service, ServiceView, Usage, VersionView,
 };
 use netctl::model::{
-    Attachment, Endpoint, EndpointId, ExpandSpec, MacAddr, Name, Network, NetworkId, NetworkSpec, Node,
-    NodeId, NodeName, ServiceId, ServiceSpec, Subnet, Vni, subnet,
+    Attachment, Endpoint, EndpointId, ExpandSpec, Finding, FindingKind, MacAddr, Name, Network,
+    NetworkId, NetworkSpec, Node, NodeId, NodeName, ServiceId, ServiceSpec, Subnet, Vni, subnet,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -32,6 +32,8 @@ pub struct State {
     pub attached: Vec<AttachRequest>,
     /// The endpoints that were detached.
     pub detached: Vec<EndpointId>,
+    /// What a check finds, and whether it can be repaired.
+    pub findings: Vec<(&'static str, bool)>,
 }
 
 pub struct Memory {
@@ -109,6 +111,17 @@ impl State {
             prefix_lengths: subnets.iter().map(|subnet| subnet.cidr().prefix()).collect(),
             mtu: 1450,
         }
+    }
+}
+
+fn finding(&(what, repairable): &(&str, bool)) -> Finding {
+    Finding {
+        network: "web".to_owned(),
+        kind: FindingKind::LeakedAddress,
+        what: what.to_owned(),
+        problem: "endpoint 0123456789ab does not exist".to_owned(),
+        repair: "remove the key".to_owned(),
+        repairable,
     }
 }
 
@@ -349,6 +362,21 @@ impl Service for Memory {
         }
         state.reserved.push(request);
         Ok(())
+    }
+
+    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+        let state = self.call()?;
+        network.map(|network| state.network(network)).transpose()?;
+        let node = "n1".parse().unwrap();
+        let findings = state.findings.iter().map(finding).collect();
+        Ok(CheckView { node, revision: 7, repaired: Vec::new(), findings })
+    }
+
+    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+        let mut checked = self.check(network).await?;
+        checked.repaired = checked.findings.extract_if(.., |finding| finding.repairable).collect();
+        self.state().findings.retain(|(_, repairable)| !repairable);
+        Ok(checked)
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {

@@ -103,9 +103,12 @@ fn what_was_kept_for_a_service_is_there_when_its_containers_come(world: &World) 
     wait_for("what was freed has rested", || usage(n1, "small", "resting") == 0);
     let used = usage(n1, "small", "endpoints") + usage(n1, "small", "services");
     assert_eq!(usage(n1, "small", "free"), 13 - used - usage(n1, "small", "reserved"));
+    n1.ok("ipam check");
+    the_check_knows_services(&cluster);
     n1.ok("service rm web");
     assert_eq!(usage(n1, "small", "reserved"), 0);
     assert_eq!(usage(n1, "shop", "reserved"), 0);
+    n1.ok("ipam check");
 }
 
 fn services_that_are_made_at_the_same_time_never_get_more_than_there_is(world: &World) {
@@ -152,6 +155,37 @@ fn services_that_are_made_at_the_same_time_never_get_more_than_there_is(world: &
         }
     }
     assert_eq!(addresses.len(), 50);
+    cluster.n1().ok("ipam check");
+}
+
+/// What somebody did to the records of a service is found, and repaired where that is safe.
+fn the_check_knows_services(cluster: &Cluster) {
+    let (n1, etcd) = (cluster.n1(), &cluster.etcd);
+    let members = format!("netctl/members/{}", n1.network_id("small"));
+    let nobody = r#"{"service":"00000000000f"}"#;
+    let shop = n1.network_id("shop");
+    etcd.put(&format!("netctl/members/{shop}/addresses/10.9.0.200"), nobody);
+    etcd.put(
+        &format!("{members}/reservations/gone"),
+        r#"{"service":"00000000000f","count":3,"drawn":1}"#,
+    );
+    let kept = format!("{members}/reservations/web");
+    let value = etcd.keys()[&kept].clone();
+    let mut wrong: serde_json::Value = serde_json::from_str(&value).unwrap();
+    wrong["drawn"] = json!(0);
+    etcd.put(&kept, &wrong.to_string());
+    let found = n1.ctl("ipam check");
+    assert_eq!(found.code, Some(1), "{found}");
+    for word in ["leaked address", "leaked reservation", "wrong reservation"] {
+        assert!(found.stdout.contains(word), "{word}: {found}");
+    }
+    n1.ok("ipam check --repair");
+    assert_eq!(etcd.keys()[&kept], value);
+    n1.ok("ipam check");
+    etcd.delete(&kept);
+    let told = n1.ctl("ipam check --repair");
+    assert!(told.code == Some(1) && told.stdout.contains("missing reservation"), "{told}");
+    etcd.put(&kept, &value);
 }
 
 /// A /24 for 127 stacks with a container each, and 128 services.

@@ -17,8 +17,8 @@ use utoipa_axum::routes;
 use super::extract::{Body, Parameters, Refusal, Segment};
 use super::services;
 use crate::api::{
-    ApiError, AttachRequest, Attached, Detached, EndpointView, ErrorCode, Expanded, NetworkView,
-    NodeView, Service, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, ErrorCode, Expanded,
+    NetworkView, NodeView, Service, VersionView,
 };
 use crate::model::{ExpandSpec, Name, NetworkSpec, NodeName};
 
@@ -59,6 +59,8 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(expand_network, shrink_network))
         .routes(routes!(endpoints, attach))
         .routes(routes!(endpoint, detach))
+        .routes(routes!(check))
+        .routes(routes!(repair))
         .routes(routes!(nodes))
         .routes(routes!(node))
         .merge(services::router())
@@ -345,6 +347,36 @@ async fn detach(
             Err(ApiError::new(ErrorCode::NotFound, message).into())
         }
     }
+}
+
+/// Which network to check.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Checked {
+    /// Only this network (name or id).
+    network: Option<Name>,
+}
+
+/// Compares the store with itself and with this node's kernel.
+#[utoipa::path(get, path = "/v1/ipam/check", params(Checked),
+    responses((status = 200, body = CheckView), ParameterErrors, Missing, StoreErrors))]
+async fn check(
+    State(agent): Agent,
+    Parameters(checked): Parameters<Checked>,
+) -> Answer<Json<CheckView>> {
+    Ok(Json(agent.check(checked.network.as_ref().map(Name::as_str)).await?))
+}
+
+/// Repairs what it is safe to repair of what a check finds, and checks again.
+#[utoipa::path(post, path = "/v1/ipam/repair", params(Checked),
+    responses((status = 200, body = CheckView), ParameterErrors, Missing, StoreErrors))]
+async fn repair(
+    State(agent): Agent,
+    Parameters(checked): Parameters<Checked>,
+) -> Answer<Json<CheckView>> {
+    let repair = async move { agent.repair(checked.network.as_ref().map(Name::as_str)).await };
+    Ok(Json(whole(repair).await?))
 }
 
 /// All nodes, by name.

@@ -16,6 +16,7 @@ mod bridge;
 mod cni;
 mod configure;
 mod crowd;
+mod ipam;
 mod overlay;
 mod plan;
 mod report;
@@ -40,11 +41,12 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
     Bench { name: "plan", help: plan::HELP, run: plan::run },
+    Bench { name: "ipam", help: ipam::HELP, run: ipam::run },
 ];
 
 /// Where a benchmark runs.
