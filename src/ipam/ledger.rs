@@ -111,9 +111,9 @@ struct Span {
     proposed: BTreeSet<u128>,
     /// The number of addresses of a block.
     block: u128,
-    /// This node's blocks by their first address: how many are free in each.
-    mine: BTreeMap<u128, u128>,
-    /// Those of them in which something is free.
+    /// This node's blocks by their first address.
+    mine: BTreeSet<u128>,
+    /// Those of them that were not found to be full since something in them was freed.
     open: BTreeSet<u128>,
     /// Behind the address that was given out last.
     cursor: u128,
@@ -408,7 +408,7 @@ impl Span {
             taken,
             proposed: BTreeSet::new(),
             block: size_of_prefix(cidr, subnet.block_prefix()),
-            mine: BTreeMap::new(),
+            mine: BTreeSet::new(),
             open: BTreeSet::new(),
             cursor: 0,
             subnet: subnet.clone(),
@@ -441,39 +441,22 @@ impl Span {
     }
 
     fn take(&mut self, number: u128) {
-        if self.taken.take(number) && self.given.contains(&number) {
-            let start = number - number % self.block;
-            if let Some(free) = self.mine.get_mut(&start) {
-                *free = free.saturating_sub(1);
-                if *free == 0 {
-                    self.open.remove(&start);
-                }
-            }
-        }
+        self.taken.take(number);
     }
 
     fn free(&mut self, number: u128) {
         // What nobody gets stays taken.
-        if self.subnet.is_usable(self.address(number))
-            && self.taken.free(number)
-            && self.given.contains(&number)
-        {
+        if self.subnet.is_usable(self.address(number)) && self.taken.free(number) {
             let start = number - number % self.block;
-            if let Some(free) = self.mine.get_mut(&start) {
-                *free += 1;
+            if self.mine.contains(&start) {
                 self.open.insert(start);
             }
         }
     }
 
     fn add_block(&mut self, start: u128) {
-        let within = self.within(start);
-        let size = within.end.saturating_sub(within.start);
-        let free = size.saturating_sub(self.taken.taken(within));
-        self.mine.insert(start, free);
-        if free > 0 {
-            self.open.insert(start);
-        }
+        self.mine.insert(start);
+        self.open.insert(start);
     }
 
     fn is_empty_block(&self, start: u128) -> bool {
@@ -490,18 +473,24 @@ impl Span {
     fn own_free(&mut self) -> Option<IpAddr> {
         let here = self.cursor - self.cursor % self.block;
         let mut behind = self.open.range(here..);
-        let start = match behind.next() {
+        let mut next = match behind.next() {
             Some(start) if *start == here => {
                 match self.taken.next_free(self.cursor..self.within(here).end) {
                     Some(number) => return Some(self.give(number)),
-                    None => behind.next(),
+                    None => behind.next().copied(),
                 }
             }
-            other => other,
+            other => other.copied(),
         };
-        let start = *start.or_else(|| self.open.first())?;
-        let number = self.taken.next_free(self.within(start))?;
-        Some(self.give(number))
+        loop {
+            let start = next.or_else(|| self.open.first().copied())?;
+            if let Some(number) = self.taken.next_free(self.within(start)) {
+                return Some(self.give(number));
+            }
+            // It is full, which is looked up once only.
+            self.open.remove(&start);
+            next = self.open.range(here + 1..).next().copied();
+        }
     }
 
     fn give(&mut self, number: u128) -> IpAddr {

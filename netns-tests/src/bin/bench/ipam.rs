@@ -77,6 +77,7 @@ fn with_etcd(ground: &Ground, etcd: &world::Etcd, peer: &Peer, report: &mut Repo
     let store = Arc::new(Etcd::new(config).expect("the configuration is right"));
     let (node, _) = runtime.block_on(members(store.clone(), 1));
     one_node(ground, &runtime, peer, "etcd", &node, report);
+    drop(node);
     let (nodes, counted) = runtime.block_on(members(store, NODES));
     let mut metric = metric("nodes", &format!("etcd, {NODES} nodes at once"));
     turns(ground, &runtime, peer, &nodes, CALLERS, &mut metric);
