@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use world::{Node, World, wait_for};
+use world::{Node, Transfer, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -193,6 +193,9 @@ fn the_outage_is_refused_before_anything_starts(world: &World) {
     let cluster = Cluster::new(world, 2);
     let n1 = cluster.n1();
     n1.ok("network create shared --subnet 10.9.0.0/24");
+    // What runs already, and must go on.
+    let (old, other) = (n1.attach("shared", "old"), cluster.n2().attach("shared", "other"));
+    let address = cluster.n2().addresses("shared", "other").remove(0);
     let stack = |mode: &str| {
         format!(
             "services:\n  app:\n    image: app\n    networks: [shared]\n    deploy: {{endpoint_mode: {mode}}}\n\
@@ -207,24 +210,47 @@ fn the_outage_is_refused_before_anything_starts(world: &World) {
         std::fs::write(&path, stack(if index < 127 { "dnsrr" } else { "vip" })).unwrap();
         files.push(path.display().to_string());
     }
-    // 127 containers; 128 services with a container and an address each: 383 for 253.
+    // 127 containers; 128 services with a container and an address each: 383 for 251.
     let plan = n1.ctl(&format!("plan {}", files.join(" ")));
     assert_eq!(plan.code, Some(5), "{plan}");
-    assert!(plan.stderr.contains("short by 130 IPv4 addresses"), "{plan}");
-    assert_eq!(usage(n1, "shared", "free"), 253);
-    // The same, one after the other: the first 127 take one each, then 63 services two each.
-    let mut refused = 0;
-    for index in 0..255 {
+    assert!(plan.stderr.contains("short by 132 IPv4 addresses"), "{plan}");
+    assert_eq!(usage(n1, "shared", "free"), 251);
+    // The same, one after the other: the first 127 take one each, then 62 services two each.
+    let mut refused = Vec::new();
+    let deploy = |index: usize| {
         let mode = if index < 127 { "dnsrr" } else { "vip" };
         let node = &cluster.nodes[index % 2];
-        let output =
-            node.ctl(&format!("service create stack{index} --network shared --endpoint-mode {mode}"));
+        node.ctl(&format!("service create stack{index} --network shared --endpoint-mode {mode}"))
+    };
+    for index in 0..255 {
+        let output = deploy(index);
         if output.code != Some(0) {
-            assert!(output.code == Some(5) && output.stderr.contains("2 asked for, 0 free"), "{output}");
-            refused += 1;
+            assert!(output.code == Some(5) && output.stderr.contains("2 asked for, "), "{output}");
+            refused.push(index);
         }
     }
-    assert_eq!((refused, usage(n1, "shared", "free")), (65, 0));
+    assert_eq!((refused.len(), usage(n1, "shared", "free")), (66, 0));
+
+    // The network grows while a transfer runs over it, and the rest is deployed.
+    let transfer = Transfer::start(&old.space, &other.space, &address).unwrap();
+    transfer.wait();
+    n1.ok("network expand shared --subnet 10.10.0.0/24");
+    for index in refused {
+        let output = deploy(index);
+        assert_eq!(output.code, Some(0), "{output}");
+    }
+    for index in 0..255 {
+        let node = &cluster.nodes[index % 2];
+        let name = format!("c{index}");
+        if index % 8 == 0 {
+            node.attach_with("shared", &name, &format!("--service stack{index}"));
+        }
+    }
+    let new = cluster.nodes[0].addresses("shared", "c248").remove(0);
+    assert!(old.space.reaches(&new) && other.space.reaches(&new), "{new}");
+    transfer.wait();
+    transfer.finish().unwrap();
+    n1.ok("ipam check");
 }
 
 fn what_is_reserved_by_a_plan_goes_to_the_service_that_names_it(world: &World) {
