@@ -167,7 +167,7 @@ pub enum ClusterError {
     },
     /// Addresses of the subnet are taken.
     #[error(
-        "subnet {subnet} of network {network} is in use: {endpoints} address(es) of endpoints, {resting} \
+        "subnet {subnet} of network {network} is in use: {endpoints} address(es) of endpoints and services, {resting} \
          resting after use, such as {example}; detach the endpoints, or wait until resting ones are free"
     )]
     SubnetInUse {

@@ -132,7 +132,8 @@ fn what_does_not_fit_is_status_5_and_says_how_much_is_missing() {
     let output = plan(&agent, &folder, "stack.yml");
     assert_eq!(output.status.code(), Some(5));
     let expected = "netctl: this does not fit\n        network web is short by 8 IPv4 addresses: 21 \
-                    needed, 13 free; give it a larger subnet, or deploy less\n";
+                    needed, 13 free; add a subnet (netctl \
+                    network expand web --subnet CIDR), or deploy less\n";
     assert_eq!(text(&output.stderr), expected);
     let table = text(&output.stdout);
     assert!(table.contains("web       21       20          0       1      13     no     8"), "{table}");

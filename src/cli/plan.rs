@@ -147,13 +147,19 @@ fn reasons(network: &NetworkVerdict) -> Vec<String> {
     if network.state == State::Missing {
         return vec![format!("network {name} is not there: make it with netctl network create {name}")];
     }
+    let remedy = match network.state {
+        State::New => "give it a larger subnet".to_owned(),
+        State::Exists | State::Missing => {
+            format!("add a subnet (netctl network expand {name} --subnet CIDR)")
+        }
+    };
     let short = network.families.iter().filter(|family| !family.fits);
     let told = short.map(|family| {
         let (missing, free, family) = (family.short, family.stock.free, family.family);
         let addresses = if missing == 1 { "address" } else { "addresses" };
         format!(
             "network {name} is short by {missing} {family} {addresses}: {needed} needed, {free} free; \
-             give it a larger subnet, or deploy less"
+             {remedy}, or deploy less"
         )
     });
     told.collect()
