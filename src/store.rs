@@ -110,6 +110,14 @@ impl Transaction {
         self
     }
 
+    /// Requires that a key is as it was found: written last at this revision, or not there.
+    pub fn unchanged(self, key: impl Into<String>, found: Option<Revision>) -> Self {
+        match found {
+            Some(revision) => self.modified(key, revision),
+            None => self.absent(key),
+        }
+    }
+
     /// Sets a key.
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.writes.push(Write::Put { key: key.into(), value: value.into(), lease: None });

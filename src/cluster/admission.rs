@@ -28,25 +28,18 @@ impl Ticket {
     pub(super) fn stamp(&self, network: NetworkId, transaction: Transaction) -> Transaction {
         let transaction = transaction.put(keys::usage(network), []);
         match self {
-            Self::Open(guard) => compare(transaction, keys::reservations_guard(network), *guard),
-            Self::Counted { guard, usage } => {
-                let guarded = compare(transaction, keys::reservations_guard(network), *guard);
-                compare(guarded, keys::usage(network), *usage)
+            Self::Open(guard) => {
+                transaction.unchanged(keys::reservations_guard(network), guard.map(Revision))
             }
+            Self::Counted { guard, usage } => transaction
+                .unchanged(keys::reservations_guard(network), guard.map(Revision))
+                .unchanged(keys::usage(network), usage.map(Revision)),
             Self::Drawn { name, reservation } => {
                 let key = keys::reservation(network, name);
                 let less = Reservation { drawn: reservation.drawn + 1, ..reservation.value };
                 transaction.modified(&key, Revision(reservation.revision)).put(key, encode(&less))
             }
         }
-    }
-}
-
-/// Requires that a key was written last at a revision, or is not there.
-fn compare(transaction: Transaction, key: String, revision: Option<u64>) -> Transaction {
-    match revision {
-        Some(revision) => transaction.modified(key, Revision(revision)),
-        None => transaction.absent(key),
     }
 }
 
@@ -87,8 +80,7 @@ impl Cluster {
             return Ok(Ticket::Open(guard));
         }
         let (usage, guard) = self.count_exactly(network).await?;
-        let families = [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")];
-        for (ipv4, _, family) in families.into_iter().filter(|(_, present, _)| *present) {
+        for (ipv4, family) in network.families() {
             let count = self.with_ledger(network, |ledger| ledger.count(ipv4));
             if count.free() == 0 {
                 return Err(exhausted(network, family, count));

@@ -71,7 +71,7 @@ impl Cluster {
         };
         for attempt in 0..TRIES {
             let ticket = self.ticket(&network, claim).await?;
-            let chosen = match self.choose(&network, claim, alive, attempt) {
+            let chosen = match self.choose(&network, &claim.addresses, alive, attempt) {
                 Ok(chosen) => chosen,
                 Err(_) if !listed => {
                     self.read_ledger(network.id).await?;
@@ -107,36 +107,30 @@ impl Cluster {
         Err(ClusterError::Contention(format!("network {}", network.name)))
     }
 
-    /// Chooses an address of each family that the network has; the claim's own come first.
-    fn choose(
+    /// Chooses an address of each family that the network has; those asked for come first.
+    pub(super) fn choose(
         &self,
         network: &Network,
-        claim: &EndpointRequest,
+        asked: &[IpAddr],
         alive: &BTreeSet<NodeName>,
         attempt: usize,
     ) -> Result<Chosen, ClusterError> {
-        let ledger = self.ledger(network.id);
-        let mut ledger = lock(&ledger);
-        ledger.follow(network);
-        let mut chosen = Chosen::default();
-        for (ipv4, present, family) in
-            [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")]
-        {
-            if !present {
-                continue;
+        self.with_ledger(network, |ledger| {
+            let mut chosen = Chosen::default();
+            for (ipv4, family) in network.families() {
+                if let Some(asked) = asked.iter().find(|address| address.is_ipv4() == ipv4) {
+                    chosen.asked.push(*asked);
+                    continue;
+                }
+                let spread = if attempt == 0 { 0 } else { u128::from(rand::rng().next_u64()) };
+                let Some(proposal) = ledger.propose(ipv4, |node| alive.contains(node), spread) else {
+                    chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
+                    return Err(exhausted(network, family, ledger.count(ipv4)));
+                };
+                chosen.proposed.push(proposal);
             }
-            if let Some(asked) = claim.addresses.iter().find(|address| address.is_ipv4() == ipv4) {
-                chosen.asked.push(*asked);
-                continue;
-            }
-            let spread = if attempt == 0 { 0 } else { u128::from(rand::rng().next_u64()) };
-            let Some(proposal) = ledger.propose(ipv4, |node| alive.contains(node), spread) else {
-                chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
-                return Err(exhausted(network, family, ledger.count(ipv4)));
-            };
-            chosen.proposed.push(proposal);
-        }
-        Ok(chosen)
+            Ok(chosen)
+        })
     }
 
     /// Takes over into the ledger what was committed: the view shows it a little later.
@@ -457,11 +451,7 @@ pub(super) fn taking_blocks(
 ) -> Transaction {
     for block in chosen.proposed.iter().filter_map(|proposal| proposal.block.as_ref()) {
         let key = keys::block(network, block.range);
-        transaction = match block.from {
-            Some(revision) => transaction.modified(&key, Revision(revision)),
-            None => transaction.absent(&key),
-        };
-        transaction = transaction.put(key, encode(node));
+        transaction = transaction.unchanged(&key, block.from.map(Revision)).put(key, encode(node));
     }
     transaction
 }

@@ -55,10 +55,8 @@ impl Cluster {
                 nodes: self.nodes().await?,
             };
             let network = design(spec, defaults, &existing)?;
-            let transaction = match guard {
-                Some(entry) => Transaction::new().modified(keys::GUARD, entry.modified),
-                None => Transaction::new().absent(keys::GUARD),
-            };
+            let found = guard.map(|entry| entry.modified);
+            let transaction = Transaction::new().unchanged(keys::GUARD, found);
             let transaction =
                 transaction.put(keys::GUARD, []).put(keys::network(network.id), encode(&network));
             if let Outcome::Committed(Revision(revision)) = self.commit(transaction).await? {

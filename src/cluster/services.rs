@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::admission::exhausted;
 use super::endpoints::{Chosen, taking_blocks};
 use super::{Cluster, ClusterError, TRIES, encode, keys};
 use crate::model::service::MAX_REPLICAS;
@@ -34,11 +33,7 @@ impl Part {
         for (key, revision) in
             [(keys::usage(id), self.usage), (keys::reservations_guard(id), self.guard)]
         {
-            transaction = match revision {
-                Some(revision) => transaction.modified(&key, Revision(revision)),
-                None => transaction.absent(&key),
-            };
-            transaction = transaction.put(key, []);
+            transaction = transaction.unchanged(&key, revision.map(Revision)).put(key, []);
         }
         transaction
     }
@@ -147,7 +142,7 @@ impl Cluster {
             let key = keys::reservation(id, &spec.name);
             transaction = transaction.absent(&key).put(key, encode(&kept));
             if has_vip {
-                let chosen = self.choose_vip(&part.network, alive, attempt)?;
+                let chosen = self.choose(&part.network, &[], alive, attempt)?;
                 for address in chosen.addresses() {
                     let key = keys::address(id, address);
                     let value = serde_json::json!({ "service": design.service.id });
@@ -338,8 +333,7 @@ impl Cluster {
     /// Refuses what a network does not have; `released` of what is kept becomes free with it.
     fn refuse_too_few(&self, part: &Part, asked: u128, released: u128) -> Result<(), ClusterError> {
         let network = &part.network;
-        let families = [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")];
-        for (ipv4, _, family) in families.into_iter().filter(|(_, present, _)| *present) {
+        for (ipv4, family) in network.families() {
             let mut count = self.with_ledger(network, |ledger| ledger.count(ipv4));
             count.reserved = count.reserved.saturating_sub(released);
             if asked > count.free() {
@@ -348,32 +342,6 @@ impl Cluster {
             }
         }
         Ok(())
-    }
-
-    fn choose_vip(
-        &self,
-        network: &Network,
-        alive: &BTreeSet<NodeName>,
-        attempt: usize,
-    ) -> Result<Chosen, ClusterError> {
-        self.with_ledger(network, |ledger| {
-            let mut chosen = Chosen::default();
-            for (ipv4, present, family) in
-                [(true, network.has_ipv4(), "IPv4"), (false, network.has_ipv6(), "IPv6")]
-            {
-                if !present {
-                    continue;
-                }
-                match ledger.propose(ipv4, |node| alive.contains(node), attempt as u128 * 7) {
-                    Some(proposal) => chosen.proposed.push(proposal),
-                    None => {
-                        chosen.proposed.iter().for_each(|proposal| ledger.withdraw(proposal.address));
-                        return Err(exhausted(network, family, ledger.count(ipv4)));
-                    }
-                }
-            }
-            Ok(chosen)
-        })
     }
 }
 

@@ -39,10 +39,8 @@ impl Cluster {
             let Some(expanded) = expand(network, &wanted, &networks, &self.nodes().await?)? else {
                 return Ok(Expanded::Unchanged(network.clone()));
             };
-            let transaction = match guard {
-                Some(entry) => Transaction::new().modified(keys::GUARD, entry.modified),
-                None => Transaction::new().absent(keys::GUARD),
-            };
+            let found = guard.map(|entry| entry.modified);
+            let transaction = Transaction::new().unchanged(keys::GUARD, found);
             let key = keys::network(network.id);
             let transaction = transaction
                 .modified(&key, Revision(network.revision))

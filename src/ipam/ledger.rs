@@ -270,9 +270,7 @@ impl Ledger {
         let span = self.spans.get(index)?;
         let range = span.subnet.block_of(address)?;
         let block = self.blocks.get(&range).filter(|block| block.node == self.me)?;
-        let mut without = span.clone();
-        without.free(number);
-        without.is_empty_block(number - number % span.block).then_some((range, block.revision))
+        span.is_empty_block_but(number).then_some((range, block.revision))
     }
 
     /// Chooses a free address of one family, and holds it as given out; `None` when every address
@@ -459,13 +457,24 @@ impl Span {
         self.open.insert(start);
     }
 
+    /// Whether nobody has anything of the block that begins at a number.
     fn is_empty_block(&self, start: u128) -> bool {
-        let all = start..start + self.block;
-        let nobodys = |number: &u128| !self.subnet.is_usable(self.address(*number));
+        self.held_in_block(start) == 0 && self.taken.next_free(self.within(start)).is_some()
+    }
+
+    /// Whether nobody has anything of a number's block but the number itself.
+    fn is_empty_block_but(&self, number: u128) -> bool {
+        let start = number - number % self.block;
         let within = self.within(start);
-        within.start < within.end
-            && self.taken.taken(all.clone()) == all.filter(nobodys).count() as u128
-            && self.taken.next_free(within).is_some()
+        self.held_in_block(start) == self.taken.taken(number..number + 1)
+            && (within.contains(&number) || self.taken.next_free(within).is_some())
+    }
+
+    /// How many addresses of the block that begins at a number somebody has.
+    fn held_in_block(&self, start: u128) -> u128 {
+        let all = start..start + self.block;
+        let nobodys = all.clone().filter(|number| !self.subnet.is_usable(self.address(*number)));
+        self.taken.taken(all) - nobodys.count() as u128
     }
 
     /// A free address of this node's blocks: going on behind the last one, so that an address that

@@ -279,6 +279,12 @@ impl Network {
         self.subnets.iter().find(|subnet| subnet.cidr().contains(address))
     }
 
+    /// The families that it has, each with whether it is IPv4 and what it is called.
+    pub fn families(&self) -> impl Iterator<Item = (bool, &'static str)> {
+        let all = [(self.has_ipv4(), true, "IPv4"), (self.has_ipv6(), false, "IPv6")];
+        all.into_iter().filter(|(has, ..)| *has).map(|(_, ipv4, name)| (ipv4, name))
+    }
+
     /// Whether it has a subnet of this family.
     pub fn has_ipv4(&self) -> bool {
         self.subnets.iter().any(|subnet| subnet.cidr().is_ipv4())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
-use world::{Agent, Config, Etcd, Node, NodeOptions, World};
+use world::{Agent, Config, Container, Etcd, Node, NodeOptions, World};
 
 /// Machines `n1`, `n2`, … with an agent on each.
 pub(crate) struct Cluster {
@@ -46,6 +46,17 @@ impl Cluster {
             cluster.start(number - 1);
         }
         cluster
+    }
+
+    /// Makes the network `shop` with a container on each of the first two machines, which reach each
+    /// other; gives them, and the second one's IPv4 address.
+    #[track_caller]
+    pub fn shop(&self) -> (Container, Container, String) {
+        self.n1().ok(&format!("network create shop {DUAL}"));
+        let (a, b) = (self.n1().attach("shop", "a"), self.n2().attach("shop", "b"));
+        let address = self.n2().addresses("shop", "b").remove(0);
+        assert!(a.space.reaches(&address));
+        (a, b, address)
     }
 
     /// The first machine.
@@ -104,3 +115,16 @@ impl Cluster {
 
 /// The subnets of a network of both families, as most tests use it.
 pub(crate) const DUAL: &str = "--subnet 10.9.0.0/24 --subnet fd00:9::/64";
+
+/// A container that is plugged into the network `shop`, with its addresses.
+pub(crate) struct Member {
+    pub container: Container,
+    pub addresses: Vec<String>,
+}
+
+/// Plugs a new container in.
+#[track_caller]
+pub(crate) fn member(node: &Node, name: &str) -> Member {
+    let container = node.attach("shop", name);
+    Member { container, addresses: node.addresses("shop", name) }
+}

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use world::{
-    Container, KernelState, Node, NodeOptions, Transfer, World, connects, eventually, wait_for,
-};
+use world::{KernelState, Node, NodeOptions, Transfer, World, connects, eventually, wait_for};
 
-use crate::cluster::{Cluster, DUAL};
+use crate::cluster::{Cluster, DUAL, Member, member};
 
 crate::tests![
     a_full_network_is_expanded_while_connections_run,
@@ -30,17 +28,6 @@ const MORE: &str = "--subnet 10.10.0.0/24 --subnet fd00:10::/64";
 /// A network of both families that has room for two endpoints over IPv4.
 const TWO: &str = "--subnet 10.9.0.0/29 --reserve 10.9.0.4 --reserve 10.9.0.5 --reserve 10.9.0.6 \
                    --subnet fd00:9::/64";
-
-/// A container that is plugged in, with its addresses.
-struct Member {
-    container: Container,
-    addresses: Vec<String>,
-}
-
-fn member(node: &Node, name: &str) -> Member {
-    let container = node.attach("shop", name);
-    Member { container, addresses: node.addresses("shop", name) }
-}
 
 fn all_reach_all(members: &[&Member]) {
     for from in members {

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use world::{Container, Inbox, Node, NodeOptions, Stream, World, connects, datagram, tcp_transfer};
+use world::{Inbox, NodeOptions, Stream, World, connects, datagram, tcp_transfer};
 
-use crate::cluster::{Cluster, DUAL};
+use crate::cluster::{Cluster, DUAL, Member, member};
 
 crate::tests![
     containers_of_two_nodes_reach_each_other_over_an_ipv4_underlay,
@@ -20,17 +20,6 @@ crate::tests![
     a_smaller_underlay_makes_smaller_interfaces,
     an_mtu_can_be_asked_for,
 ];
-
-/// A container that is plugged in, with its addresses.
-struct Member {
-    container: Container,
-    addresses: Vec<String>,
-}
-
-fn member(node: &Node, name: &str) -> Member {
-    let container = node.attach("shop", name);
-    Member { container, addresses: node.addresses("shop", name) }
-}
 
 /// Every pair: echo, TCP, UDP, and packets of exactly the MTU but not a byte more.
 fn all_reach_all(members: &[Member], mtu: usize) {

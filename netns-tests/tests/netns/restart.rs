@@ -18,10 +18,7 @@ crate::tests![
 
 fn a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing(world: &World) {
     let mut cluster = Cluster::new(world, 2);
-    cluster.n1().ok(&format!("network create shop {DUAL}"));
-    let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
-    let address = cluster.n2().addresses("shop", "b")[0].clone();
-    assert!(a.space.reaches(&address));
+    let (a, b, address) = cluster.shop();
     let before: Vec<_> = cluster.nodes.iter().map(|node| node.kernel_state()).collect();
     let stream = Stream::start(&a.space, &b.space, &address, 5000);
     stream.wait(2000);
@@ -40,10 +37,7 @@ fn a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing(world: &Worl
 
 fn a_stopped_agent_leaves_the_data_path(world: &World) {
     let mut cluster = Cluster::new(world, 2);
-    cluster.n1().ok(&format!("network create shop {DUAL}"));
-    let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
-    let address = cluster.n2().addresses("shop", "b")[0].clone();
-    assert!(a.space.reaches(&address));
+    let (a, b, address) = cluster.shop();
     let stream = Stream::start(&a.space, &b.space, &address, 5000);
     stream.wait(1000);
     cluster.terminate(0);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use world::{Config, Node, NodeOptions, Stream, World, wait_for};
 
-use crate::cluster::{Cluster, DUAL};
+use crate::cluster::Cluster;
 
 crate::tests![
     traffic_and_attached_containers_do_not_need_the_store,
@@ -40,10 +40,7 @@ fn accepted_again(node: &Node) {
 fn traffic_and_attached_containers_do_not_need_the_store(world: &World) {
     let mut cluster =
         Cluster::with(world, 2, &NodeOptions::default(), |config| config.set("lease", "2s"));
-    cluster.n1().ok(&format!("network create shop {DUAL}"));
-    let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
-    let address = cluster.n2().addresses("shop", "b")[0].clone();
-    assert!(a.space.reaches(&address));
+    let (a, b, address) = cluster.shop();
     let before: Vec<_> = cluster.nodes.iter().map(|node| node.kernel_state()).collect();
     let stream = Stream::start(&a.space, &b.space, &address, 5000);
     cluster.etcd.stop();
@@ -83,10 +80,7 @@ fn a_frozen_store_is_as_good_as_none(world: &World) {
 
 fn a_wiped_store_tears_nothing_down_and_takes_no_changes(world: &World) {
     let mut cluster = Cluster::new(world, 2);
-    cluster.n1().ok(&format!("network create shop {DUAL}"));
-    let (a, _b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
-    let address = cluster.n2().addresses("shop", "b")[0].clone();
-    assert!(a.space.reaches(&address));
+    let (a, _b, address) = cluster.shop();
     let before: Vec<_> = cluster.nodes.iter().map(|node| node.kernel_state()).collect();
     cluster.etcd.wipe();
     let unchanged = |cluster: &Cluster| {
@@ -116,10 +110,7 @@ fn a_wiped_store_tears_nothing_down_and_takes_no_changes(world: &World) {
 
 fn an_agent_starts_without_the_store_and_keeps_what_runs(world: &World) {
     let mut cluster = Cluster::new(world, 2);
-    cluster.n1().ok(&format!("network create shop {DUAL}"));
-    let (a, _b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
-    let address = cluster.n2().addresses("shop", "b")[0].clone();
-    assert!(a.space.reaches(&address));
+    let (a, _b, address) = cluster.shop();
     let before = cluster.n1().kernel_state();
     cluster.etcd.stop();
     cluster.kill(0);

@@ -123,10 +123,7 @@ impl<'a> Rules<'a> {
                 };
                 let endpoint = keys::endpoint(self.id, user.id);
                 let repair = Transaction::new().modified(endpoint, *revision);
-                let repair = match held {
-                    Some(held) => repair.modified(&key, held.revision),
-                    None => repair.absent(&key),
-                };
+                let repair = repair.unchanged(&key, held.map(|held| held.revision));
                 let repair = repair.put(&key, encode(&user.id));
                 self.repair(sort.missing, key, problem, "write the key anew", repair);
             }
