@@ -12,6 +12,7 @@ mod front;
 mod gate;
 mod identity;
 mod join;
+mod place;
 mod pressure;
 mod services;
 

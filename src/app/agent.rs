@@ -1,6 +1,5 @@
 //! What the agent does on request: the operations behind the API.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +9,15 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::dataplane::{Dataplane, PlugError, Stopped};
-use super::gate::Gate;
+use super::place::Places;
 use crate::api::{
     ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
 };
 use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
-use crate::kernel::{self, Netns};
+use crate::kernel::Netns;
 use crate::model::{
-    Attachment, Endpoint, EndpointId, ExpandSpec, IfName, Name, Network, NetworkId, NetworkSpec, Node,
-    NodeName, Snapshot, Versioned,
+    Endpoint, EndpointId, ExpandSpec, Name, Network, NetworkId, NetworkSpec, Node, NodeName, Snapshot,
+    Versioned,
 };
 use crate::overlay::effective_mtu;
 use crate::store::StoreError;
@@ -41,15 +40,7 @@ pub(super) struct Agent {
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) defaults: Defaults,
     pub(super) boot: String,
-    /// Where the search for a free address goes on, on each network.
-    /// Attaches of one namespace come one after the other.
-    attaching: Gate<u64>,
-}
-
-/// A namespace that an attach is for.
-struct Place {
-    attachment: Attachment,
-    any_interface: bool,
+    places: Places,
 }
 
 impl Agent {
@@ -61,8 +52,7 @@ impl Agent {
         defaults: Defaults,
         boot: String,
     ) -> Self {
-        let attaching = Gate::new();
-        Self { me, cluster, view, dataplane, defaults, boot, attaching }
+        Self { me, cluster, view, dataplane, defaults, boot, places: Places::new() }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -200,16 +190,7 @@ impl Agent {
                 ApiError::new(ErrorCode::Unavailable, text)
             })?;
 
-        let gate = self.attaching.pass(inode(&request.netns).await?).await;
-        let place = self.place(&request).await?;
-        if let Some(existing) = self.same_place(&network, &request, &place)
-            && self.cluster.is_current(&existing).await?
-        {
-            return self.complete(&network, existing, deadline).await;
-        }
-        if let Some(name) = &request.name {
-            self.release_dead(network.id, name).await?;
-        }
+        let place = self.places.find(request.netns, request.interface, &self.boot).await?;
         let claim = EndpointRequest {
             name: request.name,
             addresses: request.addresses,
@@ -219,13 +200,23 @@ impl Agent {
             service: request.service,
             labels: request.labels,
         };
+        match &claim.name {
+            Some(name) => self.release_dead(network.id, name).await?,
+            None => {
+                if let Some(existing) = self.made_before(&network, &claim)
+                    && self.cluster.is_current(&existing).await?
+                {
+                    return self.complete(&network, existing, deadline).await;
+                }
+            }
+        }
         let (network, claimed) = self.claim(network, &claim, deadline).await?;
         match claimed {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
             Claimed::New(endpoint, revision) => {
                 let endpoint = Arc::new(endpoint);
                 self.plug_new(&network, endpoint.clone(), revision, deadline).await?;
-                self.hold_until_seen(gate, network.id, revision);
+                self.hold_until_seen(place.guard, network.id, revision);
                 Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
             }
         }
@@ -295,50 +286,15 @@ impl Agent {
         Ok(Arc::new(self.cluster.network(reference).await?))
     }
 
-    /// Settles which namespace and which interface a request means.
-    async fn place(&self, request: &AttachRequest) -> Result<Place, ApiError> {
-        let (netns, boot) = (request.netns.clone(), self.boot.clone());
-        let wanted = request.interface.clone();
-        let any_interface = wanted.is_none();
-        let look = move || -> Result<Attachment, kernel::Error> {
-            let opened = Netns::open(&netns)?;
-            let interface = match wanted {
-                Some(interface) => interface,
-                None => free_interface(&opened)?,
-            };
-            Ok(Attachment { inode: opened.inode(), netns, boot, interface })
-        };
-        let looked = tokio::task::spawn_blocking(look).await;
-        let looked = looked.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
-        let attachment = looked.map_err(not_usable)?;
-        Ok(Place { attachment, any_interface })
-    }
-
-    /// The endpoint that an unnamed request made before: the same namespace, the same network.
-    fn same_place(
-        &self,
-        network: &Network,
-        request: &AttachRequest,
-        place: &Place,
-    ) -> Option<Arc<Endpoint>> {
-        if request.name.is_some() {
-            return None;
-        }
-        let claim = EndpointRequest {
-            name: None,
-            addresses: request.addresses.clone(),
-            mac: request.mac,
-            attachment: place.attachment.clone(),
-            any_interface: place.any_interface,
-            service: request.service.clone(),
-            labels: BTreeMap::new(),
-        };
+    /// The endpoint that the same unnamed request made before.
+    fn made_before(&self, network: &Network, claim: &EndpointRequest) -> Option<Arc<Endpoint>> {
         let snapshot = self.snapshot();
         let endpoints = snapshot.members.get(&network.id)?.endpoints.values();
         let same =
-            |e: &&Arc<Endpoint>| cluster::endpoints::difference(e, &self.me.name, &claim).is_none();
+            |e: &&Arc<Endpoint>| cluster::endpoints::difference(e, &self.me.name, claim).is_none();
         endpoints.into_iter().find(same).cloned()
     }
+
     /// Releases this node's endpoint of that name if its container does not exist any more: one
     /// that is started again after a reboot or a crash need not wait until that was noticed.
     async fn release_dead(&self, network: NetworkId, name: &Name) -> Result<(), ApiError> {
@@ -543,36 +499,4 @@ impl Agent {
 
 fn stopped(_: Stopped) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, "netctld is stopping: try again when it is back")
-}
-
-/// Which namespace a path means.
-async fn inode(netns: &std::path::Path) -> Result<u64, ApiError> {
-    let path = netns.to_owned();
-    let opened =
-        tokio::task::spawn_blocking(move || Netns::open(&path).map(|netns| netns.inode())).await;
-    let opened = opened.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
-    opened.map_err(not_usable)
-}
-
-/// What a request named cannot be used as a namespace.
-fn not_usable(error: kernel::Error) -> ApiError {
-    match error {
-        kernel::Error::Path { .. } | kernel::Error::NotNetns { .. } => {
-            ApiError::new(ErrorCode::Invalid, error.to_string())
-        }
-        other => other.into(),
-    }
-}
-
-/// The first of `eth0`, `eth1`, … that a namespace does not have.
-fn free_interface(netns: &Netns) -> Result<IfName, kernel::Error> {
-    let taken = netns.enter(|| {
-        let has = |number: &u32| nix::net::if_::if_nametoindex(format!("eth{number}").as_str()).is_ok();
-        (0..).take_while(has).count()
-    })?;
-    let name = format!("eth{taken}").parse();
-    name.map_err(|_| kernel::Error::Conflict {
-        what: "every ethN".into(),
-        netns: netns.path().to_owned(),
-    })
 }

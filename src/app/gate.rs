@@ -18,12 +18,18 @@ impl<K: Eq + Hash> Gate<K> {
 
     /// Waits until nobody holds the key; it is held until the guard is dropped.
     pub(super) async fn pass(&self, key: K) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            // What only the map knows, nobody holds or waits for.
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            locks.entry(key).or_default().clone()
-        };
-        lock.lock_owned().await
+        self.lock(key).lock_owned().await
+    }
+
+    /// The same without waiting; `None`: somebody holds the key.
+    pub(super) fn try_pass(&self, key: K) -> Option<OwnedMutexGuard<()>> {
+        self.lock(key).try_lock_owned().ok()
+    }
+
+    fn lock(&self, key: K) -> Arc<AsyncMutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // What only the map knows, nobody holds or waits for.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        locks.entry(key).or_default().clone()
     }
 }
