@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::api::{VersionView, server};
 use crate::cluster::{Cluster, Defaults, Health, View};
+use crate::config::duration::Shown;
 use crate::config::{Config, LogFormat};
 use crate::kernel;
 use crate::model::{Endpoint, NetworkId, Node};
@@ -38,6 +39,10 @@ use identity::Identity;
 
 /// How often the node's record is compared with its interfaces and routes.
 const DESCRIBE: Duration = Duration::from_secs(60);
+/// How many times a lease an address must rest so that no live node holds state for it afterwards:
+/// [`stay_alive`] renews a lease at most one lease after the dataplane had last caught up, and it
+/// lives on for one more; the third is for what a watch and a request may be late.
+const LEASES_OF_REST: u32 = 3;
 /// How many endpoints whose container is gone are released at once.
 const RELEASES_AT_A_TIME: usize = 16;
 
@@ -178,14 +183,13 @@ async fn start_agent(
         boot,
     ));
 
-    tokio::spawn(forward_view(view.clone(), dataplane));
-    tokio::spawn(stay_alive(cluster.clone(), node.clone(), config.lease));
+    tokio::spawn(forward_view(view.clone(), dataplane.clone()));
+    tokio::spawn(stay_alive(cluster.clone(), dataplane.clone(), node.clone(), config.lease));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
-    if config.rest < config.lease {
-        // A node that lost the store counts as alive as long.
+    if config.rest < config.lease * LEASES_OF_REST {
         warn!(
-            "freed addresses rest shorter than a node's lease lasts: another node may still hold routes to them when they are given out again"
+            "freed addresses rest shorter than {LEASES_OF_REST} times a node's lease: another node may still hold routes to them when they are given out again"
         );
     }
     let levels = pressure::Levels { warning: config.address_warning, alarm: config.address_alarm };
@@ -209,14 +213,20 @@ async fn forward_view(view: View, dataplane: Arc<Dataplane>) {
     }
 }
 
-/// Holds the node's lease.
-async fn stay_alive(cluster: Arc<Cluster>, node: Node, ttl: Duration) {
+/// Holds the node's lease, as long as its kernel state follows the view: who is alive has seen what
+/// others removed.
+async fn stay_alive(cluster: Arc<Cluster>, dataplane: Arc<Dataplane>, node: Node, ttl: Duration) {
     let mut lease = None;
     let mut alive = true;
     loop {
-        let held = match lease {
-            Some(lease) => cluster.stay_alive(lease, node.id, ttl).await,
-            None => cluster.come_alive(node.id, ttl).await,
+        let held = match tokio::time::timeout(ttl, dataplane.settle()).await {
+            Ok(Ok(())) => match lease {
+                Some(lease) => cluster.stay_alive(lease, node.id, ttl).await,
+                None => cluster.come_alive(node.id, ttl).await,
+            }
+            .map_err(anyhow::Error::from),
+            Ok(Err(stopped)) => Err(stopped.into()),
+            Err(_) => Err(anyhow::anyhow!("the kernel's state did not follow within {}", Shown(ttl))),
         };
         let pause = match held {
             Ok(held) => {

@@ -27,6 +27,8 @@ mod reach;
 mod refusals;
 #[path = "netns/repair.rs"]
 mod repair;
+#[path = "netns/rest.rs"]
+mod rest;
 #[path = "netns/restart.rs"]
 mod restart;
 #[path = "netns/run.rs"]
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         ("expand", expand::TESTS),
         ("ipam", ipam::TESTS),
         ("repair", repair::TESTS),
+        ("rest", rest::TESTS),
         ("restart", restart::TESTS),
         ("security", security::TESTS),
         ("services", services::TESTS),

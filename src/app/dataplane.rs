@@ -28,6 +28,8 @@ enum Command {
     Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), PlugError>>),
     /// Take an endpoint of this node out; it was released at this revision.
     Unplug(NetworkId, EndpointId, u64, oneshot::Sender<Result<(), kernel::Error>>),
+    /// Say when the kernel shows everything that was published before.
+    Settle(oneshot::Sender<()>),
     /// The kernel says that something has changed which we did not do.
     Notice(Notice),
     /// End; the kernel's state stays.
@@ -119,6 +121,17 @@ impl Dataplane {
     ) -> Result<Result<(), kernel::Error>, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Unplug(network, endpoint, revision, reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Waits until the kernel shows everything that the view had published before, as far as the
+    /// kernel takes it.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn settle(&self) -> Result<(), Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Settle(reply)).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
 

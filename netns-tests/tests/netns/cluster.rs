@@ -128,3 +128,12 @@ pub(crate) fn member(node: &Node, name: &str) -> Member {
     let container = node.attach("shop", name);
     Member { container, addresses: node.addresses("shop", name) }
 }
+
+/// The nodes that `node ls` shows as alive.
+pub(crate) fn alive(node: &Node) -> Vec<String> {
+    let nodes = node.ctl("-o json node ls");
+    let nodes = if nodes.success() { nodes.json() } else { return Vec::new() };
+    let nodes = nodes.as_array().cloned().unwrap_or_default();
+    let alive = nodes.iter().filter(|node| node["alive"] == true);
+    alive.map(|node| node["name"].as_str().unwrap_or_default().to_owned()).collect()
+}

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use world::{Config, Node, NodeOptions, Stream, World, wait_for};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, alive};
 
 crate::tests![
     traffic_and_attached_containers_do_not_need_the_store,
@@ -121,15 +121,6 @@ fn an_agent_starts_without_the_store_and_keeps_what_runs(world: &World) {
     cluster.etcd.start();
     accepted_again(cluster.n1());
     assert_eq!(before.difference(&cluster.n1().kernel_state()), "");
-}
-
-/// The nodes that `node ls` shows as alive.
-fn alive(node: &Node) -> Vec<String> {
-    let nodes = node.ctl("-o json node ls");
-    let nodes = if nodes.success() { nodes.json() } else { return Vec::new() };
-    let nodes = nodes.as_array().cloned().unwrap_or_default();
-    let alive = nodes.iter().filter(|node| node["alive"] == true);
-    alive.map(|node| node["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 fn a_dead_node_is_seen_as_dead(world: &World) {

@@ -23,6 +23,8 @@ pub(super) struct Batch {
     pub(super) unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
     /// Namespaces in which the kernel noticed something; `None` is the host's.
     pub(super) noticed: BTreeSet<Option<NetworkId>>,
+    /// Who waits until this batch is worked off.
+    pub(super) waiting: Vec<oneshot::Sender<()>>,
     pub(super) stop: bool,
 }
 
@@ -30,6 +32,7 @@ impl Batch {
     pub(super) fn add(&mut self, command: Command) {
         match command {
             Command::Sync => {}
+            Command::Settle(reply) => self.waiting.push(reply),
             Command::Plug(endpoint, revision, reply) => {
                 self.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
             }

@@ -137,6 +137,10 @@ impl Worker {
             }
             self.read_again();
             self.converge();
+            for waiting in batch.waiting {
+                // Whoever waited too long is gone.
+                let _ = waiting.send(());
+            }
             if batch.stop {
                 return;
             }
