@@ -37,6 +37,8 @@ pub struct Entry {
     pub value: Vec<u8>,
     /// The revision that wrote it last.
     pub modified: Revision,
+    /// Whether it goes with a lease.
+    pub leased: bool,
 }
 
 /// Keys and values at one revision.

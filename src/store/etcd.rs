@@ -275,8 +275,8 @@ fn listing(prefix: &str, mut found: GetResponse) -> Listing {
     let revision = revision(found.header());
     let entries = found.take_kvs().into_iter().filter_map(|pair| {
         let key = relative(prefix, pair.key())?;
-        let modified = modified(&pair);
-        Some((key, Entry { value: pair.into_key_value().1, modified }))
+        let (modified, leased) = (modified(&pair), pair.lease() != 0);
+        Some((key, Entry { value: pair.into_key_value().1, modified, leased }))
     });
     Listing { revision, entries: entries.collect() }
 }
@@ -287,7 +287,7 @@ fn relative(prefix: &str, key: &[u8]) -> Option<String> {
 }
 
 fn entry(pair: &KeyValue) -> Entry {
-    Entry { value: pair.value().to_vec(), modified: modified(pair) }
+    Entry { value: pair.value().to_vec(), modified: modified(pair), leased: pair.lease() != 0 }
 }
 
 fn modified(pair: &KeyValue) -> Revision {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netctl::store::{Change, Event, Lease, Store, StoreError, Transaction};
+use netctl::store::{Change, Entry, Event, Lease, Store, StoreError, Transaction};
 
 use crate::ground::{Fact, commit, facts, next, value};
 
@@ -92,6 +92,10 @@ async fn a_key_belongs_to_the_lease_it_was_written_under_last(store: Arc<dyn Sto
     let transaction = Transaction::new().put_leased("free", "", first).put_leased("other", "", first);
     commit(&*store, transaction).await;
     commit(&*store, Transaction::new().put("free", "1").put_leased("other", "1", second)).await;
+    let leased = |entry: Option<Entry>| entry.is_some_and(|entry| entry.leased);
+    assert!(!leased(store.get("free").await.unwrap()) && leased(store.get("other").await.unwrap()));
+    let listing = store.list("").await.unwrap();
+    assert!(!listing.entries["free"].leased && listing.entries["other"].leased);
     store.revoke(first).await.unwrap();
     assert_eq!(store.list("").await.unwrap().entries.len(), 2);
     store.revoke(second).await.unwrap();

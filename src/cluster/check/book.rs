@@ -68,6 +68,8 @@ pub(super) enum Holder {
     Endpoint(EndpointId),
     Service(ServiceId),
     Resting,
+    /// It rests without a lease that would end that.
+    RestingForEver,
     Unreadable,
 }
 
@@ -147,7 +149,8 @@ impl Book {
             }
             "addresses" => {
                 let (by, read) = match entry.value.is_empty() {
-                    true => (Holder::Resting, Ok(())),
+                    true if entry.leased => (Holder::Resting, Ok(())),
+                    true => (Holder::RestingForEver, Ok(())),
                     false => address_holder(entry),
                 };
                 members.addresses.insert(parse(what)?, Held { revision, by });

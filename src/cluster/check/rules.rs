@@ -115,7 +115,9 @@ impl<'a> Rules<'a> {
                 }
                 let problem = match held.map(|held| held.by) {
                     None => format!("{who} has this {noun}, and there is no key"),
-                    Some(Holder::Resting) => format!("{who} has this {noun}, and the key says it rests"),
+                    Some(Holder::Resting | Holder::RestingForEver) => {
+                        format!("{who} has this {noun}, and the key says it rests")
+                    }
                     Some(Holder::Endpoint(other)) => {
                         format!("{who} has this {noun}, and the key names {other}, which has not")
                     }
@@ -140,7 +142,7 @@ impl<'a> Rules<'a> {
         let id = match held.by {
             Holder::Endpoint(id) => id,
             Holder::Service(id) => return Some(format!("service {id}")),
-            Holder::Resting | Holder::Unreadable => return None,
+            Holder::Resting | Holder::RestingForEver | Holder::Unreadable => return None,
         };
         let unreadable = self.members.endpoints.get(&id).is_some_and(|r| r.endpoint.is_none());
         (unreadable || self.members.others.contains(&id)).then(|| id.to_string())
@@ -152,6 +154,11 @@ impl<'a> Rules<'a> {
             Holder::Endpoint(id) => id,
             Holder::Service(id) => return self.unused_by_service(sort, key, held, id),
             Holder::Resting | Holder::Unreadable => return,
+            Holder::RestingForEver => {
+                let problem = format!("the {} rests, and nothing ends that", sort.noun);
+                let repair = Transaction::new().modified(&key, held.revision).delete(&key);
+                return self.repair(sort.leaked, key, problem, "remove the key", repair);
+            }
         };
         if self.other_owner(held).is_some() {
             return;

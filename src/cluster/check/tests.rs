@@ -18,7 +18,10 @@ struct Keys(BTreeMap<String, Entry>, u64);
 impl Keys {
     fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) {
         self.1 += 1;
-        self.0.insert(key.to_owned(), Entry { value: value.into(), modified: Revision(self.1) });
+        self.0.insert(
+            key.to_owned(),
+            Entry { value: value.into(), modified: Revision(self.1), leased: false },
+        );
     }
 
     fn set(&mut self, key: &str, value: &Value) {
@@ -91,7 +94,9 @@ fn healthy() -> Keys {
     }
     keys.endpoint(A, "a", "n1", &["10.9.0.2", "fd00:9::2"]);
     keys.endpoint(B, "b", "n2", &["10.9.0.18", "fd00:9::102"]);
-    keys.put(&format!("members/{NET}/addresses/10.9.0.3"), "");
+    let resting = format!("members/{NET}/addresses/10.9.0.3");
+    keys.put(&resting, "");
+    keys.0.get_mut(&resting).unwrap().leased = true;
     keys.set(&format!("members/{NET}/blocks/10.9.0.0/28"), &json!("n1"));
     keys.set(&format!("members/{NET}/blocks/10.9.0.16/28"), &json!("n2"));
     keys
@@ -113,6 +118,7 @@ const CASES: &[Case] = &[
         "addresses/10.9.0.9",
         true,
     ),
+    (|keys| keys.put(&members("addresses/10.9.0.9"), ""), K::LeakedAddress, "addresses/10.9.0.9", true),
     (|keys| keys.set(&members("names/c"), &json!(NONE)), K::LeakedName, "names/c", true),
     (
         |keys| keys.put(&format!("local/n1/{NET}/{NONE}"), ""),

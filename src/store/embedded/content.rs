@@ -35,7 +35,11 @@ impl Stored {
     }
 
     fn entry(&self) -> Entry {
-        Entry { value: self.value.to_vec(), modified: Revision(self.modified) }
+        Entry {
+            value: self.value.to_vec(),
+            modified: Revision(self.modified),
+            leased: self.lease.is_some(),
+        }
     }
 }
 
