@@ -252,6 +252,9 @@ pub enum ClusterError {
         /// The network.
         network: Name,
     },
+    /// There is no such node.
+    #[error("node {0} does not exist: `netctl node ls` lists those that do")]
+    NoNode(String),
     /// There is no such service.
     #[error("service {0:?} does not exist: `netctl service ls` lists those that do")]
     NoService(String),

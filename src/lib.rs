@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod config;
 pub mod ipam;
 pub mod kernel;
+pub mod lb;
 pub mod model;
 pub mod overlay;
 pub mod plan;

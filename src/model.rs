@@ -3,8 +3,10 @@
 //! Every type here can be built only with valid content, so the rest of the code does not check
 //! again. [`object`] names the kernel objects that the others are turned into.
 
+pub mod balancing;
 pub mod endpoint;
 pub mod finding;
+pub mod health;
 pub mod id;
 pub mod name;
 pub mod network;
@@ -14,12 +16,14 @@ pub mod service;
 pub mod snapshot;
 pub mod subnet;
 
+pub use balancing::{Balancing, Prefer, Protocol, Scheduler, ServicePort};
 pub use endpoint::{Attachment, Endpoint};
 pub use finding::{Finding, FindingKind};
+pub use health::{EndpointState, HealthCheck, HealthTest};
 pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};
 pub use name::{IfName, Name, NodeName};
 pub use network::{ExpandSpec, Network, NetworkSpec};
 pub use node::Node;
-pub use service::{EndpointMode, Reservation, Service, ServiceSpec, UpdateOrder};
+pub use service::{EndpointMode, Reservation, Service, ServiceSpec, ServiceUpdate, UpdateOrder};
 pub use snapshot::{Snapshot, Versioned};
 pub use subnet::{Subnet, SubnetError};

@@ -14,19 +14,23 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("ipam", &["model"]),
     ("plan", &["model", "ipam"]),
-    ("overlay", &["model"]),
+    ("lb", &["model"]),
+    ("overlay", &["model", "lb"]),
     ("reconcile", &["model"]),
-    ("store", &["model", "ipam", "overlay", "reconcile"]),
-    ("kernel", &["model", "ipam", "overlay", "reconcile"]),
-    ("api", &["model", "ipam", "overlay", "reconcile"]),
-    ("config", &["model", "ipam", "overlay", "reconcile"]),
-    ("cluster", &["model", "ipam", "overlay", "reconcile", "store"]),
-    ("app", &["model", "ipam", "overlay", "reconcile", "store", "kernel", "api", "config", "cluster"]),
+    ("store", &["model", "ipam", "lb", "overlay", "reconcile"]),
+    ("kernel", &["model", "ipam", "lb", "overlay", "reconcile"]),
+    ("api", &["model", "ipam", "lb", "overlay", "reconcile"]),
+    ("config", &["model", "ipam", "lb", "overlay", "reconcile"]),
+    ("cluster", &["model", "ipam", "lb", "overlay", "reconcile", "store"]),
+    (
+        "app",
+        &["model", "ipam", "lb", "overlay", "reconcile", "store", "kernel", "api", "config", "cluster"],
+    ),
     ("cli", &["model", "plan", "api", "config"]),
 ];
 
 /// The modules that decide without doing.
-const PURE: [&str; 5] = ["model", "ipam", "plan", "overlay", "reconcile"];
+const PURE: [&str; 6] = ["model", "ipam", "plan", "lb", "overlay", "reconcile"];
 
 /// What the pure modules must not name, as whole words or paths.
 const IMPURE: [&str; 23] = [

@@ -198,6 +198,8 @@ impl Agent {
             attachment: place.attachment,
             any_interface: place.any_interface,
             service: request.service,
+            weight: 1,
+            state: Default::default(),
             labels: request.labels,
         };
         match &claim.name {

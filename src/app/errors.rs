@@ -22,6 +22,7 @@ impl From<ClusterError> for ApiError {
             ClusterError::NoNetwork(_)
             | ClusterError::NoEndpoint(_)
             | ClusterError::NoSubnet { .. }
+            | ClusterError::NoNode(_)
             | ClusterError::NoService(_)
             | ClusterError::NotOfService { .. } => ErrorCode::NotFound,
             ClusterError::NetworkExists(_)

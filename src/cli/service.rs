@@ -136,6 +136,9 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
             Order::StartFirst => UpdateOrder::StartFirst,
         },
         update_parallelism: create.update_parallelism,
+        addresses: Vec::new(),
+        balancing: Default::default(),
+        health: None,
         reservation: create.reservation,
         labels: values::map(create.labels),
     };

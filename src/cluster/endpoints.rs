@@ -13,8 +13,8 @@ use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
 use crate::ipam::{Block, Ledger, Proposal};
 use crate::model::snapshot::Holder;
 use crate::model::{
-    Attachment, Endpoint, EndpointId, MacAddr, Name, Network, NetworkId, NodeName, Reservation,
-    ServiceId, Versioned,
+    Attachment, Endpoint, EndpointId, EndpointState, MacAddr, Name, Network, NetworkId, NodeName,
+    Reservation, ServiceId, Versioned,
 };
 use crate::store::{Entry, Outcome, Revision, Transaction};
 
@@ -33,6 +33,10 @@ pub struct EndpointRequest {
     pub any_interface: bool,
     /// The service that it belongs to: it gets what is kept for that.
     pub service: Option<Name>,
+    /// Its share of the service's connections.
+    pub weight: u16,
+    /// Whether it takes connections of the service at once.
+    pub state: EndpointState,
     /// Free text by key.
     pub labels: BTreeMap<String, String>,
 }
@@ -60,7 +64,7 @@ impl Cluster {
         claim: &EndpointRequest,
         alive: &BTreeSet<NodeName>,
     ) -> Result<Claimed, ClusterError> {
-        check(network, claim)?;
+        check(network, &claim.addresses)?;
         let mut network = network.clone();
         // Whether all that the store has was read for this claim.
         let mut listed = false;
@@ -100,7 +104,7 @@ impl Cluster {
                 return Ok(Claimed::Existing(existing));
             }
             network = self.network(&network.id.to_string()).await?;
-            check(&network, claim)?;
+            check(&network, &claim.addresses)?;
             self.look_again(&network, claim, &chosen).await?;
             self.read_guard(network.id).await?;
         }
@@ -243,8 +247,41 @@ impl Cluster {
                 Ticket::Drawn { reservation, .. } => reservation.service,
                 Ticket::Open(_) | Ticket::Counted { .. } => None,
             },
+            weight: claim.weight,
+            state: claim.state,
+            reason: String::new(),
             labels: claim.labels.clone(),
         }
+    }
+
+    /// Changes whether an endpoint takes connections of its service, and says why; gives it as it
+    /// is then. `None`: there is no such endpoint. One that is drained stays so.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or is another one.
+    pub async fn set_endpoint_state(
+        &self,
+        network: NetworkId,
+        id: EndpointId,
+        state: EndpointState,
+        reason: &str,
+    ) -> Result<Option<Endpoint>, ClusterError> {
+        let key = keys::endpoint(network, id);
+        for _ in 0..TRIES {
+            let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(None) };
+            let mut endpoint = found.value;
+            if endpoint.state == EndpointState::Draining
+                || (endpoint.state, &*endpoint.reason) == (state, reason)
+            {
+                return Ok(Some(endpoint));
+            }
+            (endpoint.state, endpoint.reason) = (state, reason.to_owned());
+            let transaction = Transaction::new().modified(&key, Revision(found.revision));
+            if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(&endpoint))).await? {
+                return Ok(Some(endpoint));
+            }
+        }
+        Err(ClusterError::Contention(format!("endpoint {id}")))
     }
 
     /// The endpoint that has the claim's name, if the claim is for the very same.
@@ -456,12 +493,12 @@ pub(super) fn taking_blocks(
     transaction
 }
 
-/// Checks a claim's addresses against the network.
-fn check(network: &Network, claim: &EndpointRequest) -> Result<(), ClusterError> {
+/// Checks addresses that were asked for against the network.
+pub(super) fn check(network: &Network, addresses: &[IpAddr]) -> Result<(), ClusterError> {
     if network.removing {
         return Err(ClusterError::Removing(network.name.clone()));
     }
-    for (index, &address) in claim.addresses.iter().enumerate() {
+    for (index, &address) in addresses.iter().enumerate() {
         let refuse = |problem: String| {
             Err(ClusterError::Address { address, network: network.name.clone(), problem })
         };
@@ -475,14 +512,14 @@ fn check(network: &Network, claim: &EndpointRequest) -> Result<(), ClusterError>
         if !subnet.is_usable(address) {
             return refuse("it is reserved, or the first or last of its subnet".into());
         }
-        if claim.addresses[..index].iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
-            return refuse("an endpoint has one address of each family".into());
+        if addresses[..index].iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            return refuse("another of its family is asked for too".into());
         }
     }
     Ok(())
 }
 
-fn taken(network: &Network, address: IpAddr, holder: Holder) -> ClusterError {
+pub(super) fn taken(network: &Network, address: IpAddr, holder: Holder) -> ClusterError {
     let by = match holder {
         Holder::Endpoint(id) => format!(" by endpoint {id}"),
         Holder::Service(id) => format!(" by service {id}"),

@@ -7,6 +7,7 @@
 //! | `base/networks/<network>` | a [`crate::model::Network`] |
 //! | `base/nodes/<node name>` | a [`crate::model::Node`] |
 //! | `base/alive/<node name>` | the node's id; lives under the node's lease |
+//! | `base/drained/<node name>` | nothing; the node's endpoints get no new connections |
 //! | `members/<network>/endpoints/<endpoint>` | a [`crate::model::Endpoint`] |
 //! | `members/<network>/names/<endpoint name>` | the endpoint's id |
 //! | `members/<network>/addresses/<address>` | the endpoint's id; empty while it rests, then it lives under a lease |
@@ -31,6 +32,7 @@ pub(super) const NETWORKS: &str = "base/networks/";
 pub(super) const NODES: &str = "base/nodes/";
 pub(super) const SERVICES: &str = "base/services/";
 pub(super) const ALIVE: &str = "base/alive/";
+pub(super) const DRAINED: &str = "base/drained/";
 
 pub(super) fn network(id: NetworkId) -> String {
     format!("{NETWORKS}{id}")
@@ -42,6 +44,10 @@ pub(super) fn node(name: &NodeName) -> String {
 
 pub(super) fn alive(name: &NodeName) -> String {
     format!("{ALIVE}{name}")
+}
+
+pub(super) fn drained(name: &NodeName) -> String {
+    format!("{DRAINED}{name}")
 }
 
 pub(super) fn members(network: NetworkId) -> String {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Cluster, ClusterError, TRIES, encode, keys};
-use crate::model::{Node, NodeId};
+use crate::model::{Node, NodeId, NodeName};
 use crate::store::{Lease, Outcome, Revision, StoreError, Transaction};
 
 impl Cluster {
@@ -70,6 +70,25 @@ impl Cluster {
             });
         }
         Ok(())
+    }
+
+    /// Has a node's endpoints get no new connections of services, or get them again.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoNode`] when there is no such node.
+    pub async fn set_drained(&self, name: &NodeName, drained: bool) -> Result<(), ClusterError> {
+        let (node, key) = (keys::node(name), keys::drained(name));
+        for _ in 0..TRIES {
+            let Some(found) = self.read::<Node>(&node).await? else {
+                return Err(ClusterError::NoNode(name.to_string()));
+            };
+            let transaction = Transaction::new().modified(&node, Revision(found.revision));
+            let transaction = if drained { transaction.put(&key, []) } else { transaction.delete(&key) };
+            if let Outcome::Committed(_) = self.commit(transaction).await? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contention(format!("node {name}")))
     }
 
     /// Makes the lease of this node and shows by it that the node is alive.

@@ -4,13 +4,15 @@
 //! all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use super::endpoints::{Chosen, taking_blocks};
-use super::{Cluster, ClusterError, TRIES, encode, keys};
+use super::endpoints::{Chosen, holder, taken, taking_blocks};
+use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys};
 use crate::model::service::MAX_REPLICAS;
 use crate::model::{
-    EndpointMode, Name, Network, NodeName, Reservation, Service, ServiceId, ServiceSpec, Versioned,
+    Balancing, EndpointMode, HealthCheck, Name, Network, NodeName, Reservation, Service, ServiceId,
+    ServiceSpec, ServiceUpdate, Versioned,
 };
 use crate::store::{Lease, Outcome, Revision, Transaction};
 
@@ -57,6 +59,8 @@ impl Design {
             update_order: spec.update_order,
             update_parallelism: spec.update_parallelism,
             addresses: BTreeMap::new(),
+            balancing: spec.balancing.clone(),
+            health: spec.health.clone(),
             labels: spec.labels.clone(),
         };
         let transaction = Transaction::new().absent(keys::service(&spec.name));
@@ -142,7 +146,8 @@ impl Cluster {
             let key = keys::reservation(id, &spec.name);
             transaction = transaction.absent(&key).put(key, encode(&kept));
             if has_vip {
-                let chosen = self.choose(&part.network, &[], alive, attempt)?;
+                let asked = self.addresses_asked_for(&part.network, &spec.addresses).await?;
+                let chosen = self.choose(&part.network, &asked, alive, attempt)?;
                 for address in chosen.addresses() {
                     let key = keys::address(id, address);
                     let value = serde_json::json!({ "service": design.service.id });
@@ -154,7 +159,31 @@ impl Cluster {
             }
             design.transaction = transaction;
         }
-        Ok(())
+        let given = |address: &IpAddr| design.service.addresses.values().flatten().any(|a| a == address);
+        match spec.addresses.iter().find(|address| !given(address)) {
+            None => Ok(()),
+            Some(address) => Err(ClusterError::ServiceInvalid(format!(
+                "address {address} is of none of the service's networks: choose one of their subnets"
+            ))),
+        }
+    }
+
+    /// Those of the addresses that a service is to have which are of this network. They must be
+    /// free.
+    async fn addresses_asked_for(
+        &self,
+        network: &Network,
+        addresses: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, ClusterError> {
+        let of_network = |address: &&IpAddr| network.subnet_of(**address).is_some();
+        let asked: Vec<IpAddr> = addresses.iter().filter(of_network).copied().collect();
+        endpoints::check(network, &asked)?;
+        for address in &asked {
+            if let Some(found) = self.store.get(&keys::address(network.id, *address)).await? {
+                return Err(taken(network, *address, holder(&found.value)));
+            }
+        }
+        Ok(asked)
     }
 
     /// Changes how many containers a service has; more only where all of its networks have the
@@ -164,9 +193,23 @@ impl Cluster {
     /// [`ClusterError::TooFew`] when a network does not have them; then nothing was changed.
     pub async fn scale_service(&self, name: &Name, replicas: u32) -> Result<Service, ClusterError> {
         check_replicas(replicas)?;
+        self.change_service(name, |service| {
+            service.replicas = replicas;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes a service anew, with what must be kept for its containers then.
+    async fn change_service(
+        &self,
+        name: &Name,
+        change: impl Fn(&mut Service) -> Result<(), ClusterError>,
+    ) -> Result<Service, ClusterError> {
         for _ in 0..TRIES {
             let found = self.service(name).await?;
-            let service = Service { replicas, ..found.value.clone() };
+            let mut service = found.value.clone();
+            change(&mut service)?;
             let key = keys::service(name);
             let mut transaction =
                 Transaction::new().modified(&key, Revision(found.revision)).put(key, encode(&service));
@@ -195,6 +238,24 @@ impl Cluster {
             }
         }
         Err(ClusterError::Contention(format!("service {name}")))
+    }
+
+    /// Changes how a service's connections are spread, how its containers are checked, and how they
+    /// are replaced.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoService`] when there is none; [`ClusterError::TooFew`] when replacing its
+    /// containers so needs more addresses than there are.
+    pub async fn update_service(
+        &self,
+        name: &Name,
+        update: &ServiceUpdate,
+    ) -> Result<Service, ClusterError> {
+        self.change_service(name, |service| {
+            update.apply(service);
+            check_policy(&service.balancing, service.health.as_ref())
+        })
+        .await
     }
 
     /// Removes a service: its own addresses rest, and nothing is kept for it any more. Its
@@ -353,7 +414,17 @@ fn check(spec: &ServiceSpec) -> Result<(), ClusterError> {
             spec.networks.len()
         )));
     }
+    if spec.endpoint_mode == EndpointMode::Dnsrr && !spec.addresses.is_empty() {
+        let text = format!("service {} is reached by dnsrr: it has no address of its own", spec.name);
+        return Err(ClusterError::ServiceInvalid(text));
+    }
+    check_policy(&spec.balancing, spec.health.as_ref())?;
     check_replicas(spec.replicas)
+}
+
+fn check_policy(balancing: &Balancing, health: Option<&HealthCheck>) -> Result<(), ClusterError> {
+    let checked = balancing.check().and_then(|()| health.map_or(Ok(()), HealthCheck::check));
+    checked.map_err(|error| ClusterError::ServiceInvalid(error.to_string()))
 }
 
 fn check_replicas(replicas: u32) -> Result<(), ClusterError> {

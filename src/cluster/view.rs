@@ -503,6 +503,8 @@ fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry, known: &Networks)
         }
     } else if let Some(name) = key.strip_prefix(keys::ALIVE).and_then(|name| name.parse().ok()) {
         Arc::make_mut(&mut snapshot.alive).insert(name);
+    } else if let Some(name) = key.strip_prefix(keys::DRAINED).and_then(|name| name.parse().ok()) {
+        Arc::make_mut(&mut snapshot.drained).insert(name);
     }
 }
 
@@ -523,6 +525,11 @@ fn delete_base(snapshot: &mut Snapshot, key: &str) {
     {
         let alive: &mut BTreeSet<NodeName> = Arc::make_mut(&mut snapshot.alive);
         alive.remove(&name);
+    } else if let Some(name) =
+        key.strip_prefix(keys::DRAINED).and_then(|name| name.parse::<NodeName>().ok())
+    {
+        let drained: &mut BTreeSet<NodeName> = Arc::make_mut(&mut snapshot.drained);
+        drained.remove(&name);
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeName, ServiceId};
+use super::{EndpointId, EndpointState, IfName, MacAddr, Name, NetworkId, NodeName, ServiceId};
 
 /// An interface of a container as the cluster keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -34,9 +34,30 @@ pub struct Endpoint {
     /// back there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drawn: Option<ServiceId>,
+    /// Its share of its service's connections, for schedulers with weights.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u16,
+    /// Whether it takes connections of its service.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub state: EndpointState,
+    /// Why it does not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn is_one(weight: &u16) -> bool {
+    *weight == 1
+}
+
+fn is_default(state: &EndpointState) -> bool {
+    *state == EndpointState::default()
 }
 
 /// The namespace and interface of an endpoint.

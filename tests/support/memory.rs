@@ -265,6 +265,9 @@ impl Service for Memory {
             },
             service: request.service,
             drawn: None,
+            weight: 1,
+            state: Default::default(),
+            reason: String::new(),
             labels: request.labels,
         };
         state.endpoints.push(endpoint.clone());
@@ -323,6 +326,8 @@ impl Service for Memory {
                 update_order: spec.update_order,
                 update_parallelism: spec.update_parallelism,
                 addresses: BTreeMap::new(),
+                balancing: spec.balancing,
+                health: spec.health,
                 labels: spec.labels,
             },
         };

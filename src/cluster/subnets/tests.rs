@@ -153,6 +153,8 @@ async fn claim(
         },
         any_interface: true,
         service: None,
+        weight: 1,
+        state: Default::default(),
         labels: Default::default(),
     };
     let claimed = cluster.claim(network, &claim, &BTreeSet::new()).await?;

@@ -287,6 +287,8 @@ fn claim() -> EndpointRequest {
         },
         any_interface: false,
         service: None,
+        weight: 1,
+        state: Default::default(),
         labels: Default::default(),
     }
 }

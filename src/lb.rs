@@ -1,0 +1,275 @@
+//! From services and endpoints to what balances a network's connections on one node: pure.
+//!
+//! Every node's sandbox holds the addresses of the network's services and balances what its own
+//! containers send there; nothing is balanced twice. What is balanced, [`Balancer`] says; the engine
+//! that does it is the kernel's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::model::{
+    Endpoint, EndpointState, Network, Node, NodeName, Prefer, Protocol, Scheduler, Service, Snapshot,
+};
+
+/// What a packet must be for, to be balanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Front {
+    /// One port at a service's address.
+    Port {
+        /// The protocol.
+        protocol: Protocol,
+        /// The service's address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// Everything for a service's address. Packets for it bear a mark, under which the kernel
+    /// knows it.
+    All {
+        /// The service's address.
+        address: IpAddr,
+        /// The mark; unique among the addresses of a family.
+        mark: u32,
+    },
+}
+
+/// How the connections for one front are spread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spread {
+    /// Which backend gets a new one.
+    pub scheduler: Scheduler,
+    /// For how many seconds a client keeps its backend.
+    pub affinity: Option<u32>,
+    /// The backends and their weights. One with weight 0 gets no new connections, and keeps those
+    /// that it has. A port of 0 is the one that the client asked for.
+    pub backends: BTreeMap<SocketAddr, u32>,
+}
+
+/// After which silence entries for connections go, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Of an established TCP connection.
+    pub tcp: u32,
+    /// Of a TCP connection that one side has ended.
+    pub tcp_fin: u32,
+    /// Of UDP.
+    pub udp: u32,
+}
+
+/// Everything that balances one network's connections on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Balancer {
+    /// The services' addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Those of them that no ready backend stands behind: they answer no ping.
+    pub silent: BTreeSet<IpAddr>,
+    /// What is balanced.
+    pub fronts: BTreeMap<Front, Spread>,
+    /// This node's backends, each with every address of its service: what a backend sends to its
+    /// own service may come back to itself, and must then look as if the gateway had sent it.
+    pub own: BTreeSet<(IpAddr, IpAddr)>,
+    /// The longest that any of the services asks for: the kernel has one for each namespace. All 0
+    /// without services.
+    pub timeouts: Timeouts,
+}
+
+/// Why an endpoint of a service gets no new connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Out {
+    /// It is not ready; why is said.
+    NotReady(EndpointState, String),
+    /// Its node is dead.
+    NodeDead,
+    /// Its node is drained.
+    NodeDrained,
+    /// Nearer ones are preferred.
+    Far,
+}
+
+/// A service's endpoint as a backend of its.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend<'a> {
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Why it gets no new connections; `None`: it does.
+    pub out: Option<Out>,
+}
+
+impl Backend<'_> {
+    /// Its weight; 0 takes no new connections.
+    pub fn weight(&self) -> u32 {
+        if self.out.is_none() { u32::from(self.endpoint.weight) } else { 0 }
+    }
+}
+
+/// The endpoints of a service on one network, as backends for the clients on this node.
+pub fn backends<'a>(
+    me: &Node,
+    snapshot: &Snapshot,
+    service: &Service,
+    endpoints: impl IntoIterator<Item = &'a Endpoint>,
+) -> Vec<Backend<'a>> {
+    let of_service = endpoints.into_iter().filter(|e| e.service.as_ref() == Some(&service.name));
+    let mut backends: Vec<Backend<'a>> = of_service
+        .map(|endpoint| {
+            let out = match endpoint.state {
+                // What this node knows of itself needs no lease.
+                _ if endpoint.node != me.name && !snapshot.alive.contains(&endpoint.node) => {
+                    Some(Out::NodeDead)
+                }
+                EndpointState::Ready if snapshot.drained.contains(&endpoint.node) => {
+                    Some(Out::NodeDrained)
+                }
+                EndpointState::Ready => None,
+                state => Some(Out::NotReady(state, endpoint.reason.clone())),
+            };
+            Backend { endpoint, out }
+        })
+        .collect();
+    if let Some(prefer) = &service.balancing.prefer {
+        let is_near = |node: &NodeName| near(me, snapshot, prefer, node);
+        if backends.iter().any(|b| b.out.is_none() && is_near(&b.endpoint.node)) {
+            for backend in backends.iter_mut().filter(|b| !is_near(&b.endpoint.node)) {
+                backend.out.get_or_insert(Out::Far);
+            }
+        }
+    }
+    backends
+}
+
+/// Whether a node is one that is preferred from here.
+fn near(me: &Node, snapshot: &Snapshot, prefer: &Prefer, node: &NodeName) -> bool {
+    match prefer {
+        Prefer::Node => *node == me.name,
+        Prefer::Label(key) => {
+            let label = me.labels.get(key);
+            label.is_some() && snapshot.nodes.get(node).and_then(|node| node.labels.get(key)) == label
+        }
+    }
+}
+
+/// What balances a network's connections on this node.
+pub fn balancer<'a>(
+    me: &Node,
+    snapshot: &Snapshot,
+    network: &Network,
+    endpoints: impl IntoIterator<Item = &'a Endpoint>,
+) -> Balancer {
+    let mut members: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        if let Some(service) = &endpoint.service {
+            members.entry(service.as_str()).or_default().push(endpoint);
+        }
+    }
+    let mut balancer = Balancer::default();
+    let mut marks = Marks::default();
+    for service in snapshot.services.values() {
+        let Some(addresses) = service.addresses.get(&network.id) else { continue };
+        let members = members.get(service.name.as_str()).map_or(&[][..], Vec::as_slice);
+        let backends = backends(me, snapshot, service, members.iter().copied());
+        for address in addresses {
+            balancer.add(me, service, *address, &backends, &mut marks);
+        }
+        balancer.timeouts = balancer.timeouts.max(Timeouts::of(service));
+    }
+    balancer
+}
+
+impl Balancer {
+    fn add(
+        &mut self,
+        me: &Node,
+        service: &Service,
+        address: IpAddr,
+        backends: &[Backend<'_>],
+        marks: &mut Marks,
+    ) {
+        self.addresses.insert(address);
+        let mut weights = BTreeMap::new();
+        for backend in backends {
+            let addresses = &backend.endpoint.addresses;
+            let Some(own) = addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4()) else {
+                continue;
+            };
+            if backend.endpoint.node == me.name {
+                self.own.insert((*own, address));
+            }
+            // Connections to a dead node go nowhere: its backends go with all that they had.
+            if backend.out != Some(Out::NodeDead) {
+                weights.insert(*own, backend.weight());
+            }
+        }
+        if weights.values().all(|weight| *weight == 0) {
+            self.silent.insert(address);
+        }
+        let spread = |target: u16| Spread {
+            scheduler: service.balancing.scheduler,
+            affinity: service.balancing.affinity,
+            backends: weights
+                .iter()
+                .map(|(own, weight)| (SocketAddr::new(*own, target), *weight))
+                .collect(),
+        };
+        if service.balancing.ports.is_empty() {
+            self.fronts.insert(Front::All { address, mark: marks.of(address) }, spread(0));
+        }
+        for port in &service.balancing.ports {
+            let front = Front::Port { protocol: port.protocol, address, port: port.port };
+            self.fronts.insert(front, spread(port.target));
+        }
+    }
+}
+
+impl Timeouts {
+    /// What IPVS begins with (`tcp_timeouts` and `udp_timeouts` in net/netfilter/ipvs).
+    pub const DEFAULT: Self = Self { tcp: 900, tcp_fin: 120, udp: 300 };
+
+    /// What a service asks for.
+    pub fn of(service: &Service) -> Self {
+        let asked = service.balancing.timeouts;
+        Self {
+            tcp: asked.tcp.unwrap_or(Self::DEFAULT.tcp),
+            tcp_fin: asked.tcp_fin.unwrap_or(Self::DEFAULT.tcp_fin),
+            udp: asked.udp.unwrap_or(Self::DEFAULT.udp),
+        }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            tcp: self.tcp.max(other.tcp),
+            tcp_fin: self.tcp_fin.max(other.tcp_fin),
+            udp: self.udp.max(other.udp),
+        }
+    }
+}
+
+/// Marks that were given to addresses.
+#[derive(Default)]
+struct Marks {
+    given: BTreeSet<(bool, u32)>,
+}
+
+impl Marks {
+    /// A mark that no other address of the family has: the address itself for IPv4, for IPv6 all its
+    /// bits folded, or the next that is free.
+    fn of(&mut self, address: IpAddr) -> u32 {
+        let mut mark = match address {
+            IpAddr::V4(address) => u32::from(address),
+            IpAddr::V6(address) => {
+                let words = address.octets();
+                let words = words
+                    .chunks_exact(4)
+                    .map(|word| word.iter().fold(0, |all, byte| all << 8 | u32::from(*byte)));
+                words.fold(0, |all: u32, word| all.rotate_left(9) ^ word)
+            }
+        };
+        // 0 is a packet without a mark.
+        while mark == 0 || !self.given.insert((address.is_ipv4(), mark)) {
+            mark = mark.wrapping_add(1);
+        }
+        mark
+    }
+}
+
+#[cfg(test)]
+mod tests;
