@@ -69,7 +69,7 @@ pub struct Info {
 /// The IPVS of one network namespace.
 pub struct Ipvs {
     netlink: Netlink,
-    /// Its number among the families of generic netlink, for as long as the module is loaded.
+    /// Its number among the families of generic netlink.
     family: u16,
 }
 
@@ -82,15 +82,7 @@ impl Ipvs {
     /// [`Error::NoIpvs`] where the kernel has none.
     pub fn open() -> Result<Self, Error> {
         let mut netlink = Netlink::generic().map_err(Error::Socket)?;
-        let name = wire::put_name(CTRL_ATTR_FAMILY_NAME, wire::FAMILY);
-        let request = wire::control(CTRL_CMD_GETFAMILY, &[name]);
-        let replies = netlink.request(netlink::Request::new(request)).map_err(|error| {
-            let missing = error.errno == Errno::ENOENT;
-            if missing { Error::NoIpvs } else { Error::refused(Request::Family)(error) }
-        })?;
-        let family = only(replies)
-            .and_then(|reply| wire::get_u16(wire::find(&reply, CTRL_ATTR_FAMILY_ID, "family number")?))
-            .map_err(Error::malformed(Request::Family))?;
+        let family = find_family(&mut netlink)?;
         Ok(Self { netlink, family })
     }
 
@@ -101,9 +93,21 @@ impl Ipvs {
     ///
     /// [`Error::Invalid`] for what was not sent, [`Error::Refused`] for what the kernel refused.
     pub fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), Error>> {
+        let results = self.apply_once(changes);
+        let lost = |result: &Result<(), Error>| matches!(result, Err(Error::Refused { source, .. }) if source.errno == Errno::ENOENT);
+        if !results.iter().any(lost) {
+            return results;
+        }
+        match self.renew() {
+            Ok(true) => self.apply_once(changes),
+            Err(Error::NoIpvs) => changes.iter().map(|_| Err(Error::NoIpvs)).collect(),
+            _ => results,
+        }
+    }
+
+    fn apply_once(&mut self, changes: &[Change]) -> Vec<Result<(), Error>> {
         let encoded: Vec<_> = changes.iter().map(|change| change.encode(self.family)).collect();
-        let sent: Vec<_> =
-            encoded.iter().flatten().map(|message| netlink::Request::new(message.clone())).collect();
+        let sent: Vec<_> = encoded.iter().flatten().cloned().map(netlink::Request::new).collect();
         let mut answers = self.netlink.batch(&sent).into_iter();
         let results = changes.iter().zip(encoded).map(|(change, encoded)| {
             let request = || Request::from(change.clone());
@@ -130,8 +134,7 @@ impl Ipvs {
     /// of a long answer: while somebody else adds and removes services, one may be missing or come
     /// twice.
     pub fn services(&mut self) -> Result<Vec<ServiceState>, Error> {
-        let request = wire::message(self.family, Command::GetService, &[]);
-        let replies = self.netlink.dump(&request).map_err(Error::refused(Request::Services))?;
+        let replies = self.dump(Command::GetService, &[], Request::Services)?;
         let services = replies.into_iter().map(|reply| decode_service(&attributes(reply)));
         services.collect::<Result<_, _>>().map_err(Error::malformed(Request::Services))
     }
@@ -164,9 +167,8 @@ impl Ipvs {
 
     fn dump_destinations(&mut self, key: &ServiceKey) -> Result<Vec<DestinationState>, Error> {
         let named = wire::put_nested(command::SERVICE, &key.encode());
-        let message = wire::message(self.family, Command::GetDestination, &[named]);
         let request = Request::Destinations(*key);
-        let replies = self.netlink.dump(&message).map_err(Error::refused(request.clone()))?;
+        let replies = self.dump(Command::GetDestination, &[named], request.clone())?;
         let decode = |reply| {
             let reply = attributes(reply);
             let destination = wire::find(&reply, command::DESTINATION, "destination")?;
@@ -195,9 +197,7 @@ impl Ipvs {
             wire::put_u32(command::TIMEOUT_TCP_FIN, timeouts.tcp_fin),
             wire::put_u32(command::TIMEOUT_UDP, timeouts.udp),
         ];
-        let message = wire::message(self.family, Command::SetConfig, &attributes);
-        let answer = self.netlink.request(netlink::Request::new(message));
-        answer.map(|_| ()).map_err(Error::refused(Request::SetTimeouts))
+        self.request(Command::SetConfig, &attributes, Request::SetTimeouts).map(|_| ())
     }
 
     /// Reads the version and the size of the connection table.
@@ -213,11 +213,65 @@ impl Ipvs {
         attributes: &[DefaultNla],
         request: Request,
     ) -> Result<Vec<u8>, Error> {
-        let message = wire::message(self.family, command, attributes);
-        let replies = self.netlink.request(netlink::Request::new(message));
-        let replies = replies.map_err(Error::refused(request.clone()))?;
+        let replies = self.request(command, attributes, request.clone())?;
         only(replies).map_err(Error::malformed(request))
     }
+
+    fn request(
+        &mut self,
+        command: Command,
+        attributes: &[DefaultNla],
+        request: Request,
+    ) -> Result<Vec<Message>, Error> {
+        self.send(request, |netlink, family| {
+            netlink.request(netlink::Request::new(wire::message(family, command, attributes)))
+        })
+    }
+
+    fn dump(
+        &mut self,
+        command: Command,
+        attributes: &[DefaultNla],
+        request: Request,
+    ) -> Result<Vec<Message>, Error> {
+        self.send(request, |netlink, family| netlink.dump(&wire::message(family, command, attributes)))
+    }
+
+    /// Sends a request that is no change of the table, and once more if IPVS was not there under its
+    /// number.
+    fn send(
+        &mut self,
+        request: Request,
+        send: impl Fn(&mut Netlink, u16) -> Result<Vec<Message>, NetlinkError>,
+    ) -> Result<Vec<Message>, Error> {
+        match send(&mut self.netlink, self.family) {
+            Err(error) if error.errno == Errno::ENOENT && self.renew()? => {
+                send(&mut self.netlink, self.family)
+            }
+            result => result,
+        }
+        .map_err(Error::refused(request))
+    }
+
+    /// Looks whether IPVS has another number by now, as after its module was unloaded and is loaded
+    /// again. While there is a service it cannot be unloaded, so nothing was lost.
+    fn renew(&mut self) -> Result<bool, Error> {
+        let family = find_family(&mut self.netlink)?;
+        Ok(std::mem::replace(&mut self.family, family) != family)
+    }
+}
+
+/// Asks for the number of IPVS, on which the kernel loads the module.
+fn find_family(netlink: &mut Netlink) -> Result<u16, Error> {
+    let name = wire::put_name(CTRL_ATTR_FAMILY_NAME, wire::FAMILY);
+    let request = wire::control(CTRL_CMD_GETFAMILY, &[name]);
+    let replies = netlink.request(netlink::Request::new(request)).map_err(|error| {
+        let missing = error.errno == Errno::ENOENT;
+        if missing { Error::NoIpvs } else { Error::refused(Request::Family)(error) }
+    })?;
+    only(replies)
+        .and_then(|reply| wire::get_u16(wire::find(&reply, CTRL_ATTR_FAMILY_ID, "family number")?))
+        .map_err(Error::malformed(Request::Family))
 }
 
 fn attributes(reply: Message) -> Vec<u8> {

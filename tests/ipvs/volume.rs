@@ -1,9 +1,12 @@
-//! Many at once.
+//! Many at once, and what outlasts the module.
+
+use std::process::{Command, Stdio};
 
 use netctl::kernel::ipvs::{Change, Error, Reason, Scheduler, Service};
 
 use crate::world::{
-    Table, apply, changes, masqueraded, open, read, restore, round_robin, saved, sorted, tcp,
+    Table, apply, at, changes, eventually, masqueraded, open, read, refused, restore, round_robin,
+    saved, sorted, tcp,
 };
 
 const SERVICES: u16 = 1000;
@@ -72,4 +75,28 @@ pub fn each_of_a_batch_has_its_answer() {
         assert!(matches!(four[3], Err(Error::Invalid { .. })), "{:?}", four[3]);
     }
     assert_eq!(read(&mut ipvs).len(), 500);
+}
+
+pub fn a_module_that_was_loaded_anew_is_found_again() {
+    let unload = || {
+        // The namespaces of earlier tests, with their services, end a moment after those.
+        eventually("ip_vs and its schedulers can be unloaded", || {
+            let modules = std::fs::read_to_string("/proc/modules").unwrap();
+            let names = modules.lines().filter_map(|line| line.split(' ').next());
+            let names: Vec<_> = names.filter(|name| name.starts_with("ip_vs_")).collect();
+            let rmmod = Command::new("rmmod").args(names).arg("ip_vs").stderr(Stdio::null()).status();
+            rmmod.expect("rmmod runs").success().then_some(())
+        });
+    };
+    let key = tcp("10.7.0.1", 80);
+    let (mut reader, mut writer) = (open(), open());
+    unload();
+    assert_eq!(reader.table().unwrap(), []);
+    assert_eq!(reader.service(&key).unwrap(), None);
+    assert!(writer.apply(&[Change::AddService(round_robin(key))])[0].is_ok());
+    assert_eq!(saved(), ["-A -t 10.7.0.1:80 -s rr"]);
+    apply(&mut writer, &[Change::Flush]);
+    unload();
+    let delete = Change::DeleteDestination { service: key, destination: at("10.7.0.2", 80) };
+    assert_eq!(refused(&mut writer, delete).0, Reason::NoService);
 }

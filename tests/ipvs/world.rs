@@ -18,14 +18,9 @@ pub const REAL: &str = "10.7.0.2";
 /// Moves the calling thread into a namespace of its own, which goes with it.
 pub fn fresh_namespace() {
     unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
-    for line in [
-        "ip link set lo up",
-        "ip address add 10.7.0.1/24 dev lo",
-        "ip address add 10.7.0.2/24 dev lo",
-        "ip address add fd07::1/64 dev lo nodad",
-    ] {
-        sh(line);
-    }
+    let lines = "link set lo up\naddress add 10.7.0.1/24 dev lo\naddress add 10.7.0.2/24 dev lo\n\
+                 address add fd07::1/64 dev lo nodad\n";
+    feed("ip -batch -", lines);
 }
 
 /// Runs a command line, which must succeed, in the calling thread's namespace.
