@@ -6,6 +6,7 @@
 
 mod error;
 mod host;
+pub mod ipvs;
 mod look;
 mod message;
 mod monitor;

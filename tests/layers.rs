@@ -33,12 +33,13 @@ const LAYERS: [(&str, &[&str]); 12] = [
 const PURE: [&str; 6] = ["model", "ipam", "plan", "lb", "overlay", "reconcile"];
 
 /// What the pure modules must not name, as whole words or paths.
-const IMPURE: [&str; 23] = [
+const IMPURE: [&str; 24] = [
     "tokio",
     "nix",
     "libc",
     "rtnetlink",
     "netlink_packet_core",
+    "netlink_packet_generic",
     "netlink_packet_route",
     "netlink_sys",
     "std::fs",

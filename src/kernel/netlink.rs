@@ -1,7 +1,8 @@
-//! A synchronous rtnetlink transport: many requests in one send, dumps that are whole.
+//! A synchronous netlink transport: many requests in one send, dumps that are whole.
 //!
 //! The kernel works through a request while it is being sent, so when a send returns every answer
-//! is waiting. Nothing here knows what a message means; [`super::message`] makes them.
+//! is waiting. Nothing here knows what a message means: [`super::message`] makes those of rtnetlink,
+//! [`super::ipvs`] those of IPVS.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,10 +13,13 @@ use std::time::Duration;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_EXCL,
     NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NlaBuffer, NlasIterator, Parseable,
+    NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator, Parseable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_GENERIC, NETLINK_ROUTE},
+};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -63,46 +67,51 @@ impl From<io::Error> for NetlinkError {
     }
 }
 
+/// What one protocol's messages are, in the form that goes over the socket.
+pub trait Message: NetlinkSerializable + NetlinkDeserializable + Clone {}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Message for M {}
+
 /// A message to the kernel that it must acknowledge.
 #[derive(Debug, Clone)]
-pub struct Request {
-    message: RouteNetlinkMessage,
+pub struct Request<M = RouteNetlinkMessage> {
+    message: M,
     flags: u16,
 }
 
-impl Request {
+impl<M> Request<M> {
     /// A request that asks, changes or removes.
-    pub fn new(message: RouteNetlinkMessage) -> Self {
+    pub fn new(message: M) -> Self {
         Self { message, flags: 0 }
     }
 
     /// A request that makes an object which must not be there yet.
-    pub fn create(message: RouteNetlinkMessage) -> Self {
+    pub fn create(message: M) -> Self {
         Self { message, flags: NLM_F_CREATE | NLM_F_EXCL }
     }
 
     /// A request that makes a device. The kernel (6.2 or newer) says who made it only when asked to
     /// send the notification to the maker as well.
-    pub fn create_device(message: RouteNetlinkMessage) -> Self {
+    pub fn create_device(message: M) -> Self {
         Self { message, flags: NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO }
     }
 
     /// A request that makes an object or replaces the one with the same key.
-    pub fn replace(message: RouteNetlinkMessage) -> Self {
+    pub fn replace(message: M) -> Self {
         Self { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
     }
 }
 
 /// The kernel's answer to one request.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Answer<M = RouteNetlinkMessage> {
     /// Whether it was done.
     pub result: Result<(), NetlinkError>,
     /// What was asked for, where something was.
-    pub replies: Vec<RouteNetlinkMessage>,
+    pub replies: Vec<M>,
 }
 
-/// An rtnetlink socket. It belongs to the namespace in which it was opened, for good.
+/// A netlink socket. It belongs to the namespace in which it was opened, for good.
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -110,9 +119,18 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the calling thread's namespace.
+    /// Opens an rtnetlink socket in the calling thread's namespace.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Self::connect(NETLINK_ROUTE)
+    }
+
+    /// Opens a generic netlink socket in the calling thread's namespace.
+    pub fn generic() -> io::Result<Self> {
+        Self::connect(NETLINK_GENERIC)
+    }
+
+    fn connect(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         bind_own(&mut socket)?;
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
@@ -129,12 +147,12 @@ impl Netlink {
 
     /// Sends the requests in order and returns a result for each. One that fails does not stop
     /// those after it.
-    pub fn batch(&mut self, requests: &[Request]) -> Vec<Result<(), NetlinkError>> {
+    pub fn batch<M: Message>(&mut self, requests: &[Request<M>]) -> Vec<Result<(), NetlinkError>> {
         self.exchange(requests).into_iter().map(|answer| answer.result).collect()
     }
 
     /// Sends one request.
-    pub fn request(&mut self, request: Request) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub fn request<M: Message>(&mut self, request: Request<M>) -> Result<Vec<M>, NetlinkError> {
         let answer = self.exchange(&[request]).pop();
         let lost = NetlinkError { errno: Errno::EIO, text: String::new() };
         let answer = answer.ok_or(lost)?;
@@ -142,7 +160,7 @@ impl Netlink {
     }
 
     /// Sends the requests in order and returns an answer for each.
-    pub fn exchange(&mut self, requests: &[Request]) -> Vec<Answer> {
+    pub fn exchange<M: Message>(&mut self, requests: &[Request<M>]) -> Vec<Answer<M>> {
         let mut answers = Vec::with_capacity(requests.len());
         let mut rest = requests;
         let mut packet = Vec::with_capacity(BATCH_BYTES);
@@ -161,11 +179,11 @@ impl Netlink {
         answers
     }
 
-    fn send_and_collect(&mut self, packet: &[u8], count: usize) -> Vec<Answer> {
+    fn send_and_collect<M: Message>(&mut self, packet: &[u8], count: usize) -> Vec<Answer<M>> {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(count as u32);
         let mut results: Vec<Option<Result<(), NetlinkError>>> = vec![None; count];
-        let mut replies: Vec<Vec<RouteNetlinkMessage>> = vec![Vec::new(); count];
+        let mut replies: Vec<Vec<M>> = vec![Vec::new(); count];
         let mut outcome = self.socket.send(packet, 0).map(|_| ());
         let mut missing = count;
         while missing > 0 && outcome.is_ok() {
@@ -178,7 +196,7 @@ impl Netlink {
                     missing -= usize::from(result.is_none());
                     *result = Some(acknowledgement(&header, payload));
                 } else {
-                    replies[index].extend(RouteNetlinkMessage::deserialize(&header, payload));
+                    replies[index].extend(M::deserialize(&header, payload));
                 }
             }
         }
@@ -192,10 +210,7 @@ impl Netlink {
 
     /// Reads a whole table, again when it changed meanwhile. Entries in a form that the parser does
     /// not know are left out.
-    pub fn dump(
-        &mut self,
-        request: &RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub fn dump<M: Message>(&mut self, request: &M) -> Result<Vec<M>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             if let Some(entries) = self.dump_once(request)? {
                 return Ok(entries);
@@ -205,10 +220,7 @@ impl Netlink {
     }
 
     /// `None`: the table changed, or something was lost.
-    fn dump_once(
-        &mut self,
-        request: &RouteNetlinkMessage,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+    fn dump_once<M: Message>(&mut self, request: &M) -> Result<Option<Vec<M>>, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut packet = Vec::new();
         push(&mut packet, request, NLM_F_DUMP, self.sequence);
@@ -234,7 +246,7 @@ impl Netlink {
                         acknowledgement(&header, payload)?;
                         return Ok(whole.then_some(entries));
                     }
-                    _ => match RouteNetlinkMessage::deserialize(&header, payload) {
+                    _ => match M::deserialize(&header, payload) {
                         Ok(message) => entries.push(message),
                         Err(error) => tracing::debug!(%error, "netlink entry not understood"),
                     },
@@ -321,7 +333,7 @@ pub(super) fn borrow(socket: &Socket) -> std::os::fd::BorrowedFd<'_> {
     unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 
-fn push(packet: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequence: u32) {
+fn push<M: Message>(packet: &mut Vec<u8>, message: &M, flags: u16, sequence: u32) {
     let mut header = NetlinkHeader::default();
     header.flags = flags | NLM_F_REQUEST;
     header.sequence_number = sequence;
