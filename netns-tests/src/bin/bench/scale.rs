@@ -243,6 +243,8 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
             },
             any_interface: false,
             service: None,
+            weight: 1,
+            state: Default::default(),
             labels: std::collections::BTreeMap::new(),
         };
         let claimed = cluster.claim(&network, &claim, &std::collections::BTreeSet::new()).await;
