@@ -12,6 +12,8 @@ mod front;
 mod gate;
 mod identity;
 mod join;
+mod metrics;
+mod networks;
 mod pressure;
 mod services;
 
@@ -20,8 +22,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::api::{VersionView, server};
@@ -34,6 +38,8 @@ use agent::Agent;
 use dataplane::{Dataplane, Settings};
 use front::Front;
 use identity::Identity;
+use metrics::{Metrics, Networks};
+use pressure::Pressure;
 
 /// How often the node's record is compared with its interfaces and routes.
 const DESCRIBE: Duration = Duration::from_secs(60);
@@ -85,20 +91,21 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let store = join::open_store(config)?;
-    let front = Arc::new(Front::new(VersionView {
+    let metrics = Arc::new(Metrics::new(&node.version));
+    let version = VersionView {
         version: node.version.clone(),
         api: "v1".to_owned(),
         node: node.name.clone(),
         store: store.name(),
         kernel: kernel_release(),
-    }));
-    let listener = server::bind(&config.socket, config.socket_group.as_ref().map(|group| group.gid))?;
+    };
+    let front = Arc::new(Front::new(version, metrics.clone()));
     let (stop, stopped) = watch::channel(false);
-    let api = tokio::spawn(server::serve(listener, front.clone(), stopped_when(stopped)));
+    let servers = start_servers(config, &front, &stopped).await?;
 
     let running = async {
         let (cluster, networks) = join::join(&store, config, identity, &node, &front).await?;
-        start_agent(config, &node, Arc::new(cluster), networks, &front).await
+        start_agent(config, &node, Arc::new(cluster), networks, (&front, &metrics)).await
     };
     let agent = tokio::select! {
         agent = running => Some(agent?),
@@ -131,8 +138,30 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
     };
     // Whoever waits for an answer has it by now, or gets it within the server's grace.
     let _ = stop.send(true);
-    api.await.context("the API's task did not end in order")?;
+    for server in servers {
+        server.await.context("a task of the API did not end in order")?;
+    }
     outcome
+}
+
+/// Opens the API's socket, and the port of the metrics where one is configured.
+async fn start_servers(
+    config: &Config,
+    front: &Arc<Front>,
+    stopped: &watch::Receiver<bool>,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let group = config.socket_group.as_ref().map(|group| group.gid);
+    let listener = server::bind(&config.socket, group)?;
+    let until = stopped_when(stopped.clone());
+    let mut servers = vec![tokio::spawn(server::serve(listener, front.clone(), until))];
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("cannot serve the metrics at {address}"))?;
+        let until = stopped_when(stopped.clone());
+        servers.push(tokio::spawn(server::serve_metrics(listener, front.clone(), until)));
+        info!(%address, "metrics are served");
+    }
+    Ok(servers)
 }
 
 /// Completes when the agent is to stop.
@@ -153,7 +182,7 @@ async fn start_agent(
     node: &Node,
     cluster: Arc<Cluster>,
     networks: Vec<NetworkId>,
-    front: &Arc<Front>,
+    (front, metrics): (&Arc<Front>, &Metrics),
 ) -> anyhow::Result<(Arc<Agent>, std::thread::JoinHandle<()>)> {
     let view = View::start(cluster.clone(), node.name.clone(), networks);
     let (gone, gone_endpoints) = mpsc::unbounded_channel();
@@ -175,8 +204,11 @@ async fn start_agent(
         dataplane.clone(),
         defaults,
         boot,
+        Pressure::new(pressure::Levels { warning: config.address_warning, alarm: config.address_alarm }),
     ));
 
+    metrics.follow(view.clone());
+    metrics.bring(Networks(agent.clone()));
     tokio::spawn(forward_view(view.clone(), dataplane));
     tokio::spawn(stay_alive(cluster.clone(), node.clone(), config.lease));
     tokio::spawn(describe_again(cluster, node.clone()));
@@ -187,8 +219,7 @@ async fn start_agent(
             "freed addresses rest shorter than a node's lease lasts: another node may still hold routes to them when they are given out again"
         );
     }
-    let levels = pressure::Levels { warning: config.address_warning, alarm: config.address_alarm };
-    tokio::spawn(pressure::watch(agent.clone(), levels));
+    tokio::spawn(pressure::watch(agent.clone()));
 
     let mut known = view.subscribe();
     known
