@@ -35,7 +35,7 @@ use crate::kernel;
 use crate::model::{Endpoint, NetworkId, Node};
 
 use agent::Agent;
-use dataplane::{Dataplane, Settings};
+use dataplane::{Dataplane, Settings, Tally};
 use front::Front;
 use identity::Identity;
 use metrics::{Metrics, Networks};
@@ -187,7 +187,9 @@ async fn start_agent(
     let view = View::start(cluster.clone(), node.name.clone(), networks);
     let (gone, gone_endpoints) = mpsc::unbounded_channel();
     let boot = kernel::boot_id()?;
-    let settings = Settings { boot: boot.clone(), resync: config.resync };
+    let tally = Tally::default();
+    metrics.change(|registry| tally.register(registry));
+    let settings = Settings { boot: boot.clone(), resync: config.resync, tally };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let defaults = Defaults {
