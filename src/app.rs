@@ -6,6 +6,7 @@
 
 mod agent;
 mod check;
+mod counted;
 mod dataplane;
 mod errors;
 mod front;
@@ -33,8 +34,10 @@ use crate::cluster::{Cluster, Defaults, Health, View};
 use crate::config::{Config, LogFormat};
 use crate::kernel;
 use crate::model::{Endpoint, NetworkId, Node};
+use crate::store::Store;
 
 use agent::Agent;
+use counted::Counted;
 use dataplane::{Dataplane, Settings, Tally};
 use front::Front;
 use identity::Identity;
@@ -90,8 +93,10 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
 async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let store = join::open_store(config)?;
+    let store = Counted::new(join::open_store(config)?);
     let metrics = Arc::new(Metrics::new(&node.version));
+    metrics.change(|registry| store.register(registry));
+    let store: Arc<dyn Store> = Arc::new(store);
     let version = VersionView {
         version: node.version.clone(),
         api: "v1".to_owned(),
@@ -156,7 +161,9 @@ async fn start_servers(
     let mut servers = vec![tokio::spawn(server::serve(listener, front.clone(), until))];
     if let Some(address) = config.metrics {
         let listener = TcpListener::bind(address).await;
-        let listener = listener.with_context(|| format!("cannot serve the metrics at {address}"))?;
+        let listener = listener.with_context(|| {
+            format!("cannot serve the metrics at {address} (give another with --metrics)")
+        })?;
         let until = stopped_when(stopped.clone());
         servers.push(tokio::spawn(server::serve_metrics(listener, front.clone(), until)));
         info!(%address, "metrics are served");

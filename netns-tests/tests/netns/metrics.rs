@@ -243,9 +243,13 @@ fn what_somebody_breaks_is_counted_and_an_outage_is_seen(world: &World) {
     wait_for("the table is back", || repairs(cluster.n1()) == 3.0);
     assert!(socket(cluster.n1())["netctl_reconcile_runs_total"] > runs);
     let connected = |node: &Node| port(node)["netctl_store_connected"];
+    let failures = |node: &Node| port(node)["netctl_store_request_failures_total"];
+    let before = failures(cluster.n1());
     assert_eq!(connected(cluster.n1()), 1.0);
     cluster.etcd.stop();
     wait_for("the outage is seen", || connected(cluster.n1()) == 0.0);
+    assert_eq!(cluster.n1().ctl("network create more").code, Some(6));
+    assert!(failures(cluster.n1()) > before);
     // What is known goes on being told.
     assert_eq!(shop(&port(cluster.n1()), "addresses", ",state=\"endpoints\""), Some(1.0));
     cluster.etcd.start();
