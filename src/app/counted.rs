@@ -81,7 +81,7 @@ mod tests {
     #[tokio::test]
     async fn every_request_counts_and_a_lease_that_ended_is_no_failure() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&directory.path().join("store.redb")).unwrap();
+        let store = Embedded::open(directory.path().join("store.redb")).unwrap();
         let store = Counted::new(Arc::new(store));
         assert_eq!(store.get("a").await.unwrap(), None);
         assert!(store.list("a").await.unwrap().entries.is_empty());
