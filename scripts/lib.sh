@@ -12,7 +12,7 @@ fi
 {
     BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
     RUN_PACKAGES=(nftables iproute2 util-linux)
-    TEST_PACKAGES=(etcd-server etcd-client iputils-ping strace procps shellcheck)
+    TEST_PACKAGES=(curl etcd-server etcd-client iputils-ping strace procps shellcheck)
     DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
     BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod)
 }

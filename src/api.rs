@@ -90,6 +90,12 @@ pub struct NetworkView {
     pub ipv4: Option<Usage>,
     /// How its IPv6 addresses are used.
     pub ipv6: Option<Usage>,
+    /// How each subnet's addresses are used, in the order of `subnets`; empty while the store is away.
+    #[serde(default)]
+    pub subnet_usage: Vec<SubnetUsage>,
+    /// What each node that uses the network has of it, by name; empty while the store is away.
+    #[serde(default)]
+    pub node_usage: Vec<NodeUsage>,
     /// The MTU of its containers' interfaces on this node.
     pub effective_mtu: u32,
     /// The store's revision that wrote it last.
@@ -219,6 +225,71 @@ pub struct Usage {
     pub reserved: u64,
     /// What is left.
     pub free: u64,
+    /// How full that is, by the configuration of the agent that answers.
+    #[serde(default)]
+    pub level: Level,
+    /// In how many seconds nothing will be left if it goes on as in the last hour; unknown where it
+    /// did not grow, and on a node that does not use the network.
+    #[serde(default)]
+    pub full_in: Option<u64>,
+}
+
+/// How full a network is.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Enough is left.
+    #[default]
+    Fine,
+    /// It runs full (`address_warning`).
+    Warning,
+    /// It is about to be full (`address_alarm`).
+    Alarm,
+}
+
+/// How the addresses of one subnet are used. Numbers beyond 64 bits are shown as the largest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SubnetUsage {
+    /// The subnet.
+    #[schema(value_type = String)]
+    pub cidr: IpNetwork,
+    /// Addresses that may be given out.
+    pub usable: u64,
+    /// Those that endpoints have.
+    pub endpoints: u64,
+    /// Those that services have as their own.
+    pub services: u64,
+    /// Those that were freed a short while ago.
+    pub resting: u64,
+    /// Those that nobody has. What is kept for services is among them: it is kept of the network,
+    /// not of a subnet.
+    pub free: u64,
+    /// Addresses that are not usable because the network's owner reserved them.
+    pub excluded: u64,
+}
+
+/// What a node has of a network's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeUsage {
+    /// The node.
+    pub node: NodeName,
+    /// What it has of IPv4, where the network has any.
+    pub ipv4: Option<Share>,
+    /// What it has of IPv6.
+    pub ipv6: Option<Share>,
+}
+
+/// A node's part of a network's addresses of one family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Share {
+    /// Blocks of addresses that it chooses from.
+    pub blocks: u64,
+    /// Addresses that its endpoints have, in its blocks or not.
+    pub endpoints: u64,
+    /// Addresses of its blocks that nobody has.
+    pub free: u64,
 }
 
 /// What a check of the store and of this node's kernel found.
@@ -275,6 +346,8 @@ pub enum Expanded {
 pub trait Service: Send + Sync + 'static {
     /// Version and state.
     async fn version(&self) -> VersionView;
+    /// All metrics, in the OpenMetrics text format.
+    async fn metrics(&self) -> String;
     /// Makes a network.
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkView, ApiError>;
     /// All networks, by name.

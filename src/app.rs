@@ -6,12 +6,15 @@
 
 mod agent;
 mod check;
+mod counted;
 mod dataplane;
 mod errors;
 mod front;
 mod gate;
 mod identity;
 mod join;
+mod metrics;
+mod networks;
 mod place;
 mod pressure;
 mod services;
@@ -21,8 +24,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::api::{VersionView, server};
@@ -31,11 +36,15 @@ use crate::config::duration::Shown;
 use crate::config::{Config, LogFormat};
 use crate::kernel;
 use crate::model::{Endpoint, NetworkId, Node};
+use crate::store::Store;
 
 use agent::Agent;
-use dataplane::{Dataplane, Settings};
+use counted::Counted;
+use dataplane::{Dataplane, Settings, Tally};
 use front::Front;
 use identity::Identity;
+use metrics::{Metrics, Networks};
+use pressure::Pressure;
 
 /// How often the node's record is compared with its interfaces and routes.
 const DESCRIBE: Duration = Duration::from_secs(60);
@@ -90,21 +99,24 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
 async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let store = join::open_store(config)?;
-    let front = Arc::new(Front::new(VersionView {
+    let store = Counted::new(join::open_store(config)?);
+    let metrics = Arc::new(Metrics::new(&node.version));
+    metrics.change(|registry| store.register(registry));
+    let store: Arc<dyn Store> = Arc::new(store);
+    let version = VersionView {
         version: node.version.clone(),
         api: "v1".to_owned(),
         node: node.name.clone(),
         store: store.name(),
         kernel: kernel_release(),
-    }));
-    let listener = server::bind(&config.socket, config.socket_group.as_ref().map(|group| group.gid))?;
+    };
+    let front = Arc::new(Front::new(version, metrics.clone()));
     let (stop, stopped) = watch::channel(false);
-    let api = tokio::spawn(server::serve(listener, front.clone(), stopped_when(stopped)));
+    let servers = start_servers(config, &front, &stopped).await?;
 
     let running = async {
         let (cluster, networks) = join::join(&store, config, identity, &node, &front).await?;
-        start_agent(config, &node, Arc::new(cluster), networks, &front).await
+        start_agent(config, &node, Arc::new(cluster), networks, (&front, &metrics)).await
     };
     let agent = tokio::select! {
         agent = running => Some(agent?),
@@ -137,8 +149,32 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
     };
     // Whoever waits for an answer has it by now, or gets it within the server's grace.
     let _ = stop.send(true);
-    api.await.context("the API's task did not end in order")?;
+    for server in servers {
+        server.await.context("a task of the API did not end in order")?;
+    }
     outcome
+}
+
+/// Opens the API's socket, and the port of the metrics where one is configured.
+async fn start_servers(
+    config: &Config,
+    front: &Arc<Front>,
+    stopped: &watch::Receiver<bool>,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let group = config.socket_group.as_ref().map(|group| group.gid);
+    let listener = server::bind(&config.socket, group)?;
+    let until = stopped_when(stopped.clone());
+    let mut servers = vec![tokio::spawn(server::serve(listener, front.clone(), until))];
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| {
+            format!("cannot serve the metrics at {address} (give another with --metrics)")
+        })?;
+        let until = stopped_when(stopped.clone());
+        servers.push(tokio::spawn(server::serve_metrics(listener, front.clone(), until)));
+        info!(%address, "metrics are served");
+    }
+    Ok(servers)
 }
 
 /// Completes when the agent is to stop.
@@ -159,12 +195,14 @@ async fn start_agent(
     node: &Node,
     cluster: Arc<Cluster>,
     networks: Vec<NetworkId>,
-    front: &Arc<Front>,
+    (front, metrics): (&Arc<Front>, &Metrics),
 ) -> anyhow::Result<(Arc<Agent>, std::thread::JoinHandle<()>)> {
     let view = View::start(cluster.clone(), node.name.clone(), networks);
     let (gone, gone_endpoints) = mpsc::unbounded_channel();
     let boot = kernel::boot_id()?;
-    let settings = Settings { boot: boot.clone(), resync: config.resync };
+    let tally = Tally::default();
+    metrics.change(|registry| tally.register(registry));
+    let settings = Settings { boot: boot.clone(), resync: config.resync, tally };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let defaults = Defaults {
@@ -181,8 +219,11 @@ async fn start_agent(
         dataplane.clone(),
         defaults,
         boot,
+        Pressure::new(pressure::Levels { warning: config.address_warning, alarm: config.address_alarm }),
     ));
 
+    metrics.follow(view.clone());
+    metrics.bring(Networks(agent.clone()));
     tokio::spawn(forward_view(view.clone(), dataplane.clone()));
     tokio::spawn(stay_alive(cluster.clone(), dataplane.clone(), node.clone(), config.lease));
     tokio::spawn(describe_again(cluster, node.clone()));
@@ -192,8 +233,7 @@ async fn start_agent(
             "freed addresses rest shorter than {LEASES_OF_REST} times a node's lease: another node may still hold routes to them when they are given out again"
         );
     }
-    let levels = pressure::Levels { warning: config.address_warning, alarm: config.address_alarm };
-    tokio::spawn(pressure::watch(agent.clone(), levels));
+    tokio::spawn(pressure::watch(agent.clone()));
 
     let mut known = view.subscribe();
     known

@@ -13,6 +13,7 @@ pub mod nodes;
 mod rest;
 pub mod services;
 pub mod subnets;
+pub mod survey;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, sch
 pub use endpoints::{Claimed, EndpointRequest};
 pub use networks::Defaults;
 pub use subnets::Expanded;
+pub use survey::Survey;
 pub use view::{Health, View};
 
 /// How often a change is tried again when others were faster, before it is given up.

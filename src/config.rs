@@ -15,6 +15,7 @@ pub mod underlay;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Who beside root may use the socket.
     pub socket_group: Option<SocketGroup>,
+    /// Where the metrics are served over TCP; `None`: on the API's socket only.
+    pub metrics: Option<SocketAddr>,
     /// Which address the tunnels use; `None`: the only one there is.
     pub underlay: Option<Underlay>,
     /// The UDP port of the tunnels.

@@ -55,6 +55,20 @@ async fn send_json(socket: &Path, method: &str, path: &str, body: &Value) -> (u1
     send(socket, method, path, "application/json", body).await
 }
 
+/// Asks for the metrics; gives the status, the content's type, and the text.
+async fn scrape(socket: &Path, accepted: &str) -> (u16, String, String) {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(async { drop(connection.await) });
+    let request = Request::get("/metrics").header("host", "netctl").header("accept", accepted);
+    let response = sender.send_request(request.body(Full::new(Bytes::new())).unwrap()).await.unwrap();
+    let status = response.status().as_u16();
+    let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, kind, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
 /// Waits for a condition; twenty seconds without it are a failure.
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let start = Instant::now();
@@ -82,6 +96,7 @@ async fn every_operation_answers_as_documented_with_every_status() {
     api.exchange("get", "/v1/openapi.json", Value::Null, 200).await;
     let version = api.exchange("get", "/v1/version", Value::Null, 200).await;
     assert_eq!(version["node"], "n1");
+    api.exchange_metrics().await;
     show_networks(&mut api).await;
     show_subnets(&mut api).await;
     show_services(&mut api).await;
@@ -102,6 +117,9 @@ async fn show_networks(api: &mut Checked<'_>) {
     });
     let made = api.exchange("post", "/v1/networks", web.clone(), 201).await;
     assert_eq!((&made["vni"], &made["internal"]), (&json!(77), &json!(true)));
+    assert_eq!((&made["ipv4"]["level"], &made["ipv4"]["full_in"]), (&json!("fine"), &json!(null)));
+    assert_eq!(made["subnet_usage"][0]["cidr"], "10.9.0.0/24");
+    assert_eq!(made["node_usage"][0]["ipv4"]["blocks"], 1);
     api.exchange("post", "/v1/networks", web.clone(), 409).await;
     api.bad_bodies("/v1/networks", json!({"name": "web", "mtu": 1})).await;
     api.failures("post", "/v1/networks", json!({"name": "x"}), &[500, 503]).await;

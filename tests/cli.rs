@@ -127,9 +127,35 @@ fn a_network_that_runs_full_is_marked() {
     }
     let text = done(&agent, "network inspect web");
     assert!(
-        text.contains("IPv4: 13 usable, 13 endpoints") && text.contains("0 free (100% used)"),
+        text.contains("IPv4: 13 usable, 13 endpoints") && text.contains("0 free (100% used, alarm)"),
         "{text}"
     );
+    // Where that begins is the agent's to say.
+    agent.memory.state().levels = Some((5, 101));
+    assert_eq!(used(&agent), "100% !");
+    agent.memory.state().levels = Some((101, 102));
+    assert_eq!(used(&agent), "100%");
+}
+
+#[test]
+fn inspect_shows_where_a_network_s_addresses_are_and_when_they_end() {
+    let agent = Agent::start();
+    done(&agent, "network create web --subnet 10.9.0.0/28 --reserve 10.9.0.9 --subnet fd00:9::/64");
+    done(&agent, "endpoint attach --network web --netns /run/netns/c");
+    let text = done(&agent, "network inspect web");
+    for line in [
+        "10.9.0.0/28: 12 usable, 0 endpoints, 0 services, 0 resting, 12 free, 1 excluded",
+        "n1: IPv4 1 endpoints, 1 blocks with 14 free",
+        "11 free (8% used)",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    agent.memory.state().full_in = Some(5400);
+    let text = done(&agent, "network inspect web");
+    assert!(text.contains("11 free (8% used, full in 1h30m at this rate)"), "{text}");
+    agent.memory.state().full_in = Some(0);
+    let text = done(&agent, "network inspect web");
+    assert!(text.contains("(8% used, full)"), "{text}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.node.as_str(), "n1");
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/netctl"));
     assert_eq!(config.socket, PathBuf::from("/run/netctl/netctl.sock"));
-    assert_eq!(config.socket_group, None);
+    assert_eq!((config.socket_group, config.metrics), (None, None));
     assert_eq!(config.tunnel_port, 4789);
     assert_eq!(config.pools[0].to_string(), "10.128.0.0/9");
     assert_eq!((config.pool_prefix, config.pool6_prefix), (24, 64));
@@ -53,6 +53,17 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     assert_eq!(config.tunnel_port, 3);
     assert_eq!(config.lease, Duration::from_secs(5));
     assert_eq!(config.rest, Duration::from_secs(4));
+}
+
+#[test]
+fn the_metrics_are_served_where_every_layer_can_say() {
+    let metrics = |flags: &[&str], variables: &[(&str, &str)], file: &str| {
+        load(flags, variables, file).unwrap().metrics.map(|address| address.to_string())
+    };
+    let (file, variables) = ("metrics = \"[::1]:1\"", [("NETCTLD_METRICS", "127.0.0.1:2")]);
+    assert_eq!(metrics(&[], &[], file).as_deref(), Some("[::1]:1"));
+    assert_eq!(metrics(&[], &variables, file).as_deref(), Some("127.0.0.1:2"));
+    assert_eq!(metrics(&["--metrics", "0.0.0.0:3"], &variables, file).as_deref(), Some("0.0.0.0:3"));
 }
 
 #[test]
@@ -134,6 +145,10 @@ fn values_that_do_not_fit_each_other_are_refused() {
         ("lease = \"2500ms\"", "whole seconds"),
         ("log = \"info,=x=y\"", "c.toml:1: log:"),
         ("socket_group = \"no-such-group-here\"", "no group"),
+        ("metrics = \"9980\"", "c.toml:1: metrics:"),
+        ("metrics = \"localhost:9980\"", "give such as 127.0.0.1:9980"),
+        ("metrics = \"127.0.0.1:0\"", "127.0.0.1:9980"),
+        ("metrics = \"127.0.0.1:70000\"", "127.0.0.1:9980"),
         ("node = \"Not_A_Host!\"", "node name"),
         ("underlay = \"a/b\"", "neither an address"),
         ("[store]\nendpoints = [\"http://a:1\"]", "kind of store is embedded"),
@@ -181,6 +196,7 @@ fn lists_and_labels_come_from_every_layer() {
 #[test]
 fn what_is_printed_gives_the_same_configuration_again() {
     let etcd = "underlay = \"192.0.2.0/24\"\nsocket_group = \"0\"\nrest = \"90s\"\npools6 = []\n\
+                metrics = \"[::1]:9980\"\n\
                 log_format = \"json\"\n[labels]\n\"a.b\" = \"c \\\"d\\\"\"\n[store]\nkind = \"etcd\"\n\
                 endpoints = [\"https://a:1\", \"https://[::1]:2\"]\ncert = \"/dev/null\"\n\
                 key = \"/dev/null\"\nca = \"/dev/null\"\nuser = \"u\"\npassword_file = \"/dev/null\"";

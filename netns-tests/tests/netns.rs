@@ -21,6 +21,8 @@ mod expand;
 mod ground;
 #[path = "netns/ipam.rs"]
 mod ipam;
+#[path = "netns/metrics.rs"]
+mod metrics;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/refusals.rs"]
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         ("addresses", addresses::TESTS),
         ("expand", expand::TESTS),
         ("ipam", ipam::TESTS),
+        ("metrics", metrics::TESTS),
         ("repair", repair::TESTS),
         ("rest", rest::TESTS),
         ("restart", restart::TESTS),

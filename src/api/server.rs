@@ -5,6 +5,7 @@
 
 mod bind;
 mod extract;
+mod metrics;
 mod routes;
 mod services;
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
@@ -45,7 +46,53 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let router = routes::router(service);
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handle = |stream, stopping| connection(stream, router.clone(), stopping);
+    accept_all(listener, MAX_CONNECTIONS, handle, shutdown).await;
+}
+
+/// Serves nothing but the metrics, on a TCP port, until `shutdown` ends. A connection has one request
+/// of at most eight KiB, and ends after ten seconds.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    service: Arc<dyn Service>,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let router = metrics::router(service);
+    let handle = |stream, stopping| metrics::connection(stream, router.clone(), stopping);
+    accept_all(listener, metrics::MAX_CONNECTIONS, handle, shutdown).await;
+}
+
+/// What connections come from.
+trait Listener: Send {
+    type Stream;
+
+    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> std::io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> std::io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Handles connections, as many at once as there are places, until `shutdown` ends.
+async fn accept_all<L: Listener, H: Future<Output = ()> + Send + 'static>(
+    listener: L,
+    places: usize,
+    handle: impl Fn(L::Stream, watch::Receiver<()>) -> H,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let permits = Arc::new(Semaphore::new(places));
     let (stop, stopping) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -57,7 +104,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, permit)) => {
-                let connection = connection(stream, router.clone(), stopping.clone());
+                let connection = handle(stream, stopping.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -77,13 +124,12 @@ pub async fn serve(
 }
 
 /// Takes a place first and a connection then, so that a full house leaves clients in the queue.
-async fn accept(
-    listener: &UnixListener,
+async fn accept<L: Listener>(
+    listener: &L,
     permits: &Arc<Semaphore>,
-) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(L::Stream, tokio::sync::OwnedSemaphorePermit)> {
     let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    Ok((listener.next().await?, permit))
 }
 
 /// Serves one connection until it ends or the server stops (`stopping` loses its sender).

@@ -3,24 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::place::Places;
-use crate::api::{
-    ApiError, AttachRequest, Attached, EndpointView, ErrorCode, Expanded, NetworkView, NodeView,
-};
+use super::pressure::Pressure;
+use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NodeView};
 use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
 use crate::kernel::Netns;
 use crate::model::{
-    Endpoint, EndpointId, ExpandSpec, Name, Network, NetworkId, NetworkSpec, Node, NodeName, Snapshot,
-    Versioned,
+    Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName, Snapshot, Versioned,
 };
 use crate::overlay::effective_mtu;
-use crate::store::StoreError;
 
 /// How long an attach waits when the request does not say.
 const WAIT: Duration = Duration::from_secs(10);
@@ -40,6 +36,7 @@ pub(super) struct Agent {
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) defaults: Defaults,
     pub(super) boot: String,
+    pub(super) pressure: Pressure,
     places: Places,
 }
 
@@ -51,128 +48,17 @@ impl Agent {
         dataplane: Arc<Dataplane>,
         defaults: Defaults,
         boot: String,
+        pressure: Pressure,
     ) -> Self {
-        Self { me, cluster, view, dataplane, defaults, boot, places: Places::new() }
+        Self { me, cluster, view, dataplane, defaults, boot, pressure, places: Places::new() }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
         self.view.latest().snapshot
     }
 
-    pub(super) async fn create_network(&self, spec: &NetworkSpec) -> Result<NetworkView, ApiError> {
-        let network = self.cluster.create_network(spec, &self.defaults).await?;
-        info!(network = %network.name, id = %network.id, vni = %network.vni, "network created");
-        Ok(self.network_view(network, 0))
-    }
-
     pub(super) fn cluster(&self) -> &Cluster {
         &self.cluster
-    }
-
-    fn network_view(&self, network: Versioned<Network>, endpoints: usize) -> NetworkView {
-        let effective_mtu = effective_mtu(&self.me, &network);
-        let revision = network.revision;
-        let network = network.value;
-        NetworkView { revision, network, endpoints, ipv4: None, ipv6: None, effective_mtu }
-    }
-
-    /// The same with how its addresses are used, unless the store is away.
-    async fn with_usage(&self, view: NetworkView) -> Result<NetworkView, ApiError> {
-        match self.usage(&view.network).await {
-            Ok((ipv4, ipv6)) => Ok(NetworkView { ipv4, ipv6, ..view }),
-            Err(ClusterError::Store(StoreError::Unreachable { .. })) => Ok(view),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    pub(super) async fn networks(&self) -> Result<Vec<NetworkView>, ApiError> {
-        let mut networks = match self.cluster.networks().await {
-            Ok(networks) => networks,
-            // Without the store the view answers: it is what this node works by.
-            Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
-                self.snapshot().networks.values().map(|network| Versioned::clone(network)).collect()
-            }
-            Err(error) => return Err(error.into()),
-        };
-        networks.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut views = Vec::with_capacity(networks.len());
-        let mut lost = false;
-        for network in networks {
-            // A store that is away is not asked again for every network.
-            let counted = match lost {
-                true => None,
-                false => self.count_endpoints(network.id).await?,
-            };
-            lost = counted.is_none();
-            let endpoints = counted.unwrap_or_else(|| self.seen_endpoints(network.id));
-            let view = self.network_view(network, endpoints);
-            views.push(if lost { view } else { self.with_usage(view).await? });
-        }
-        Ok(views)
-    }
-
-    /// How many endpoints of a network the view shows.
-    fn seen_endpoints(&self, network: NetworkId) -> usize {
-        self.snapshot().members.get(&network).map_or(0, |members| members.endpoints.len())
-    }
-
-    /// How many endpoints a network has; `None`: the store cannot be reached.
-    async fn count_endpoints(&self, network: NetworkId) -> Result<Option<usize>, ApiError> {
-        match self.cluster.endpoint_count(network).await {
-            Err(ClusterError::Store(StoreError::Unreachable { .. })) => Ok(None),
-            count => Ok(Some(count?)),
-        }
-    }
-
-    pub(super) async fn network(&self, reference: &str) -> Result<NetworkView, ApiError> {
-        match self.cluster.network(reference).await {
-            Err(ClusterError::Store(StoreError::Unreachable { .. })) => {
-                let snapshot = self.snapshot();
-                let network = snapshot.network(reference);
-                let network = network.ok_or_else(|| ClusterError::NoNetwork(reference.to_owned()))?;
-                Ok(self.network_view(Versioned::clone(network), self.seen_endpoints(network.id)))
-            }
-            other => {
-                let network = other?;
-                let endpoints = self.cluster.endpoint_count(network.id).await?;
-                self.with_usage(self.network_view(network, endpoints)).await
-            }
-        }
-    }
-
-    pub(super) async fn remove_network(&self, reference: &str) -> Result<(), ApiError> {
-        let id = self.cluster.remove_network(reference).await?;
-        info!(network = reference, %id, "network removed");
-        Ok(())
-    }
-
-    pub(super) async fn expand_network(
-        &self,
-        reference: &str,
-        spec: &ExpandSpec,
-    ) -> Result<Expanded, ApiError> {
-        let expanded = self.cluster.expand_network(reference, spec).await?;
-        let (network, changed) = match expanded {
-            cluster::Expanded::Changed(network) => (network, true),
-            cluster::Expanded::Unchanged(network) => (network, false),
-        };
-        if changed {
-            info!(network = %network.name, id = %network.id, subnets = ?spec.subnets, "network expanded");
-        }
-        let endpoints = self.cluster.endpoint_count(network.id).await?;
-        let view = self.network_view(network, endpoints);
-        Ok(if changed { Expanded::Changed(view) } else { Expanded::Unchanged(view) })
-    }
-
-    pub(super) async fn shrink_network(
-        &self,
-        reference: &str,
-        subnet: IpNetwork,
-    ) -> Result<NetworkView, ApiError> {
-        let network = self.cluster.shrink_network(reference, subnet).await?;
-        info!(network = %network.name, id = %network.id, %subnet, "network shrunk");
-        let endpoints = self.cluster.endpoint_count(network.id).await?;
-        Ok(self.network_view(network, endpoints))
     }
 
     pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {

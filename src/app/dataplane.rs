@@ -7,6 +7,7 @@
 mod batch;
 mod changes;
 mod slot;
+mod tally;
 mod worker;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::cluster::view::Published;
 use crate::kernel::{self, Notice};
 use crate::model::{Endpoint, EndpointId, NetworkId, Node};
 
+pub use tally::Tally;
 pub use worker::Settings;
 
 /// What the dataplane is asked for.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use ipnetwork::IpNetwork;
 
 use super::agent::Agent;
+use super::metrics::Metrics;
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, NetworkView,
     NodeView, ReserveRequest, Service, ServiceView, VersionView,
@@ -16,15 +17,16 @@ use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceS
 /// reason why it does not.
 pub(super) struct Front {
     version: VersionView,
+    metrics: Arc<Metrics>,
     agent: OnceLock<Arc<Agent>>,
     obstacle: Mutex<ApiError>,
 }
 
 impl Front {
-    pub(super) fn new(version: VersionView) -> Self {
+    pub(super) fn new(version: VersionView, metrics: Arc<Metrics>) -> Self {
         let starting =
             ApiError::new(ErrorCode::Unavailable, "netctld is starting: try again in a moment");
-        Self { version, agent: OnceLock::new(), obstacle: Mutex::new(starting) }
+        Self { version, metrics, agent: OnceLock::new(), obstacle: Mutex::new(starting) }
     }
 
     /// Says why the agent does not belong to its cluster.
@@ -48,6 +50,10 @@ impl Front {
 impl Service for Front {
     async fn version(&self) -> VersionView {
         self.version.clone()
+    }
+
+    async fn metrics(&self) -> String {
+        self.metrics.text()
     }
 
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkView, ApiError> {

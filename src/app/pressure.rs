@@ -2,15 +2,16 @@
 //! when, from how fast it grew.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::agent::Agent;
+use crate::api::Level;
 use crate::config::duration::Shown;
 use crate::ipam::Count;
-use crate::model::NetworkId;
+use crate::model::{Network, NetworkId, Snapshot, Versioned};
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(5);
@@ -24,15 +25,6 @@ const SLACK: u128 = 2;
 pub(super) struct Levels {
     pub(super) warning: u8,
     pub(super) alarm: u8,
-}
-
-/// How full a network is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    #[default]
-    Fine,
-    Warning,
-    Alarm,
 }
 
 /// What was seen of one family of a network.
@@ -52,23 +44,16 @@ impl Course {
         if self.used.back().is_none_or(|(_, last)| *last != used) {
             self.used.push_back((now, used));
         }
-        let percent = (used.saturating_mul(100)).checked_div(count.usable).unwrap_or(0);
-        let reaches = |level: u8, held: bool| {
-            percent >= u128::from(level).saturating_sub(if held { SLACK } else { 0 })
-        };
-        let level = if reaches(levels.alarm, self.level == Level::Alarm) {
-            Level::Alarm
-        } else if reaches(levels.warning, self.level >= Level::Warning) {
-            Level::Warning
-        } else {
-            Level::Fine
-        };
+        let level = level_at(levels, count, self.level);
         let before = std::mem::replace(&mut self.level, level);
         (before != level).then_some(level)
     }
 
     /// When nothing will be left if it goes on as it did; `None`: it did not grow.
     fn ends_in(&self, count: &Count, now: Instant) -> Option<Duration> {
+        if count.free() == 0 {
+            return Some(Duration::ZERO);
+        }
         let (since, first) = self.used.front()?;
         let (_, last) = self.used.back()?;
         let grown = last.checked_sub(*first).filter(|grown| *grown > 0)?;
@@ -77,16 +62,66 @@ impl Course {
     }
 }
 
+/// The level that a count reaches; one that was reached `before` is not left at once.
+fn level_at(levels: Levels, count: &Count, before: Level) -> Level {
+    let used = count.usable - count.free();
+    let percent = (used.saturating_mul(100)).checked_div(count.usable).unwrap_or(0);
+    let reaches = |level: u8, held: bool| {
+        percent >= u128::from(level).saturating_sub(if held { SLACK } else { 0 })
+    };
+    if reaches(levels.alarm, before == Level::Alarm) {
+        Level::Alarm
+    } else if reaches(levels.warning, before >= Level::Warning) {
+        Level::Warning
+    } else {
+        Level::Fine
+    }
+}
+
+/// How full the networks are that this node uses, and where that leads.
+#[derive(Debug)]
+pub(super) struct Pressure {
+    levels: Levels,
+    /// By network and whether it is IPv4.
+    courses: Mutex<BTreeMap<(NetworkId, bool), Course>>,
+}
+
+impl Pressure {
+    pub(super) fn new(levels: Levels) -> Self {
+        Self { levels, courses: Mutex::default() }
+    }
+
+    /// The level that a count reaches, and when nothing will be left; that is unknown of networks
+    /// that this node does not use, and where use did not grow.
+    pub(super) fn of(&self, network: NetworkId, ipv4: bool, count: &Count) -> (Level, Option<Duration>) {
+        let courses = self.courses();
+        let course = courses.get(&(network, ipv4));
+        let before = course.map_or(Level::Fine, |course| course.level);
+        let ends_in = course.and_then(|course| course.ends_in(count, Instant::now()));
+        (level_at(self.levels, count, before), ends_in)
+    }
+
+    fn courses(&self) -> MutexGuard<'_, BTreeMap<(NetworkId, bool), Course>> {
+        self.courses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The networks that this node uses and of whose members it has heard.
+pub(super) fn followed(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Versioned<Network>>> {
+    let heard = snapshot.members.iter().filter(|(_, members)| members.revision > 0);
+    heard.filter_map(|(id, _)| snapshot.networks.get(id))
+}
+
 /// Watches the networks that this node uses, for ever.
-pub(super) async fn watch(agent: Arc<Agent>, levels: Levels) {
-    let mut courses: BTreeMap<(NetworkId, bool), Course> = BTreeMap::new();
+pub(super) async fn watch(agent: Arc<Agent>) {
+    let levels = agent.pressure.levels;
     let mut ticks = tokio::time::interval(EVERY);
     loop {
         ticks.tick().await;
         let snapshot = agent.snapshot();
+        let mut courses = agent.pressure.courses();
         courses.retain(|(id, _), _| snapshot.members.contains_key(id));
-        let used = snapshot.members.keys().filter_map(|id| snapshot.networks.get(id));
-        for network in used {
+        for network in followed(&snapshot) {
             for (ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
                 let count = agent.cluster().known_count(network, ipv4);
                 let (now, course) = (Instant::now(), courses.entry((network.id, ipv4)).or_default());
@@ -142,6 +177,34 @@ mod tests {
     fn a_network_without_addresses_of_a_family_is_not_full() {
         let mut course = Course::default();
         assert_eq!(course.see(LEVELS, &Count::default(), Instant::now()), None);
+    }
+
+    #[test]
+    fn the_level_is_that_of_the_count_at_hand() {
+        let pressure = Pressure::new(LEVELS);
+        let (used, other): (NetworkId, NetworkId) =
+            ("aaaaaaaaaaaa".parse().unwrap(), "bbbbbbbbbbbb".parse().unwrap());
+        let mut courses = pressure.courses();
+        let (course, now) = (courses.entry((used, true)).or_default(), Instant::now());
+        course.see(LEVELS, &count(90), now - Duration::from_secs(60));
+        course.see(LEVELS, &count(96), now);
+        drop(courses);
+        let level = |network, ipv4, endpoints| pressure.of(network, ipv4, &count(endpoints)).0;
+        for (endpoints, expected) in
+            [(100, Level::Alarm), (93, Level::Alarm), (92, Level::Warning), (77, Level::Fine)]
+        {
+            assert_eq!(level(used, true, endpoints), expected, "{endpoints}");
+        }
+        // Of what was not seen before no level is held, and nobody knows where it leads.
+        for (network, ipv4) in [(used, false), (other, true)] {
+            assert_eq!(level(network, ipv4, 94), Level::Warning);
+            assert_eq!(level(network, ipv4, 79), Level::Fine);
+            assert_eq!(pressure.of(network, ipv4, &count(100)), (Level::Alarm, None));
+        }
+        // Six a minute, and four are left.
+        let left = pressure.of(used, true, &count(96)).1.unwrap();
+        assert!((40..60).contains(&left.as_secs()), "{left:?}");
+        assert_eq!(pressure.of(used, true, &count(100)).1, Some(Duration::ZERO));
     }
 
     #[test]

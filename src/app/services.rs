@@ -1,14 +1,13 @@
-//! The agent's part in services, and in how networks' addresses are used.
+//! The agent's part in services and reservations.
 
 use std::time::Duration;
 
 use tracing::info;
 
 use super::agent::Agent;
-use crate::api::{ApiError, ReserveRequest, ServiceView, Usage};
+use crate::api::{ApiError, ReserveRequest, ServiceView};
 use crate::cluster::ClusterError;
-use crate::ipam::Count;
-use crate::model::{Name, Network, Service, ServiceSpec};
+use crate::model::{Name, Service, ServiceSpec};
 
 impl Agent {
     pub(super) async fn create_service(&self, spec: &ServiceSpec) -> Result<ServiceView, ApiError> {
@@ -69,27 +68,5 @@ impl Agent {
             });
         }
         Ok(ServiceView { service, network_names })
-    }
-
-    /// How a network's addresses are used; `None` for a family that it does not have.
-    pub(super) async fn usage(
-        &self,
-        network: &Network,
-    ) -> Result<(Option<Usage>, Option<Usage>), ClusterError> {
-        let (count4, count6) = self.cluster().counts(network).await?;
-        let usage = |has: bool, count: Count| has.then(|| usage(count));
-        Ok((usage(network.has_ipv4(), count4), usage(network.has_ipv6(), count6)))
-    }
-}
-
-fn usage(count: Count) -> Usage {
-    let shown = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
-    Usage {
-        usable: shown(count.usable),
-        endpoints: shown(count.endpoints),
-        services: shown(count.services),
-        resting: shown(count.resting),
-        reserved: shown(count.reserved),
-        free: shown(count.free()),
     }
 }

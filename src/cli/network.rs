@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
@@ -9,7 +10,8 @@ use ipnetwork::IpNetwork;
 use super::failure::{Exit, Failure, Tally, complain};
 use super::output::{self, Details, Format};
 use super::{Session, values};
-use crate::api::{Expanded, NetworkView, Usage};
+use crate::api::{Expanded, Level, NetworkView, NodeUsage, Share, SubnetUsage, Usage};
+use crate::config::duration::Shown;
 use crate::model::{ExpandSpec, Name, NetworkSpec, Subnet, Vni};
 use crate::plan::sizing::{self, Expectation};
 
@@ -278,6 +280,8 @@ fn details(view: &NetworkView) -> Details {
         .with("Uplink", network.uplink)
         .with("Endpoints", view.endpoints)
         .with_all("Addresses", [("IPv4", view.ipv4), ("IPv6", view.ipv6)].into_iter().filter_map(used))
+        .with_all("By subnet", view.subnet_usage.iter().map(used_of_subnet))
+        .with_all("By node", view.node_usage.iter().map(used_by_node))
         .with_all("Labels", output::labels(&network.labels))
         .with("Revision", view.revision);
     if network.removing {
@@ -286,27 +290,38 @@ fn details(view: &NetworkView) -> Details {
     details
 }
 
-/// From which part of its addresses on a network's use is marked, and marked as urgent.
-const MARKS: [(u128, &str); 2] = [(95, " !!"), (80, " !")];
-
 /// How many per cent of the addresses are not free.
 fn percent(usage: Usage) -> u128 {
     let used = u128::from(usage.usable.saturating_sub(usage.free));
     (used * 100).checked_div(usage.usable.into()).unwrap_or(0)
 }
 
-/// The use of the family that has less left, with a mark when that is little.
+/// The use of the family that has less left, with a mark when that is little for the agent.
 fn fullest(ipv4: Option<Usage>, ipv6: Option<Usage>) -> String {
-    let highest = [ipv4, ipv6].into_iter().flatten().map(percent).max();
-    let mark =
-        |percent: u128| MARKS.iter().find(|(from, _)| percent >= *from).map_or("", |(_, mark)| mark);
-    highest.map_or("?".to_owned(), |percent| format!("{percent}%{}", mark(percent)))
+    let families = [ipv4, ipv6].into_iter().flatten();
+    let mark = match families.clone().map(|usage| usage.level).max() {
+        Some(Level::Alarm) => " !!",
+        Some(Level::Warning) => " !",
+        Some(Level::Fine) | None => "",
+    };
+    let highest = families.map(percent).max();
+    highest.map_or("?".to_owned(), |percent| format!("{percent}%{mark}"))
 }
 
 fn used((family, usage): (&str, Option<Usage>)) -> Option<String> {
     let usage = usage?;
+    let level = match usage.level {
+        Level::Alarm => ", alarm",
+        Level::Warning => ", warning",
+        Level::Fine => "",
+    };
+    let full_in = match usage.full_in {
+        Some(0) => ", full".to_owned(),
+        Some(seconds) => format!(", full in {} at this rate", Shown(Duration::from_secs(seconds))),
+        None => String::new(),
+    };
     Some(format!(
-        "{family}: {} usable, {} endpoints, {} services, {} resting, {} reserved, {} free ({}% used)",
+        "{family}: {} usable, {} endpoints, {} services, {} resting, {} reserved, {} free ({}% used{level}{full_in})",
         usage.usable,
         usage.endpoints,
         usage.services,
@@ -315,6 +330,22 @@ fn used((family, usage): (&str, Option<Usage>)) -> Option<String> {
         usage.free,
         percent(usage)
     ))
+}
+
+fn used_of_subnet(usage: &SubnetUsage) -> String {
+    let SubnetUsage { cidr, usable, endpoints, services, resting, free, excluded } = usage;
+    format!(
+        "{cidr}: {usable} usable, {endpoints} endpoints, {services} services, {resting} resting, {free} free, {excluded} excluded"
+    )
+}
+
+fn used_by_node(usage: &NodeUsage) -> String {
+    let families = [("IPv4", usage.ipv4), ("IPv6", usage.ipv6)].into_iter();
+    let shares = families.filter_map(|(family, share)| {
+        let Share { blocks, endpoints, free } = share?;
+        Some(format!("{family} {endpoints} endpoints, {blocks} blocks with {free} free"))
+    });
+    format!("{}: {}", usage.node, shares.collect::<Vec<_>>().join("; "))
 }
 
 fn subnet(subnet: &Subnet) -> String {

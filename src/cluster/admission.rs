@@ -107,7 +107,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn counts(&self, network: &Network) -> Result<(Count, Count), ClusterError> {
+    pub(super) async fn counts(&self, network: &Network) -> Result<(Count, Count), ClusterError> {
         let mut ledger = Ledger::new(self.node.clone());
         ledger.follow(network);
         self.listed(network.id).await?.fill(&mut ledger);

@@ -421,13 +421,14 @@ impl Follower {
 }
 
 /// Where what the store has of a network's members goes.
-struct Fold<'a> {
-    members: &'a mut Members,
-    ledger: &'a mut Ledger,
+pub(super) struct Fold<'a> {
+    pub(super) members: &'a mut Members,
+    pub(super) ledger: &'a mut Ledger,
 }
 
 impl Fold<'_> {
-    fn put(&mut self, key: &str, entry: &Entry) {
+    /// Takes a value; its key is without the members' prefix.
+    pub(super) fn put(&mut self, key: &str, entry: &Entry) {
         if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
             if let Some(endpoint) = read(key, entry) {
                 self.members.endpoints.insert(id, Arc::new(endpoint.value));

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -44,6 +45,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
+    let metrics = check.value("metrics", None, |text| listen(text).map(Some));
     let underlay = check.value("underlay", None, |text| parse(text).map(Some));
     let tunnel_port = check.value("tunnel_port", 4789, port);
     let log = check.value("log", "info".to_owned(), filter);
@@ -56,6 +58,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         run_dir,
         socket,
         socket_group,
+        metrics,
         underlay,
         tunnel_port,
         pools,
@@ -254,6 +257,14 @@ fn vni(text: &str) -> Result<Vni, String> {
 fn port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok().filter(|port| *port != 0);
     port.ok_or_else(|| format!("{text} is not a port: give 1 to 65535"))
+}
+
+/// An address and a port to listen on.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    address.ok_or_else(|| {
+        format!("{text:?} is not ADDRESS:PORT: give such as 127.0.0.1:9980 or [::1]:9980")
+    })
 }
 
 /// An absolute path, for files and directories.

@@ -54,6 +54,9 @@ pub struct Flags {
     /// The group (name or number) that may use the socket beside root [default: none]
     #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
+    /// Where the metrics can also be had over TCP, without a question who asks [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<String>,
     /// Where the tunnels run: an address, an interface or a range of this machine [default: its
     /// only address that is neither loopback nor link-local]
     #[arg(long, value_name = "ADDRESS|INTERFACE|CIDR")]
@@ -147,6 +150,7 @@ impl Flags {
             one("run_dir", &self.run_dir),
             one("socket", &self.socket),
             one("socket_group", &self.socket_group),
+            one("metrics", &self.metrics),
             one("underlay", &self.underlay),
             one("tunnel_port", &self.tunnel_port),
             many("pools", &self.pools),

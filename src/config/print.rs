@@ -19,6 +19,9 @@ pub(super) fn print(config: &Config) -> String {
     if let Some(group) = &config.socket_group {
         set("socket_group", text(&group.name));
     }
+    if let Some(metrics) = &config.metrics {
+        set("metrics", text(metrics));
+    }
     if let Some(underlay) = &config.underlay {
         set("underlay", text(underlay));
     }

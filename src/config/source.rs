@@ -18,12 +18,13 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 31] = [
+const KEYS: [(&str, Shape); 32] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
     ("socket", Shape::One),
     ("socket_group", Shape::One),
+    ("metrics", Shape::One),
     ("underlay", Shape::One),
     ("tunnel_port", Shape::One),
     ("pools", Shape::Many),

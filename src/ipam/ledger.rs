@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use ipnetwork::IpNetwork;
 
+use super::count::{Count, NodeCount, SubnetCount};
 use super::space::Space;
 use crate::model::snapshot::Holder;
 use crate::model::subnet::{address_at, width};
@@ -64,34 +65,6 @@ pub struct NewBlock {
     pub from: Option<u64>,
 }
 
-/// How a network's addresses of one family are used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Addresses that may be given out; saturates at `u128::MAX`.
-    pub usable: u128,
-    /// Those that endpoints have.
-    pub endpoints: u128,
-    /// Those that services have as their own.
-    pub services: u128,
-    /// Those that rest.
-    pub resting: u128,
-    /// Those that are kept for services' endpoints, and by reservations.
-    pub reserved: u128,
-}
-
-impl Count {
-    /// How many may be given out now.
-    pub fn free(&self) -> u128 {
-        self.unreserved().saturating_sub(self.reserved)
-    }
-
-    /// How many nobody has, kept or not.
-    pub fn unreserved(&self) -> u128 {
-        let used = [self.endpoints, self.services, self.resting];
-        used.into_iter().fold(self.usable, u128::saturating_sub)
-    }
-}
-
 /// How many addresses of a subnet may be given out without being asked for.
 pub fn usable(subnet: &Subnet) -> u128 {
     Span::new(subnet).usable
@@ -107,6 +80,8 @@ struct Span {
     usable: u128,
     /// What is taken, and what nobody gets.
     taken: Space,
+    /// How many of the usable ones are held, by whom.
+    held: Held,
     /// What was proposed of it and is not held yet: a few at a time.
     proposed: BTreeSet<u128>,
     /// The number of addresses of a block.
@@ -117,6 +92,24 @@ struct Span {
     open: BTreeSet<u128>,
     /// Behind the address that was given out last.
     cursor: u128,
+}
+
+/// How many addresses endpoints have, and services, and how many rest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    endpoints: u128,
+    services: u128,
+    resting: u128,
+}
+
+impl Held {
+    fn of(&mut self, holder: Holder) -> &mut u128 {
+        match holder {
+            Holder::Endpoint(_) => &mut self.endpoints,
+            Holder::Service(_) => &mut self.services,
+            Holder::Resting => &mut self.resting,
+        }
+    }
 }
 
 impl Ledger {
@@ -160,19 +153,21 @@ impl Ledger {
 
     /// Somebody holds an address.
     pub fn hold(&mut self, address: IpAddr, holder: Holder) {
-        self.holders.insert(address, holder);
+        let before = self.holders.insert(address, holder);
         if let Some((span, number)) = self.place(address) {
             span.proposed.remove(&number);
             span.take(number);
+            span.tally(number, before, Some(holder));
         }
     }
 
     /// Nobody holds an address any more.
     pub fn release(&mut self, address: IpAddr) {
-        self.holders.remove(&address);
+        let before = self.holders.remove(&address);
         if let Some((span, number)) = self.place(address) {
             span.proposed.remove(&number);
             span.free(number);
+            span.tally(number, before, None);
         }
     }
 
@@ -358,22 +353,39 @@ impl Ledger {
         })
     }
 
-    /// Counts the addresses of one family.
+    /// Counts the addresses of one family. What it takes grows with the subnets only.
     pub fn count(&self, ipv4: bool) -> Count {
-        let mut count = Count { reserved: self.reserved(), ..Count::default() };
+        let mut sum = Count { reserved: self.reserved(), ..Count::default() };
         for span in self.spans.iter().filter(|span| span.subnet.cidr().is_ipv4() == ipv4) {
-            count.usable = count.usable.saturating_add(span.usable);
+            let Count { usable, endpoints, services, resting, .. } = span.count();
+            sum.usable = sum.usable.saturating_add(usable);
+            sum.endpoints += endpoints;
+            sum.services += services;
+            sum.resting += resting;
         }
-        for (address, holder) in self.holders.iter().filter(|(address, _)| address.is_ipv4() == ipv4) {
-            if self.find(*address).is_some_and(|(index, number)| self.spans[index].gives(number)) {
-                match holder {
-                    Holder::Endpoint(_) => count.endpoints += 1,
-                    Holder::Service(_) => count.services += 1,
-                    Holder::Resting => count.resting += 1,
-                }
+        sum
+    }
+
+    /// Counts the addresses of each subnet, in the network's order.
+    pub fn by_subnet(&self) -> impl Iterator<Item = SubnetCount> {
+        self.spans.iter().map(|span| SubnetCount {
+            cidr: span.subnet.cidr(),
+            count: span.count(),
+            excluded: span.subnet.reserved().len() as u128,
+        })
+    }
+
+    /// Counts what each node has in its blocks of one family. What it takes grows with the blocks.
+    pub fn by_node(&self, ipv4: bool) -> BTreeMap<&NodeName, NodeCount> {
+        let mut counts: BTreeMap<&NodeName, NodeCount> = BTreeMap::new();
+        for (range, block) in self.blocks.iter().filter(|(range, _)| range.is_ipv4() == ipv4) {
+            let count = counts.entry(&block.node).or_default();
+            count.blocks += 1;
+            if let Some((index, start)) = self.find(range.network()) {
+                count.free += self.spans[index].free_in_block(start);
             }
         }
-        count
+        counts
     }
 
     fn find(&self, address: IpAddr) -> Option<(usize, u128)> {
@@ -404,6 +416,7 @@ impl Span {
             usable: (given.end - given.start) - excluded as u128,
             given,
             taken,
+            held: Held::default(),
             proposed: BTreeSet::new(),
             block: size_of_prefix(cidr, subnet.block_prefix()),
             mine: BTreeSet::new(),
@@ -452,6 +465,24 @@ impl Span {
         }
     }
 
+    /// Counts that a number has another holder than before.
+    fn tally(&mut self, number: u128, before: Option<Holder>, now: Option<Holder>) {
+        if !self.gives(number) {
+            return;
+        }
+        if let Some(before) = before {
+            *self.held.of(before) -= 1;
+        }
+        if let Some(now) = now {
+            *self.held.of(now) += 1;
+        }
+    }
+
+    fn count(&self) -> Count {
+        let Held { endpoints, services, resting } = self.held;
+        Count { usable: self.usable, endpoints, services, resting, reserved: 0 }
+    }
+
     fn add_block(&mut self, start: u128) {
         self.mine.insert(start);
         self.open.insert(start);
@@ -475,6 +506,12 @@ impl Span {
         let all = start..start + self.block;
         let nobodys = all.clone().filter(|number| !self.subnet.is_usable(self.address(*number)));
         self.taken.taken(all) - nobodys.count() as u128
+    }
+
+    /// How many addresses of the block that begins at a number may be given out and nobody has.
+    fn free_in_block(&self, start: u128) -> u128 {
+        let within = self.within(start);
+        (within.end.saturating_sub(within.start)).saturating_sub(self.taken.taken(within))
     }
 
     /// A free address of this node's blocks: going on behind the last one, so that an address that

@@ -7,7 +7,7 @@ use netctl::api::server::MAX_BODY;
 use serde_json::Value;
 
 use super::memory::Agent;
-use super::{refused, send, send_json};
+use super::{refused, scrape, send, send_json};
 
 pub type Operation = (String, String, u16);
 
@@ -81,6 +81,26 @@ impl<'a> Checked<'a> {
         }
         self.seen.insert((method.to_owned(), template, status));
         answer
+    }
+
+    /// Asks for the metrics in each of their forms, which are text.
+    pub async fn exchange_metrics(&mut self) {
+        let response = &self.document["paths"]["/metrics"]["get"]["responses"]["200"];
+        let kinds = response["content"].as_object().unwrap().clone();
+        assert_eq!(kinds.len(), 2, "{kinds:?}");
+        for (accepted, kind) in [
+            ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+            (
+                "text/plain;q=0.1, application/openmetrics-text;version=1.0.0",
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ),
+        ] {
+            let (status, found, text) = scrape(&self.agent.socket, accepted).await;
+            assert_eq!((status, found.as_str()), (200, kind));
+            assert!(kinds.contains_key(kind.split(';').next().unwrap()), "{kind}: {kinds:?}");
+            assert!(text.contains("netctl_build_info{") && text.ends_with("# EOF\n"), "{text}");
+        }
+        self.seen.insert(("get".to_owned(), "/metrics".to_owned(), 200));
     }
 
     /// Lets the agent fail with each of the codes that have a documented status.

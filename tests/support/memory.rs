@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, NetworkView,
-    NodeView, ReserveRequest, Service, ServiceView, Usage, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, Level, NetworkView,
+    NodeUsage, NodeView, ReserveRequest, Service, ServiceView, Share, SubnetUsage, Usage, VersionView,
 };
 use netctl::model::{
     Attachment, Endpoint, EndpointId, ExpandSpec, Finding, FindingKind, MacAddr, Name, Network,
@@ -34,6 +34,10 @@ pub struct State {
     pub detached: Vec<EndpointId>,
     /// What a check finds, and whether it can be repaired.
     pub findings: Vec<(&'static str, bool)>,
+    /// From which part of a network's addresses on its use is marked, in per cent.
+    pub levels: Option<(u64, u64)>,
+    /// When networks are full, in seconds.
+    pub full_in: Option<u64>,
 }
 
 pub struct Memory {
@@ -79,6 +83,15 @@ impl State {
         }
     }
 
+    fn level(&self, percent: u64) -> Level {
+        let (warning, alarm) = self.levels.unwrap_or((80, 95));
+        match percent {
+            percent if percent >= alarm => Level::Alarm,
+            percent if percent >= warning => Level::Warning,
+            _ => Level::Fine,
+        }
+    }
+
     fn network_view(&self, network: &Network) -> NetworkView {
         let members = self.endpoints.iter().filter(|endpoint| endpoint.network == network.id);
         let effective_mtu = network.mtu.unwrap_or(1450);
@@ -88,12 +101,24 @@ impl State {
             let usable: u128 = subnets.map(netctl::ipam::ledger::usable).sum();
             let usable = u64::try_from(usable).unwrap_or(u64::MAX);
             let (endpoints, free) = (endpoints as u64, usable.saturating_sub(endpoints as u64));
-            Usage { usable, endpoints, services: 0, resting: 0, reserved: 0, free }
+            let level = self.level(endpoints * 100 / usable.max(1));
+            let full_in = self.full_in;
+            Usage { usable, endpoints, services: 0, resting: 0, reserved: 0, free, level, full_in }
         };
+        let subnet_usage = |subnet: &Subnet| {
+            let usable = u64::try_from(netctl::ipam::ledger::usable(subnet)).unwrap_or(u64::MAX);
+            let (excluded, free) = (subnet.reserved().len() as u64, usable);
+            let cidr = subnet.cidr();
+            SubnetUsage { cidr, usable, endpoints: 0, services: 0, resting: 0, free, excluded }
+        };
+        let share = Share { blocks: 1, endpoints: endpoints as u64, free: 14 };
+        let node = NodeUsage { node: "n1".parse().unwrap(), ipv4: Some(share), ipv6: None };
         NetworkView {
             endpoints,
             ipv4: network.has_ipv4().then(|| usage(true)),
             ipv6: network.has_ipv6().then(|| usage(false)),
+            subnet_usage: network.subnets.iter().map(subnet_usage).collect(),
+            node_usage: vec![node],
             network: network.clone(),
             effective_mtu,
             revision: 7,
@@ -150,6 +175,10 @@ impl Service for Memory {
             store: "memory".to_owned(),
             kernel: "6.18".to_owned(),
         }
+    }
+
+    async fn metrics(&self) -> String {
+        "# TYPE netctl_build_info gauge\nnetctl_build_info{version=\"0.1.0\"} 1\n# EOF\n".to_owned()
     }
 
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkView, ApiError> {

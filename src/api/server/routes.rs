@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Body, Parameters, Refusal, Segment};
-use super::services;
+use super::{metrics, services};
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, ErrorCode, Expanded,
     NetworkView, NodeView, Service, VersionView,
@@ -64,6 +64,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(nodes))
         .routes(routes!(node))
         .merge(services::router())
+        .merge(metrics::open_router())
 }
 
 async fn unknown_path(uri: Uri) -> Refusal {
@@ -77,7 +78,7 @@ async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Invalid, message)
 }
 
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     let mut short: String = text.chars().take(80).collect();
     if short.len() < text.len() {
         short.push('…');

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
+use super::tally::Drift;
 use crate::kernel::{self, Host, Sandbox, nft};
 use crate::model::object::{
     self, Device, Link, Object, Plug, Route, Step, Target, Uplink, sandbox_name,
@@ -18,6 +19,10 @@ pub(super) struct Slot {
     firewall: Option<Firewall>,
     /// Endpoints whose containers do not have the network's subnets yet.
     behind: BTreeSet<EndpointId>,
+    /// What somebody else did here, as far as it is not put right.
+    drift: Drift,
+    /// What was put right beside objects: the table, and the sandbox's name.
+    mended: u64,
 }
 
 /// A table as we installed it.
@@ -67,7 +72,8 @@ impl Slot {
     pub(super) fn open(network: NetworkId) -> Result<Self, kernel::Error> {
         let mut sandbox = Sandbox::create(&sandbox_name(network))?;
         let observed = sandbox.observe()?;
-        Ok(Self { sandbox, observed, firewall: None, behind: BTreeSet::new() })
+        let (behind, drift) = (BTreeSet::new(), Drift::default());
+        Ok(Self { sandbox, observed, firewall: None, behind, drift, mended: 0 })
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {
@@ -92,15 +98,24 @@ impl Slot {
     pub(super) fn reread(&mut self) -> Result<(), kernel::Error> {
         if self.sandbox.netns().ensure_named(self.sandbox.name())? {
             warn!(sandbox = self.sandbox.name(), "sandbox lost its name: it has it again");
+            self.mended += 1;
         }
         self.sandbox.check_settings()?;
-        self.observed = self.sandbox.observe()?;
+        let before = std::mem::replace(&mut self.observed, self.sandbox.observe()?);
+        self.drift = Drift::between(&before, &self.observed);
         let netns = self.sandbox.netns();
         if self.firewall.as_ref().is_some_and(|firewall| !firewall.stands(netns)) {
             warn!(sandbox = self.sandbox.name(), "nftables table was changed: it is put back");
             self.firewall = None;
+            self.mended += 1;
         }
         Ok(())
+    }
+
+    /// How many things that somebody else had changed were put right since this was asked last.
+    pub(super) fn repaired(&mut self) -> u64 {
+        let objects = std::mem::take(&mut self.drift).mended(&self.observed);
+        objects + std::mem::take(&mut self.mended)
     }
 
     /// Makes the sandbox what it should be. Goes on after a failure.

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::batch::{Batch, PlugRequest, UnplugRequest};
 use super::changes::{Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks};
 use super::slot::{Firewall, Left, Slot};
+use super::tally::Tally;
 use super::{Command, PlugError};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub boot: String,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
+    /// Where its work is counted.
+    pub tally: Tally,
 }
 
 pub(super) struct Worker {
@@ -359,6 +362,7 @@ impl Worker {
         if self.firewall.as_ref().is_some_and(|firewall| !firewall.stands(self.host.netns())) {
             warn!("nftables table of the host was changed: it is put back");
             self.firewall = None;
+            self.settings.tally.repairs.inc();
         }
     }
 
@@ -399,11 +403,13 @@ impl Worker {
 
     fn converge_host(&mut self) {
         self.host_changed = false;
+        self.settings.tally.runs.inc();
         let networks: Vec<_> = self.snapshot.members.keys().filter_map(|id| self.network(*id)).collect();
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
         let desired = overlay::host(around, networks.iter().map(|network| &network.value));
         if let Err(error) = self.apply_host(&desired) {
             warn!(%error, "host's namespace not as it should be");
+            self.settings.tally.failures.inc();
             self.failure = error.to_string();
             self.host_changed = true;
             self.retry(None);
@@ -502,11 +508,13 @@ impl Worker {
 
     fn converge_network(&mut self, id: NetworkId) {
         let Some(network) = self.network(id) else { return };
+        self.settings.tally.runs.inc();
         if !self.slots.contains_key(&id) {
             match self.open(id) {
                 Ok(slot) => drop(self.slots.insert(id, slot)),
                 Err(error) => {
                     warn!(network = %network.name, %error, "sandbox not made");
+                    self.settings.tally.failures.inc();
                     self.failure = error.to_string();
                     self.changed.insert(id);
                     self.retry(Some(id));
@@ -527,7 +535,9 @@ impl Worker {
             placed.map(|endpoint| overlay::plug(&self.me, &network, endpoint))
         };
         let Left { failure, mut gone } = slot.converge(&desired, &mut self.host, plug_of);
+        self.settings.tally.repairs.inc_by(slot.repaired());
         if let Some(failure) = failure {
+            self.settings.tally.failures.inc();
             self.failure = failure;
             self.retry(Some(id));
         }

@@ -192,6 +192,80 @@ fn a_subnet_that_is_added_keeps_what_is_known() {
     assert_eq!(ledger.blocks().len(), 1);
 }
 
+#[test]
+fn what_subnets_and_nodes_have_is_counted() {
+    let mut ledger = ledger(&small(), "n1");
+    for (address, holder) in [
+        ("10.9.0.2", holder()),
+        ("10.9.0.4", Holder::Service("0123456789ab".parse().unwrap())),
+        ("10.9.0.5", Holder::Resting),
+        // Kept from everybody, and outside of the range: who asks for such an address may have it.
+        ("10.9.0.3", holder()),
+        ("10.9.1.2", holder()),
+        ("10.9.1.8", holder()),
+    ] {
+        ledger.hold(ip(address), holder);
+    }
+    // Another holder of the same address is not one more.
+    ledger.hold(ip("10.9.1.8"), Holder::Resting);
+    ledger.hold(ip("10.9.1.9"), holder());
+    ledger.release(ip("10.9.1.9"));
+    for (range, node) in [
+        ("10.9.0.2/31", "n1"),
+        ("10.9.0.8/31", "n1"),
+        ("10.9.1.8/31", "n2"),
+        ("10.9.0.4/31", "n2"),
+        ("fd00:9::/120", "n2"),
+        ("10.8.0.0/31", "n3"),
+    ] {
+        ledger.own(net(range), owned(node, 1));
+    }
+    let by_subnet: Vec<_> = ledger.by_subnet().collect();
+    let none = Count::default();
+    let counts = [
+        (Count { usable: 12, endpoints: 1, services: 1, resting: 1, ..none }, 1),
+        (Count { usable: (1 << 64) - 2, ..none }, 0),
+        (Count { usable: 4, resting: 1, ..none }, 0),
+    ];
+    assert_eq!(
+        by_subnet.iter().map(|subnet| (subnet.count, subnet.excluded)).collect::<Vec<_>>(),
+        counts
+    );
+    assert_eq!(by_subnet[2].cidr, net("10.9.1.0/28"));
+    let of = |ipv4: bool, node: &str| ledger.by_node(ipv4).get(&name(node)).copied();
+    let count = |blocks, free| Some(NodeCount { blocks, free });
+    assert_eq!((of(true, "n1"), of(true, "n2")), (count(2, 2), count(2, 1)));
+    assert_eq!((of(false, "n1"), of(false, "n2")), (None, count(1, 254)));
+    // Outside of all subnets there is nothing to give.
+    assert_eq!(of(true, "n3"), count(1, 0));
+}
+
+/// Counts again by the definition.
+fn as_counted_one_by_one(
+    ledger: &Ledger,
+    network: &Network,
+    held: &BTreeMap<IpAddr, Holder>,
+    blocks: &Blocks,
+) -> Result<(), TestCaseError> {
+    let all = all_ipv4(network);
+    for (subnet, counted) in network.subnets.iter().zip(ledger.by_subnet()) {
+        let held = held.iter().filter(|(a, _)| subnet.cidr().contains(**a) && all.contains(a));
+        let (rest, taken): (Vec<_>, Vec<_>) = held.partition(|(_, holder)| **holder == Holder::Resting);
+        if subnet.cidr().is_ipv4() {
+            let found = (counted.count.resting, counted.count.endpoints);
+            prop_assert_eq!(found, (rest.len() as u128, taken.len() as u128));
+        }
+    }
+    for (node, counted) in ledger.by_node(true) {
+        let own = blocks.iter().filter(|(range, block)| range.is_ipv4() && block.node == *node);
+        let own: Vec<&IpNetwork> = own.map(|(range, _)| range).collect();
+        let inside = |address: &IpAddr| own.iter().any(|range| range.contains(*address));
+        let free = all.iter().filter(|a| inside(a) && !held.contains_key(a)).count();
+        prop_assert_eq!((counted.blocks, counted.free), (own.len() as u128, free as u128));
+    }
+    Ok(())
+}
+
 /// What may happen to a network that three nodes use, each with a ledger of its own that hears of
 /// the others' doings late.
 #[derive(Debug, Clone)]
@@ -381,6 +455,7 @@ proptest! {
             let count = ledger.count(true);
             prop_assert_eq!(count.endpoints + count.resting, held);
             prop_assert_eq!(count.usable, all_ipv4(&network).len() as u128);
+            as_counted_one_by_one(ledger, &network, &truth.held, &truth.blocks)?;
         }
     }
 }
