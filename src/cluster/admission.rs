@@ -6,11 +6,14 @@
 //! new reservation always; a taker only while something is kept, which it learns from the guard that
 //! every reservation writes.
 
-use super::endpoints::{Chosen, block, holder, lock};
+use super::endpoints::{block, holder, lock};
 use super::{Cluster, ClusterError, EndpointRequest, decode, encode, keys};
 use crate::ipam::{Count, Ledger};
 use crate::model::{Name, Network, NetworkId, Reservation, Versioned};
 use crate::store::{Listing, Revision, Transaction};
+
+/// How often all is read for one refusal, while others take addresses.
+const READINGS: usize = 8;
 
 /// What an endpoint's transaction must find as it was, to be admitted.
 #[derive(Debug, Clone)]
@@ -80,13 +83,19 @@ impl Cluster {
             return Ok(Ticket::Open(guard));
         }
         let (usage, guard) = self.count_exactly(network).await?;
-        for (ipv4, family) in network.families() {
-            let count = self.with_ledger(network, |ledger| ledger.count(ipv4));
-            if count.free() == 0 {
-                return Err(exhausted(network, family, count));
-            }
+        if self.full(network).is_some() {
+            self.read_anew(network.id).await?;
         }
-        Ok(Ticket::Counted { guard, usage })
+        match self.full(network) {
+            Some((family, count)) => Err(exhausted(network, family, count)),
+            None => Ok(Ticket::Counted { guard, usage }),
+        }
+    }
+
+    /// The family of which all that is free is kept, as far as this node knows.
+    fn full(&self, network: &Network) -> Option<(&'static str, Count)> {
+        let count = |(ipv4, family)| (family, self.known_count(network, ipv4));
+        network.families().map(count).find(|(_, count)| count.free() == 0)
     }
 
     /// Makes sure that the ledger knows of every address that is taken: gives the revision of the
@@ -129,10 +138,14 @@ impl Cluster {
 
     /// After an endpoint was admitted by the exact count, and written at a revision: nobody else
     /// took any address up to there.
-    pub(super) fn admitted(&self, network: &Network, ticket: &Ticket, chosen: &Chosen, revision: u64) {
-        if matches!(ticket, Ticket::Counted { .. }) && !chosen.addresses().is_empty() {
-            self.with_ledger(network, |ledger| ledger.set_revision(revision.max(ledger.revision())));
-        }
+    pub(super) fn admitted(&self, network: &Network, ticket: &Ticket, revision: u64) {
+        let Ticket::Counted { usage, .. } = ticket else { return };
+        self.with_ledger(network, |ledger| {
+            // The view may have fallen behind what was counted.
+            if usage.is_none_or(|usage| usage <= ledger.revision()) {
+                ledger.set_revision(revision.max(ledger.revision()));
+            }
+        });
     }
 }
 
@@ -187,6 +200,22 @@ impl Cluster {
     pub(super) async fn read_ledger(&self, network: NetworkId) -> Result<(), ClusterError> {
         let listed = self.listed(network).await?;
         listed.fill(&mut lock(&self.ledger(network)));
+        Ok(())
+    }
+
+    /// Reads all, if it can be so that nobody takes an address meanwhile: before a refusal, because
+    /// the view may not have told yet what is free again.
+    pub(super) async fn read_anew(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let usage = async || self.store.get(&keys::usage(network)).await;
+        let mut before = usage().await?;
+        for _ in 0..READINGS {
+            self.read_ledger(network).await?;
+            let after = usage().await?;
+            if after == before {
+                break;
+            }
+            before = after;
+        }
         Ok(())
     }
 }
