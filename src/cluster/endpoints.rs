@@ -76,7 +76,7 @@ impl Cluster {
             };
             let chosen = match self.choose(&network, &claim.addresses, alive, attempt) {
                 Ok(chosen) => chosen,
-                Err(_) if !listed => {
+                Err(refusal) if !listed || is_only_chosen(&refusal) => {
                     self.read_ledger(network.id).await?;
                     listed = true;
                     continue;
@@ -501,6 +501,11 @@ fn taken(network: &Network, address: IpAddr, holder: Holder) -> ClusterError {
         Holder::Resting => " for a short while, because it was just released".into(),
     };
     ClusterError::AddressTaken { address, network: network.name.clone(), by }
+}
+
+/// Whether what is free was only chosen by other calls of this node, which may yet fail.
+fn is_only_chosen(refusal: &ClusterError) -> bool {
+    matches!(refusal, ClusterError::Exhausted { count, .. } if count.unreserved() > 0)
 }
 
 /// In what an endpoint differs from what a claim asks for; `None`: it is the same request.

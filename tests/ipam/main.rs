@@ -3,13 +3,17 @@
 //! It needs root: it runs in a network and mount namespace of its own, with a file system in memory
 //! and etcd servers that it makes there. It fails where it cannot do that.
 
+mod audit;
 mod facts;
+mod faults;
 mod granting;
 #[path = "../store/ground.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "the tests of the stores need more of it")]
 mod ground;
 mod histories;
 mod member;
+mod seeded;
+mod told;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,6 +54,11 @@ fn trials() -> Vec<Trial> {
     vec![
         Trial::test("histories::over_embedded", histories_over_embedded),
         Trial::test("histories::over_etcd", histories_over_etcd),
+        Trial::test("run::over_embedded", || over_embedded(20_000)),
+        Trial::test("run::over_etcd", || over_etcd(5_000)),
+        // By `scripts/test --long`.
+        Trial::test("run::long_over_embedded", || over_embedded(1_000_000)).with_ignored_flag(true),
+        Trial::test("run::long_over_etcd", || over_etcd(100_000)).with_ignored_flag(true),
     ]
 }
 
@@ -74,6 +83,27 @@ fn histories_over_etcd() -> Result<(), Failed> {
             live(store, begin, steps).await
         })
     })
+}
+
+fn over_embedded(operations: u64) -> Result<(), Failed> {
+    let folder = tempfile::tempdir().expect("a folder");
+    seeded_run(seeded::Ground::Embedded(folder.path().join("store")), operations)
+}
+
+fn over_etcd(operations: u64) -> Result<(), Failed> {
+    let server = started();
+    seeded_run(seeded::Ground::Etcd(server.config(), server.port()), operations)
+}
+
+fn seeded_run(ground: seeded::Ground, operations: u64) -> Result<(), Failed> {
+    let (seed, start) = (seed(), std::time::Instant::now());
+    match run_to_end(seeded::run(ground, operations, seed)) {
+        Ok(numbers) => {
+            eprintln!("{numbers}; in {:?}", start.elapsed());
+            Ok(())
+        }
+        Err(problem) => Err(format!("{SEED}={seed}: {problem}").into()),
+    }
 }
 
 fn started() -> Server {

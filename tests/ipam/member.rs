@@ -27,7 +27,8 @@ impl Member {
     /// # Errors
     /// When the store fails meanwhile.
     pub async fn start(store: Arc<dyn Store>, node: &Node, plan: &Plan) -> Result<Self, ClusterError> {
-        schema::identify(&*store, None, ClusterId::random(&mut rand::rng())).await?;
+        let fresh = ClusterId::random(&mut rand::rng());
+        schema::identify(&*store, None, fresh).await?;
         let cluster = Arc::new(Cluster::new(store, node.name.clone(), plan.rest).await?);
         cluster.join(node).await?;
         let lease = cluster.come_alive(node.id, plan.alive).await?;
