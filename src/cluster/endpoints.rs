@@ -504,7 +504,7 @@ fn taken(network: &Network, address: IpAddr, holder: Holder) -> ClusterError {
 }
 
 /// Whether what is free was only chosen by other calls of this node, which may yet fail.
-fn is_only_chosen(refusal: &ClusterError) -> bool {
+pub(super) fn is_only_chosen(refusal: &ClusterError) -> bool {
     matches!(refusal, ClusterError::Exhausted { count, .. } if count.unreserved() > 0)
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::endpoints::{Chosen, taking_blocks};
+use super::endpoints::{Chosen, is_only_chosen, taking_blocks};
 use super::{Cluster, ClusterError, TRIES, encode, keys};
 use crate::ipam::Count;
 use crate::model::service::MAX_REPLICAS;
@@ -88,7 +88,8 @@ impl Cluster {
                     let transaction = std::mem::take(&mut design.transaction);
                     self.commit(transaction.put(keys::service(&service.name), encode(service))).await
                 }
-                Err(error) => Err(error),
+                Err(refusal) if is_only_chosen(&refusal) => Ok(Outcome::Conflict),
+                Err(refusal) => Err(refusal),
             };
             // What was taken, the view tells; what was not is free again.
             for (network, chosen) in &design.chosen {

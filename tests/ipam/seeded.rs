@@ -73,6 +73,8 @@ impl Shared {
     pub fn problem(&self, text: String) {
         eprintln!("{text}");
         self.problems.lock().unwrap().push(text);
+        // Nobody waits for more.
+        self.done.send_replace(self.total);
     }
 
     pub fn note(&self, end: impl Into<String>) {
@@ -181,12 +183,12 @@ async fn storm<T>(shared: &Arc<Shared>, mut dice: StdRng, audit: &tokio::task::J
         // Counting goes on until the end.
         drop(done.wait_for(|done| *done >= next.min(shared.total)).await);
         let victim = dice.random_range(0..AGENTS);
-        match dice.random_range(0..6) {
-            0 => {
+        match dice.random_range(0..7) {
+            0 | 1 => {
                 agents[victim].kill().await;
                 kills += 1;
             }
-            1 | 2 => agents[victim].weather(Weather::Away),
+            2 => agents[victim].weather(Weather::Away),
             3 => agents[victim].weather(Weather::Forgetful),
             _ => agents.iter().for_each(|agent| agent.weather(Weather::Fair)),
         }

@@ -31,7 +31,7 @@ impl Caller {
         while self.shared.next() {
             let many = self.shared.told.lock().unwrap().len(self.agent) > ENOUGH;
             let end = match self.dice.random_range(0..1000) {
-                0..480 if !many => self.claim().await,
+                0..500 if !many => self.claim().await,
                 0..900 => self.release().await,
                 900..940 => self.create().await,
                 940..960 => self.scale().await,
@@ -91,7 +91,7 @@ impl Caller {
         if self.dice.random_bool(0.6) {
             wanted.name = Some(name(&format!("box{}", self.shared.number())));
         }
-        if self.dice.random_bool(0.2) {
+        if self.dice.random_bool(0.15) {
             wanted.service = Some(self.some_service());
         } else if self.dice.random_bool(0.1)
             && let Some(subnet) = network.subnets.first()
@@ -127,7 +127,7 @@ impl Caller {
     async fn release(&mut self) -> Result<&'static str, ClusterError> {
         let begun = self.shared.told.lock().unwrap().begin(self.agent, &mut self.dice);
         let Some((endpoint, again)) = begun else { return Ok("nothing to release") };
-        let released = match self.dice.random_bool(0.3) {
+        let released = match self.dice.random_bool(0.6) {
             true => self.member.cluster.withdraw(&endpoint).await,
             false => self.member.cluster.release(&endpoint).await,
         };
