@@ -6,14 +6,11 @@
 //! new reservation always; a taker only while something is kept, which it learns from the guard that
 //! every reservation writes.
 
-use super::endpoints::{block, holder, lock};
-use super::{Cluster, ClusterError, EndpointRequest, decode, encode, keys};
+use super::endpoints::lock;
+use super::{Cluster, ClusterError, EndpointRequest, encode, keys};
 use crate::ipam::{Count, Ledger};
 use crate::model::{Name, Network, NetworkId, Reservation, Versioned};
-use crate::store::{Listing, Revision, Transaction};
-
-/// How often all is read for one refusal, while others take addresses.
-const READINGS: usize = 8;
+use crate::store::{Revision, Transaction};
 
 /// What an endpoint's transaction must find as it was, to be admitted.
 #[derive(Debug, Clone)]
@@ -117,9 +114,7 @@ impl Cluster {
     /// # Errors
     /// When the store cannot be read.
     pub async fn counts(&self, network: &Network) -> Result<(Count, Count), ClusterError> {
-        let mut ledger = Ledger::new(self.node.clone());
-        ledger.follow(network);
-        self.listed(network.id).await?.fill(&mut ledger);
+        let ledger = self.ledger_of_store(network).await?;
         Ok((ledger.count(true), ledger.count(false)))
     }
 
@@ -146,77 +141,6 @@ impl Cluster {
                 ledger.set_revision(revision.max(ledger.revision()));
             }
         });
-    }
-}
-
-/// A network's addresses, its blocks and what is kept, as they were read.
-struct Listed {
-    network: NetworkId,
-    reservations: Listing,
-    guard: Option<u64>,
-    addresses: Listing,
-    blocks: Listing,
-}
-
-impl Listed {
-    fn fill(&self, ledger: &mut Ledger) {
-        let (addresses, blocks) = (keys::addresses(self.network), keys::blocks(self.network));
-        let held = self.addresses.entries.iter().filter_map(|(key, entry)| {
-            Some((key.strip_prefix(&addresses)?.parse().ok()?, holder(&entry.value)))
-        });
-        let owned =
-            self.blocks.entries.iter().filter_map(|(key, entry)| {
-                Some((key.strip_prefix(&blocks)?.parse().ok()?, block(entry)?))
-            });
-        ledger.reset(held, owned);
-        ledger.forget_reservations();
-        let prefix = keys::reservations(self.network);
-        for (key, entry) in &self.reservations.entries {
-            let name = key.strip_prefix(&prefix).and_then(|name| name.parse::<Name>().ok());
-            if let (Some(name), Ok(reservation)) = (name, decode::<Reservation>(key, entry)) {
-                ledger.reserve(name, reservation.value);
-            }
-        }
-        ledger.set_guard(self.guard);
-        ledger.set_revision(self.reservations.revision.0);
-    }
-}
-
-impl Cluster {
-    async fn listed(&self, network: NetworkId) -> Result<Listed, ClusterError> {
-        // What is taken from here on, whoever relies on the count will notice.
-        let reservations = self.store.list(&keys::reservations(network)).await?;
-        let guard = self.store.get(&keys::reservations_guard(network)).await?;
-        Ok(Listed {
-            network,
-            reservations,
-            guard: guard.map(|entry| entry.modified.0),
-            addresses: self.store.list(&keys::addresses(network)).await?,
-            blocks: self.store.list(&keys::blocks(network)).await?,
-        })
-    }
-
-    /// Reads all that is to know of a network's addresses, as the store has it now.
-    pub(super) async fn read_ledger(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let listed = self.listed(network).await?;
-        listed.fill(&mut lock(&self.ledger(network)));
-        Ok(())
-    }
-
-    /// Reads all, if it can be so that nobody takes an address meanwhile: before a refusal, because
-    /// the view may not have told yet what is free again.
-    pub(super) async fn read_anew(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let usage = async || self.store.get(&keys::usage(network)).await;
-        let mut before = usage().await?;
-        for _ in 0..READINGS {
-            self.read_ledger(network).await?;
-            let after = usage().await?;
-            if after == before {
-                break;
-            }
-            before = after;
-        }
-        Ok(())
     }
 }
 
