@@ -79,15 +79,15 @@ fn step() -> impl Strategy<Value = Step> {
     );
     prop_oneof![
         16 => claim.prop_map(|(node, name, service, asked)| Step::Claim { node, name, service, asked }),
-        6 => (node.clone(), which.clone()).prop_map(|(node, which)| Step::Release { node, which }),
-        2 => (node.clone(), which.clone()).prop_map(|(node, which)| Step::Withdraw { node, which }),
+        6 => (node.clone(), which).prop_map(|(node, which)| Step::Release { node, which }),
+        2 => (node.clone(), which).prop_map(|(node, which)| Step::Withdraw { node, which }),
         3 => create.prop_map(|(node, service, replicas, vip, surge, from)| Step::Create { node, service, replicas, vip, surge, from }),
         2 => (node.clone(), service.clone(), 0u32..8).prop_map(|(node, service, replicas)| Step::Scale { node, service, replicas }),
         2 => (node.clone(), service).prop_map(|(node, service)| Step::Remove { node, service }),
         2 => (node.clone(), 0u8..2, 1u64..6).prop_map(|(node, name, count)| Step::Reserve { node, name, count }),
         1 => (0u8..2).prop_map(|name| Step::EndReservation { name }),
         3 => node.clone().prop_map(|node| Step::EndRest { node }),
-        1 => (node.clone(), which.clone()).prop_map(|(node, which)| Step::Expand { node, which }),
+        1 => (node.clone(), which).prop_map(|(node, which)| Step::Expand { node, which }),
         2 => (node.clone(), which).prop_map(|(node, which)| Step::Shrink { node, which }),
         1 => node.clone().prop_map(|node| Step::Die { node }),
         2 => node.prop_map(|node| Step::Return { node }),

@@ -1,10 +1,17 @@
 //! What is kept, subnets that come and go, and the store as the facts say it must be.
 
-use netctl::cluster::Expanded;
-use netctl::model::{EndpointMode, ExpandSpec, ServiceSpec, UpdateOrder};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use super::*;
-use crate::facts::Kept;
+use ipnetwork::IpNetwork;
+use netctl::cluster::{ClusterError, Expanded};
+use netctl::model::{EndpointMode, ExpandSpec, ServiceSpec, UpdateOrder};
+use proptest::test_runner::{TestCaseError, TestCaseResult};
+use proptest::{prop_assert, prop_assert_eq};
+
+use super::{KEEP, World};
+use crate::facts::{Held, Kept, Owner};
+use crate::member::name;
 
 impl World {
     pub(super) async fn create(

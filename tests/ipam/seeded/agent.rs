@@ -24,15 +24,15 @@ pub struct Agent {
     dice: StdRng,
     weather: watch::Sender<Weather>,
     life: tokio::task::JoinHandle<()>,
-    /// Everything that it has under way, so that it ends with the agent.
-    _proxy: Option<Proxy>,
+    /// It ends with the agent.
+    proxy: Option<Proxy>,
 }
 
 impl Agent {
     pub async fn start(shared: Arc<Shared>, number: usize, mut dice: StdRng) -> Self {
         let weather = watch::Sender::new(Weather::Fair);
         let (life, proxy) = live(&shared, number, &mut dice, &weather).await;
-        Self { shared, number, dice, weather, life, _proxy: proxy }
+        Self { shared, number, dice, weather, life, proxy }
     }
 
     pub fn weather(&self, weather: Weather) {
@@ -46,7 +46,7 @@ impl Agent {
         drop((&mut self.life).await);
         let weather = watch::Sender::new(Weather::Fair);
         let (life, proxy) = live(&self.shared, self.number, &mut self.dice, &weather).await;
-        (self.life, self._proxy, self.weather) = (life, proxy, weather);
+        (self.life, self.proxy, self.weather) = (life, proxy, weather);
     }
 
     /// Waits until its callers have nothing more to do.
@@ -106,7 +106,7 @@ pub async fn collect(shared: &Shared, number: usize, member: &Member) -> Result<
     let mut told = shared.told.lock().unwrap();
     ending.into_iter().for_each(|id| told.end(id));
     for (id, entry) in told.endpoints.iter().filter(|(_, entry)| entry.agent == number) {
-        if !found.iter().any(|endpoint| *endpoint == entry.endpoint) {
+        if !found.contains(&entry.endpoint) {
             shared.problem(format!("{id} was acknowledged and is not there: {:?}", entry.endpoint));
         }
     }
