@@ -10,6 +10,7 @@ pub mod endpoints;
 mod keys;
 pub mod networks;
 pub mod nodes;
+mod reading;
 mod rest;
 pub mod services;
 pub mod subnets;
@@ -339,6 +340,7 @@ pub struct Cluster {
     /// What is known of the addresses of the networks in use.
     draws: tokio::sync::Mutex<()>,
     ledgers: Mutex<BTreeMap<NetworkId, Arc<Mutex<Ledger>>>>,
+    news: reading::AllNews,
 }
 
 impl Cluster {
@@ -362,6 +364,7 @@ impl Cluster {
             rest: rest::Rest::new(rest),
             draws: tokio::sync::Mutex::default(),
             ledgers: Mutex::default(),
+            news: Mutex::default(),
         })
     }
 

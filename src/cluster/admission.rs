@@ -6,11 +6,11 @@
 //! new reservation always; a taker only while something is kept, which it learns from the guard that
 //! every reservation writes.
 
-use super::endpoints::{Chosen, block, holder, lock};
-use super::{Cluster, ClusterError, EndpointRequest, decode, encode, keys};
+use super::endpoints::lock;
+use super::{Cluster, ClusterError, EndpointRequest, encode, keys};
 use crate::ipam::{Count, Ledger};
 use crate::model::{Name, Network, NetworkId, Reservation, Versioned};
-use crate::store::{Listing, Revision, Transaction};
+use crate::store::{Revision, Transaction};
 
 /// What an endpoint's transaction must find as it was, to be admitted.
 #[derive(Debug, Clone)]
@@ -80,13 +80,19 @@ impl Cluster {
             return Ok(Ticket::Open(guard));
         }
         let (usage, guard) = self.count_exactly(network).await?;
-        for (ipv4, family) in network.families() {
-            let count = self.with_ledger(network, |ledger| ledger.count(ipv4));
-            if count.free() == 0 {
-                return Err(exhausted(network, family, count));
-            }
+        if self.full(network).is_some() {
+            self.read_anew(network.id).await?;
         }
-        Ok(Ticket::Counted { guard, usage })
+        match self.full(network) {
+            Some((family, count)) => Err(exhausted(network, family, count)),
+            None => Ok(Ticket::Counted { guard, usage }),
+        }
+    }
+
+    /// The family of which all that is free is kept, as far as this node knows.
+    fn full(&self, network: &Network) -> Option<(&'static str, Count)> {
+        let count = |(ipv4, family)| (family, self.known_count(network, ipv4));
+        network.families().map(count).find(|(_, count)| count.free() == 0)
     }
 
     /// Makes sure that the ledger knows of every address that is taken: gives the revision of the
@@ -107,10 +113,8 @@ impl Cluster {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub(super) async fn counts(&self, network: &Network) -> Result<(Count, Count), ClusterError> {
-        let mut ledger = Ledger::new(self.node.clone());
-        ledger.follow(network);
-        self.listed(network.id).await?.fill(&mut ledger);
+    pub async fn counts(&self, network: &Network) -> Result<(Count, Count), ClusterError> {
+        let ledger = self.ledger_of_store(network).await?;
         Ok((ledger.count(true), ledger.count(false)))
     }
 
@@ -129,65 +133,14 @@ impl Cluster {
 
     /// After an endpoint was admitted by the exact count, and written at a revision: nobody else
     /// took any address up to there.
-    pub(super) fn admitted(&self, network: &Network, ticket: &Ticket, chosen: &Chosen, revision: u64) {
-        if matches!(ticket, Ticket::Counted { .. }) && !chosen.addresses().is_empty() {
-            self.with_ledger(network, |ledger| ledger.set_revision(revision.max(ledger.revision())));
-        }
-    }
-}
-
-/// A network's addresses, its blocks and what is kept, as they were read.
-struct Listed {
-    network: NetworkId,
-    reservations: Listing,
-    guard: Option<u64>,
-    addresses: Listing,
-    blocks: Listing,
-}
-
-impl Listed {
-    fn fill(&self, ledger: &mut Ledger) {
-        let (addresses, blocks) = (keys::addresses(self.network), keys::blocks(self.network));
-        let held = self.addresses.entries.iter().filter_map(|(key, entry)| {
-            Some((key.strip_prefix(&addresses)?.parse().ok()?, holder(&entry.value)))
-        });
-        let owned =
-            self.blocks.entries.iter().filter_map(|(key, entry)| {
-                Some((key.strip_prefix(&blocks)?.parse().ok()?, block(entry)?))
-            });
-        ledger.reset(held, owned);
-        ledger.forget_reservations();
-        let prefix = keys::reservations(self.network);
-        for (key, entry) in &self.reservations.entries {
-            let name = key.strip_prefix(&prefix).and_then(|name| name.parse::<Name>().ok());
-            if let (Some(name), Ok(reservation)) = (name, decode::<Reservation>(key, entry)) {
-                ledger.reserve(name, reservation.value);
+    pub(super) fn admitted(&self, network: &Network, ticket: &Ticket, revision: u64) {
+        let Ticket::Counted { usage, .. } = ticket else { return };
+        self.with_ledger(network, |ledger| {
+            // The view may have fallen behind what was counted.
+            if usage.is_none_or(|usage| usage <= ledger.revision()) {
+                ledger.set_revision(revision.max(ledger.revision()));
             }
-        }
-        ledger.set_guard(self.guard);
-        ledger.set_revision(self.reservations.revision.0);
-    }
-}
-
-impl Cluster {
-    async fn listed(&self, network: NetworkId) -> Result<Listed, ClusterError> {
-        // What is taken from here on, whoever relies on the count will notice.
-        let reservations = self.store.list(&keys::reservations(network)).await?;
-        let guard = self.store.get(&keys::reservations_guard(network)).await?;
-        Ok(Listed {
-            network,
-            reservations,
-            guard: guard.map(|entry| entry.modified.0),
-            addresses: self.store.list(&keys::addresses(network)).await?,
-            blocks: self.store.list(&keys::blocks(network)).await?,
-        })
-    }
-
-    /// Reads all that is to know of a network's addresses, as the store has it now.
-    pub(super) async fn read_ledger(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let listed = self.listed(network).await?;
-        listed.fill(&mut lock(&self.ledger(network)));
-        Ok(())
+        });
     }
 }
 

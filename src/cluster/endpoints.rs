@@ -74,22 +74,25 @@ impl Cluster {
             None => None,
         };
         for attempt in 0..TRIES {
-            let ticket = self.ticket(&network, claim).await?;
+            let ticket = match self.ticket(&network, claim).await {
+                Ok(ticket) => ticket,
+                Err(refusal) => return self.refused(&network, claim, refusal).await,
+            };
             let chosen = match self.choose(&network, &claim.addresses, alive, attempt) {
                 Ok(chosen) => chosen,
-                Err(_) if !listed => {
+                Err(refusal) if !listed || is_only_chosen(&refusal) => {
                     self.read_ledger(network.id).await?;
                     listed = true;
                     continue;
                 }
-                Err(exhausted) => return Err(exhausted),
+                Err(refusal) => return self.refused(&network, claim, refusal).await,
             };
             let endpoint = self.endpoint(&network, claim, chosen.addresses(), &ticket);
             let transaction = ticket.stamp(network.id, claiming(&endpoint, &network, &chosen));
             match self.commit(transaction).await {
                 Ok(Outcome::Committed(Revision(revision))) => {
-                    self.admitted(&network, &ticket, &chosen, revision);
                     self.note_claimed(&endpoint, chosen, revision);
+                    self.admitted(&network, &ticket, revision);
                     return Ok(Claimed::New(endpoint, revision));
                 }
                 Ok(Outcome::Conflict) => {}
@@ -109,6 +112,20 @@ impl Cluster {
             self.read_guard(network.id).await?;
         }
         Err(ClusterError::Contention(format!("network {}", network.name)))
+    }
+
+    /// What a claim gets that cannot be fulfilled: what the same claim got before, or the refusal.
+    async fn refused(
+        &self,
+        network: &Network,
+        claim: &EndpointRequest,
+        refusal: ClusterError,
+    ) -> Result<Claimed, ClusterError> {
+        if !matches!(refusal, ClusterError::Exhausted { .. } | ClusterError::NotOfService { .. }) {
+            return Err(refusal);
+        }
+        let existing = self.same_name(network, claim).await?;
+        existing.map(Claimed::Existing).ok_or(refusal)
     }
 
     /// Chooses an address of each family that the network has; those asked for come first.
@@ -165,17 +182,12 @@ impl Cluster {
     ) -> Result<(), ClusterError> {
         for address in chosen.addresses() {
             let found = self.store.get(&keys::address(network.id, address)).await?;
-            let held = found.map(|entry| holder(&entry.value));
-            if let Some(holder) = held
-                && claim.addresses.contains(&address)
-            {
+            // One that nobody has may be somebody's by now: only the view tells what was freed.
+            let Some(holder) = found.map(|entry| holder(&entry.value)) else { continue };
+            if claim.addresses.contains(&address) {
                 return Err(taken(network, address, holder));
             }
-            let ledger = self.ledger(network.id);
-            match held {
-                Some(holder) => lock(&ledger).hold(address, holder),
-                None => lock(&ledger).release(address),
-            }
+            lock(&self.ledger(network.id)).hold(address, holder);
         }
         for block in chosen.proposed.iter().filter_map(|proposal| proposal.block.as_ref()) {
             let found = self.read::<NodeName>(&keys::block(network.id, block.range)).await?;
@@ -335,7 +347,7 @@ impl Cluster {
 
     async fn remove(&self, endpoint: &Endpoint, resting: bool) -> Result<Option<u64>, ClusterError> {
         let key = keys::endpoint(endpoint.network, endpoint.id);
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(None) };
             let rest = if resting { self.rest_lease().await? } else { None };
             let mut transaction = Transaction::new()
@@ -353,8 +365,8 @@ impl Cluster {
             if let Some(service) = &found.drawn {
                 transaction = self.give_back(&found, *service, transaction).await?;
             }
-            if !resting {
-                // A block that was taken for this endpoint alone.
+            if !resting && attempt == 0 {
+                // A block that was taken for this endpoint alone, unless it is another node's now.
                 let ledger = self.ledger(found.network);
                 let blocks = found.addresses.iter().filter_map(|a| lock(&ledger).last_of_block(*a));
                 for (range, revision) in blocks {
@@ -526,6 +538,11 @@ pub(super) fn taken(network: &Network, address: IpAddr, holder: Holder) -> Clust
         Holder::Resting => " for a short while, because it was just released".into(),
     };
     ClusterError::AddressTaken { address, network: network.name.clone(), by }
+}
+
+/// Whether what is free was only chosen by other calls of this node, which may yet fail.
+pub(super) fn is_only_chosen(refusal: &ClusterError) -> bool {
+    matches!(refusal, ClusterError::Exhausted { count, .. } if count.unreserved() > 0)
 }
 
 /// In what an endpoint differs from what a claim asks for; `None`: it is the same request.

@@ -30,8 +30,8 @@ impl Rest {
         current.filter(|(_, since)| since.elapsed() < self.window()).map(|(lease, _)| lease)
     }
 
-    fn set(&self, lease: Option<Lease>) {
-        *lock(&self.current) = lease.map(|lease| (lease, Instant::now()));
+    fn set(&self, current: Option<(Lease, Instant)>) {
+        *lock(&self.current) = current;
     }
 }
 
@@ -44,9 +44,11 @@ impl Cluster {
         if let Some(lease) = self.rest.current() {
             return Ok(Some(lease));
         }
+        // The lease runs from before the answer comes.
+        let since = Instant::now();
         match self.store.grant(self.rest.time + self.rest.window()).await {
             Ok(lease) => {
-                self.rest.set(Some(lease));
+                self.rest.set(Some((lease, since)));
                 Ok(Some(lease))
             }
             // A full disk takes no new lease, but a removal it takes: better without rest than not.

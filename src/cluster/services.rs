@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::endpoints::{Chosen, holder, taken, taking_blocks};
+use super::endpoints::{Chosen, holder, is_only_chosen, taken, taking_blocks};
 use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys};
+use crate::ipam::Count;
 use crate::model::service::MAX_REPLICAS;
 use crate::model::{
     Balancing, EndpointMode, HealthCheck, Name, Network, NodeName, Reservation, Service, ServiceId,
@@ -91,7 +92,8 @@ impl Cluster {
                     let transaction = std::mem::take(&mut design.transaction);
                     self.commit(transaction.put(keys::service(&service.name), encode(service))).await
                 }
-                Err(error) => Err(error),
+                Err(refusal) if is_only_chosen(&refusal) => Ok(Outcome::Conflict),
+                Err(refusal) => Err(refusal),
             };
             // What was taken, the view tells; what was not is free again.
             for (network, chosen) in &design.chosen {
@@ -128,7 +130,7 @@ impl Cluster {
             let needed = count + u64::from(has_vip);
             let reserved = self.reservation_to_take(&part, spec.reservation.as_ref()).await?;
             let released = reserved.as_ref().map_or(0, |found| found.left().min(needed));
-            self.refuse_too_few(&part, u128::from(needed), u128::from(released))?;
+            self.refuse_too_few(&part, u128::from(needed), u128::from(released)).await?;
             let mut transaction = part.stamp(std::mem::take(&mut design.transaction));
             if let (Some(found), Some(name)) = (reserved, &spec.reservation) {
                 let key = keys::reservation(id, name);
@@ -225,7 +227,7 @@ impl Cluster {
                 };
                 let after = Reservation { count: service.most_containers(), ..kept.value };
                 let more = after.left().saturating_sub(kept.left());
-                self.refuse_too_few(&part, u128::from(more), 0)?;
+                self.refuse_too_few(&part, u128::from(more), 0).await?;
                 transaction = part.stamp(transaction);
                 transaction =
                     transaction.modified(&key, Revision(kept.revision)).put(key, encode(&after));
@@ -351,7 +353,7 @@ impl Cluster {
                         part.network.name
                     )));
                 }
-                self.refuse_too_few(&part, u128::from(*count), 0)?;
+                self.refuse_too_few(&part, u128::from(*count), 0).await?;
                 let kept = Reservation { service: None, count: *count, drawn: 0, lease: Some(lease.0) };
                 transaction = part.stamp(transaction).absent(&key).put_leased(key, encode(&kept), lease);
                 ids.push(part.network.id);
@@ -392,17 +394,32 @@ impl Cluster {
     }
 
     /// Refuses what a network does not have; `released` of what is kept becomes free with it.
-    fn refuse_too_few(&self, part: &Part, asked: u128, released: u128) -> Result<(), ClusterError> {
-        let network = &part.network;
-        for (ipv4, family) in network.families() {
-            let mut count = self.with_ledger(network, |ledger| ledger.count(ipv4));
-            count.reserved = count.reserved.saturating_sub(released);
-            if asked > count.free() {
-                let (network, count) = (network.name.clone(), Box::new(count));
-                return Err(ClusterError::TooFew { network, family, asked, count });
-            }
+    async fn refuse_too_few(
+        &self,
+        part: &Part,
+        asked: u128,
+        released: u128,
+    ) -> Result<(), ClusterError> {
+        if self.too_few(&part.network, asked, released).is_some() {
+            self.read_anew(part.network.id).await?;
         }
-        Ok(())
+        match self.too_few(&part.network, asked, released) {
+            Some((family, count)) => {
+                let (network, count) = (part.network.name.clone(), Box::new(count));
+                Err(ClusterError::TooFew { network, family, asked, count })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The family of which too little is free, as far as this node knows.
+    fn too_few(&self, network: &Network, asked: u128, released: u128) -> Option<(&'static str, Count)> {
+        let counts = network.families().map(|(ipv4, family)| {
+            let mut count = self.known_count(network, ipv4);
+            count.reserved = count.reserved.saturating_sub(released);
+            (family, count)
+        });
+        counts.into_iter().find(|(_, count)| asked > count.free())
     }
 }
 

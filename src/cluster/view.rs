@@ -391,6 +391,7 @@ impl Follower {
         let members = Arc::make_mut(self.now.snapshot.members.entry(network).or_default());
         let ledger = self.cluster.ledger(network);
         let mut ledger = lock(&ledger);
+        self.cluster.note_news(network, &event);
         let mut fold = Fold { members, ledger: &mut ledger };
         match event {
             Event::Snapshot(Listing { revision, entries }) => {
@@ -406,14 +407,7 @@ impl Follower {
             Event::Changes(Revision(revision), changes) => {
                 fold.members.revision = revision;
                 fold.ledger.set_revision(revision);
-                for change in changes {
-                    match change {
-                        Change::Put(key, entry) => {
-                            fold.put(key.strip_prefix(&prefix).unwrap_or(&key), &entry);
-                        }
-                        Change::Delete(key) => fold.delete(key.strip_prefix(&prefix).unwrap_or(&key)),
-                    }
-                }
+                changes.iter().for_each(|change| fold.take(&prefix, change));
             }
             Event::Lost(_) => {}
         }
@@ -426,7 +420,19 @@ pub(super) struct Fold<'a> {
     pub(super) ledger: &'a mut Ledger,
 }
 
+/// Takes over a change of a network's members into what is known of its addresses.
+pub(super) fn fold(ledger: &mut Ledger, network: NetworkId, change: &Change) {
+    Fold { members: &mut Members::default(), ledger }.take(&keys::members(network), change);
+}
+
 impl Fold<'_> {
+    fn take(&mut self, prefix: &str, change: &Change) {
+        match change {
+            Change::Put(key, entry) => self.put(key.strip_prefix(prefix).unwrap_or(key), entry),
+            Change::Delete(key) => self.delete(key.strip_prefix(prefix).unwrap_or(key)),
+        }
+    }
+
     /// Takes a value; its key is without the members' prefix.
     pub(super) fn put(&mut self, key: &str, entry: &Entry) {
         if let Some(id) = key.strip_prefix("endpoints/").and_then(|id| id.parse().ok()) {
