@@ -10,6 +10,8 @@ use crate::cluster::{Cluster, DUAL};
 crate::tests![
     each_leak_is_found_and_repaired_under_running_containers,
     what_cannot_be_repaired_is_told_and_left,
+    a_name_or_an_address_that_cannot_be_is_told,
+    endpoints_of_a_node_without_a_record_are_lost_until_it_is_back,
     nothing_is_found_while_endpoints_come_and_go,
     what_the_kernel_lacks_is_found_on_its_node,
 ];
@@ -142,6 +144,51 @@ fn what_cannot_be_repaired_is_told_and_left(world: &World) {
     etcd.put(&format!("netctl/members/{shop}/addresses/10.9.0.99"), "nonsense");
     assert_eq!(found(n1, ""), [format!("unreadable members/{shop}/addresses/10.9.0.99")]);
     assert_eq!(repaired(n1, ""), [""; 0]);
+}
+
+fn a_name_or_an_address_that_cannot_be_is_told(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let (n1, etcd) = (cluster.n1(), &cluster.etcd);
+    n1.ok("network create shop --subnet 10.9.0.0/24");
+    n1.attach("shop", "a");
+    n1.attach("shop", "b");
+    let members = format!("members/{}", n1.network_id("shop"));
+    let (a, b) = (id(n1, "a"), id(n1, "b"));
+    let key = format!("netctl/{members}/endpoints/{b}");
+    let record = etcd.keys()[&key].clone();
+    etcd.put(&key, &record.replace("\"name\":\"b\"", "\"name\":\"a\""));
+    let (double, leak) =
+        (format!("double_name {members}/names/a"), format!("leaked_name {members}/names/b"));
+    assert_eq!(found(n1, ""), [double, leak]);
+    etcd.put(&key, &record);
+    assert_eq!(found(n1, ""), [""; 0]);
+    let key = format!("netctl/{members}/endpoints/{a}");
+    let (record, address) = (etcd.keys()[&key].clone(), n1.addresses("shop", "a")[0].clone());
+    etcd.put(&key, &record.replace(&address, "10.8.0.9"));
+    let expected = [
+        format!("leaked_address {members}/addresses/{address}"),
+        format!("missing_address {members}/addresses/10.8.0.9"),
+        format!("outside_address {members}/endpoints/{a}"),
+    ];
+    assert_eq!(found(n1, ""), expected);
+    etcd.put(&key, &record);
+    assert_eq!(found(n1, ""), [""; 0]);
+}
+
+fn endpoints_of_a_node_without_a_record_are_lost_until_it_is_back(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    let (_a, _b, address) = cluster.shop();
+    let (shop, b) = (cluster.n1().network_id("shop"), id(cluster.n1(), "b"));
+    cluster.kill(1);
+    cluster.etcd.delete("netctl/base/nodes/n2");
+    let lost = format!("lost_endpoint members/{shop}/endpoints/{b}");
+    let findings = found(cluster.n1(), "");
+    assert!(findings.contains(&lost), "{findings:?}");
+    let others = findings.iter().filter(|finding| **finding != lost);
+    assert!(others.clone().all(|finding| finding.starts_with("leaked_block ")), "{findings:?}");
+    cluster.start(1);
+    assert_eq!(found(cluster.n1(), ""), [""; 0]);
+    assert_eq!(cluster.n2().addresses("shop", "b")[0], address);
 }
 
 fn nothing_is_found_while_endpoints_come_and_go(world: &World) {
