@@ -13,6 +13,7 @@ fi
     BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
     RUN_PACKAGES=(nftables iproute2 util-linux)
     TEST_PACKAGES=(etcd-server etcd-client iputils-ping strace procps shellcheck)
+    VM_PACKAGES=(qemu-system-x86 cpio kmod busybox-static ipvsadm)
     DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
     BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod)
 }
