@@ -1,6 +1,6 @@
 //! What needs a kernel that this machine may not have: run in the virtual machine of `scripts/vm`.
 
-use world::{Config, NodeOptions, WithoutModule, World, wait_for};
+use world::{Config, DEADLINE, NodeOptions, WithoutModule, World, eventually};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -87,6 +87,9 @@ fn without_vxlan_an_attach_is_refused_and_leaves_nothing(world: &World) {
     let n1 = cluster.n1();
     n1.ok(&format!("network create shop {DUAL}"));
     let c1 = n1.container("c1");
+    // Forwarding stays on: others may need it by then.
+    n1.space.sysctl("net/ipv4/ip_forward", "1");
+    n1.space.sysctl("net/ipv6/conf/all/forwarding", "1");
     let (kernel, keys) = (n1.kernel_state(), cluster.etcd.lasting_keys());
     let without = WithoutModule::new("vxlan");
     let attach = format!("endpoint attach --network shop --name c1 --netns {}", c1.path);
@@ -95,8 +98,10 @@ fn without_vxlan_an_attach_is_refused_and_leaves_nothing(world: &World) {
     assert_eq!(output.code, Some(6), "{output}");
     tells_of_vxlan(&output.stderr);
     assert!(output.stderr.contains("node n1"), "the machine that lacks it is named: {output}");
-    wait_for("nothing is left in the store", || cluster.etcd.lasting_keys() == keys);
-    wait_for("nothing is left in the kernel", || kernel.difference(&n1.kernel_state()).is_empty());
+    let left = || kernel.difference(&n1.kernel_state());
+    assert!(eventually(DEADLINE, || left().is_empty()), "in the kernel: {}", left());
+    let left = || cluster.etcd.lasting_keys();
+    assert!(eventually(DEADLINE, || left() == keys), "in the store: {:?}, not {keys:?}", left());
     drop(without);
     n1.ok(&attach);
     assert!(c1.space.reaches("10.9.0.1"));
