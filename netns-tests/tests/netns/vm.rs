@@ -24,11 +24,6 @@ pub(crate) const AGAIN: &[&str] = &[
     "single::the_embedded_store_outlives_the_agent",
     "reach::containers_of_two_nodes_reach_each_other_over_an_ipv4_underlay",
     "reach::an_address_that_nobody_has_fails_at_once",
-    "restart::a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing",
-    "repair::what_is_in_the_way_of_our_devices_is_replaced",
-    "security::a_stranger_on_the_underlay_cannot_inject",
-    "security::a_local_user_cannot_send_into_a_tunnel",
-    "security::a_container_cannot_use_a_foreign_source_address",
 ];
 
 fn ipvs_balances_with_a_scheduler_that_is_loaded_on_demand(world: &World) {
