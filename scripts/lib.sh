@@ -13,9 +13,16 @@ fi
     BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
     RUN_PACKAGES=(nftables iproute2 util-linux)
     TEST_PACKAGES=(curl etcd-server etcd-client iputils-ping strace procps shellcheck)
+    VM_PACKAGES=(qemu-system-x86 cpio kmod busybox-static ipvsadm)
     DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
     BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod)
 }
+
+# The test programs that run in the virtual machine (scripts/vm) too, with the tests that need its
+# kernel: there NETCTL_VM is set.
+# shellcheck disable=SC2034
+VM_TESTS=(netns)
+[ ! -e tests/ipvs.rs ] || VM_TESTS+=(ipvs)
 
 # The oldest Rust that builds netctl: rust-version in Cargo.toml.
 RUST_VERSION=1.95

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use crate::etcd::Etcd;
 use crate::node::Node;
 use crate::process::Process;
+use crate::wait::{DEADLINE, limit};
 
 /// A program that was built beside the running test program.
 ///
@@ -56,7 +57,10 @@ impl Config {
 
     /// With this etcd.
     pub fn etcd(etcd: &Etcd) -> Self {
-        let mut config = Self::default().store("kind", "etcd").store("timeout", "1s");
+        // Two seconds is the most that an agent takes.
+        let timeout = limit(Duration::from_secs(1)).min(Duration::from_secs(2));
+        let timeout = format!("{}s", timeout.as_secs());
+        let mut config = Self::default().store("kind", "etcd").store("timeout", &timeout);
         config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint()));
         config
     }
@@ -145,7 +149,7 @@ impl Agent {
     /// Waits until the agent says that it is ready.
     ///
     /// # Panics
-    /// When it ends instead, or says nothing for 20 seconds.
+    /// When it ends instead, or says nothing within [`DEADLINE`].
     #[track_caller]
     pub fn wait_ready(&mut self) {
         let ready = self.told("READY=1");
@@ -153,13 +157,13 @@ impl Agent {
     }
 
     /// Waits until the agent tells its service manager a line such as `READY=1`; `false` when it
-    /// ended or 20 seconds passed before.
+    /// ended or [`DEADLINE`] passed before.
     pub fn told(&mut self, line: &str) -> bool {
         let start = Instant::now();
         let mut buffer = [0; 4096];
         let step = Some(Duration::from_millis(50));
         self.notices.set_read_timeout(step).expect("a socket has a time-out");
-        while start.elapsed() < Duration::from_secs(20) {
+        while start.elapsed() < limit(DEADLINE) {
             if let Ok(length) = self.notices.recv(&mut buffer) {
                 if String::from_utf8_lossy(&buffer[..length]).lines().any(|told| told == line) {
                     return true;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::wait::limit;
+
 /// An answer of the API.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
@@ -33,7 +35,7 @@ impl Client {
     /// When the agent cannot be reached, does not answer within 60 seconds, or not in HTTP.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Response> {
         let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(limit(Duration::from_secs(60))))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let length = body.len();
         write!(

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::agent::append;
 use crate::process::Process;
 use crate::space::Space;
-use crate::wait::wait_for;
+use crate::wait::{self, wait_for};
 
 /// An etcd of one member; dropping it kills it.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Etcd {
 const ETCDCTL: &str = "ETCDCTL_API=3 etcdctl --endpoints http://127.0.0.1:2379";
 
 fn healthy() -> bool {
-    let limit = Duration::from_millis(500);
+    let limit = wait::limit(Duration::from_millis(500));
     let address = SocketAddr::from(([127, 0, 0, 1], 2379));
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, limit)?;

@@ -18,6 +18,7 @@ mod probe;
 mod process;
 mod seal;
 mod space;
+mod vm;
 mod wait;
 mod world;
 
@@ -31,5 +32,6 @@ pub use probe::{Inbox, Stream, StreamReport, Transfer, connects, datagram, tcp_t
 pub use process::{Output, Process, as_nobody, become_nobody, output};
 pub use seal::seal;
 pub use space::Space;
+pub use vm::{WithoutModule, in_vm};
 pub use wait::{DEADLINE, eventually, wait_for};
 pub use world::World;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::space::Space;
-use crate::wait::eventually;
+use crate::wait::{self, eventually, wait_for};
 
 /// Who sent a datagram, and what was in it.
 type Datagram = (SocketAddr, Vec<u8>);
@@ -84,9 +84,10 @@ pub struct StreamReport {
 }
 
 impl Stream {
-    /// Starts sending `rate` datagrams a second to port 7000 of `address`, which `to` has.
+    /// Starts sending `rate` datagrams a second (fewer on a slow machine) to port 7000 of `address`,
+    /// which `to` has.
     pub fn start(from: &Space, to: &Space, address: &str, rate: u32) -> Self {
-        let address: IpAddr = parse(address);
+        let (address, rate): (IpAddr, _) = (parse(address), wait::rate(rate));
         let inbox = receiver(to, SocketAddr::new(address, 7000));
         let outbox = from.enter(|| UdpSocket::bind(SocketAddr::new(unspecified(address), 0)));
         let outbox = outbox.expect("a UDP socket can be made");
@@ -108,11 +109,11 @@ impl Stream {
     /// Waits until `count` more datagrams have arrived.
     ///
     /// # Panics
-    /// When that does not happen within 20 seconds.
+    /// When that does not happen within [`DEADLINE`](crate::DEADLINE).
     #[track_caller]
     pub fn wait(&self, count: u64) {
         let goal = self.received.load(Ordering::Relaxed) + count;
-        crate::wait_for("the stream flows", || self.received.load(Ordering::Relaxed) >= goal);
+        wait_for("the stream flows", || self.received.load(Ordering::Relaxed) >= goal);
     }
 
     /// Stops sending, waits for what is on its way, and counts.
@@ -160,11 +161,12 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool, received: &AtomicU64) -> Vec<u
 /// that they arrive.
 ///
 /// # Errors
-/// When the connection fails, stalls for five seconds, or other bytes arrive.
+/// When the connection fails, stalls for five seconds (longer on a slow machine), or other bytes
+/// arrive.
 pub fn tcp_transfer(from: &Space, to: &Space, address: &str, length: usize) -> io::Result<()> {
     let address: IpAddr = parse(address);
     let listener = to.enter(|| TcpListener::bind((address, 7001)))?;
-    let limit = Duration::from_secs(5);
+    let limit = wait::limit(Duration::from_secs(5));
     let mut outgoing =
         from.enter(|| TcpStream::connect_timeout(&SocketAddr::new(address, 7001), limit))?;
     let (mut incoming, _) = listener.accept()?;
@@ -200,7 +202,7 @@ impl Transfer {
     pub fn start(from: &Space, to: &Space, address: &str) -> io::Result<Self> {
         let address = SocketAddr::new(parse(address), 7003);
         let listener = to.enter(|| TcpListener::bind(address))?;
-        let limit = Duration::from_secs(5);
+        let limit = wait::limit(Duration::from_secs(5));
         let mut outgoing = from.enter(|| TcpStream::connect_timeout(&address, limit))?;
         let (mut incoming, _) = listener.accept()?;
         outgoing.set_write_timeout(Some(limit))?;
@@ -238,11 +240,11 @@ impl Transfer {
     /// Waits until more has arrived.
     ///
     /// # Panics
-    /// When that does not happen within 20 seconds.
+    /// When that does not happen within [`DEADLINE`](crate::DEADLINE).
     #[track_caller]
     pub fn wait(&self) {
         let goal = self.arrived.load(Ordering::Relaxed) + 50;
-        crate::wait_for("bytes flow", || self.arrived.load(Ordering::Relaxed) >= goal);
+        wait_for("bytes flow", || self.arrived.load(Ordering::Relaxed) >= goal);
     }
 
     /// Ends the connection.
@@ -295,10 +297,11 @@ pub fn datagram(
 /// Opens a TCP connection, and closes it again.
 ///
 /// # Errors
-/// When it does not come about within three seconds.
+/// When it does not come about within three seconds, on a machine of usual speed.
 pub fn connects(from: &Space, address: &str, port: u16) -> io::Result<()> {
     let address = SocketAddr::new(parse(address), port);
-    from.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(3))).map(drop)
+    let limit = wait::limit(Duration::from_secs(3));
+    from.enter(|| TcpStream::connect_timeout(&address, limit)).map(drop)
 }
 
 fn receiver(space: &Space, address: SocketAddr) -> UdpSocket {

@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait::eventually;
+use crate::wait::{self, eventually};
 
 /// What a program printed and how it ended.
 #[derive(Debug, Clone)]
@@ -59,7 +59,8 @@ impl fmt::Display for Output {
 /// Runs a command to its end.
 ///
 /// # Panics
-/// When it cannot be started or has not ended within `limit` (it is killed then).
+/// When it cannot be started or has not ended within `limit`, on a machine of usual speed (it is
+/// killed then).
 #[track_caller]
 pub fn output(command: &mut Command, limit: Duration) -> Output {
     let (mut stdout, mut stderr) = (scratch(), scratch());
@@ -74,7 +75,7 @@ pub fn output(command: &mut Command, limit: Duration) -> Output {
     let ended = eventually(limit, || process.status().is_some());
     let code = process.stop(Signal::SIGKILL).code();
     let output = Output { code, stdout: all(&mut stdout), stderr: all(&mut stderr) };
-    assert!(ended, "not ended within {limit:?}: {shown}\n{output}");
+    assert!(ended, "not ended within {:?}: {shown}\n{output}", wait::limit(limit));
     output
 }
 
@@ -126,7 +127,7 @@ impl Process {
             self.signal(Signal::SIGKILL);
         }
         let status = self.child.wait().expect("a child can be waited for");
-        assert!(ended, "the process did not end within 10 s after {signal}");
+        assert!(ended, "the process did not end in time after {signal}");
         status
     }
 

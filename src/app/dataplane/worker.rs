@@ -280,7 +280,8 @@ impl Worker {
         if self.firewall.is_some() && self.slots.get(&id).is_some_and(Slot::is_ready) {
             return Ok(network);
         }
-        Err(format!("network {} is not complete on this node: {}", network.name, self.failure))
+        let (network, node) = (&network.name, &self.me.name);
+        Err(format!("network {network} is not complete on node {node}: {}", self.failure))
     }
 
     fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {

@@ -1,0 +1,99 @@
+//! What needs a kernel that this machine may not have: run in the virtual machine of `scripts/vm`.
+
+use world::{Config, DEADLINE, NodeOptions, WithoutModule, World, eventually};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    ipvs_balances_with_a_scheduler_that_is_loaded_on_demand,
+    wireguard_dummy_devices_netem_and_esp_are_there,
+];
+
+/// Tests that take away a part of the kernel: one at a time, and nothing else beside them.
+pub(crate) const ALONE: &[crate::Test] = &[
+    ("without_vxlan_the_agent_does_not_start", without_vxlan_the_agent_does_not_start),
+    (
+        "without_vxlan_an_attach_is_refused_and_leaves_nothing",
+        without_vxlan_an_attach_is_refused_and_leaves_nothing,
+    ),
+];
+
+/// Tests of other suites, whose facts must hold on this older kernel too. Each takes a minute in there.
+pub(crate) const AGAIN: &[&str] = &[
+    "ground::a_hand_made_packet_is_a_valid_one",
+    "single::the_embedded_store_outlives_the_agent",
+    "reach::containers_of_two_nodes_reach_each_other_over_an_ipv4_underlay",
+    "reach::an_address_that_nobody_has_fails_at_once",
+];
+
+fn ipvs_balances_with_a_scheduler_that_is_loaded_on_demand(world: &World) {
+    let n1 = world.node("n1");
+    n1.space.sh("modprobe ip_vs");
+    let table = n1.space.sh("ipvsadm -Ln");
+    assert!(table.starts_with("IP Virtual Server version 1.2.1"), "{table}");
+    n1.space.sh("! grep -qw ip_vs_wrr /proc/modules
+                 ipvsadm -A -t 10.1.0.1:80 -s wrr
+                 ipvsadm -a -t 10.1.0.1:80 -r 10.1.0.2:8080 -m -w 3
+                 grep -qw ip_vs_wrr /proc/modules");
+    let table = n1.space.sh("ipvsadm -Sn");
+    assert_eq!(table, "-A -t 10.1.0.1:80 -s wrr\n-a -t 10.1.0.1:80 -r 10.1.0.2:8080 -m -w 3\n");
+    assert_eq!(world.node("n2").space.sh("ipvsadm -Sn"), "", "tables belong to their namespaces");
+}
+
+fn wireguard_dummy_devices_netem_and_esp_are_there(world: &World) {
+    let n1 = world.node("n1");
+    n1.space.sh("ip link add name wg0 type wireguard
+                 ip link add name dummy0 type dummy
+                 tc qdisc add dev eth0 root netem delay 1ms
+                 ip xfrm state add src 10.1.0.1 dst 10.1.0.2 proto esp spi 1 mode transport \\
+                     aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128");
+    let seen = n1.space.sh("ip -d link show; tc qdisc show dev eth0; ip xfrm state");
+    for word in ["wireguard", "dummy", "netem", "rfc4106(gcm(aes))"] {
+        assert!(seen.contains(word), "{word}: {seen}");
+    }
+}
+
+/// What a message about the missing part must name: what, and what to do.
+fn tells_of_vxlan(text: &str) {
+    for word in ["VXLAN", "modprobe vxlan"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+fn without_vxlan_the_agent_does_not_start(world: &World) {
+    let n1 = world.node("n1");
+    let kernel = n1.kernel_state();
+    let without = WithoutModule::new("vxlan");
+    let output = n1.netctld(&Config::embedded(), &[]);
+    assert_eq!(output.code, Some(1), "{output}");
+    tells_of_vxlan(&output.text());
+    assert_eq!(kernel.difference(&n1.kernel_state()), "");
+    assert!(!n1.dir().join("state").exists());
+    drop(without);
+    let _agent = n1.agent(&Config::embedded());
+}
+
+fn without_vxlan_an_attach_is_refused_and_leaves_nothing(world: &World) {
+    let cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| config.set("rest", "0s"));
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let c1 = n1.container("c1");
+    // Forwarding stays on: others may need it by then.
+    n1.space.sysctl("net/ipv4/ip_forward", "1");
+    n1.space.sysctl("net/ipv6/conf/all/forwarding", "1");
+    let (kernel, keys) = (n1.kernel_state(), cluster.etcd.lasting_keys());
+    let without = WithoutModule::new("vxlan");
+    let attach = format!("endpoint attach --network shop --name c1 --netns {}", c1.path);
+    let output = n1.ctl(&attach);
+    // Not in time: the agent has waited for what may yet come.
+    assert_eq!(output.code, Some(6), "{output}");
+    tells_of_vxlan(&output.stderr);
+    assert!(output.stderr.contains("node n1"), "the machine that lacks it is named: {output}");
+    let left = || kernel.difference(&n1.kernel_state());
+    assert!(eventually(DEADLINE, || left().is_empty()), "in the kernel: {}", left());
+    let left = || cluster.etcd.lasting_keys();
+    assert!(eventually(DEADLINE, || left() == keys), "in the store: {:?}, not {keys:?}", left());
+    drop(without);
+    n1.ok(&attach);
+    assert!(c1.space.reaches("10.9.0.1"));
+}
