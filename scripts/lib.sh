@@ -21,8 +21,7 @@ fi
 # The test programs that run in the virtual machine (scripts/vm) too, with the tests that need its
 # kernel: there NETCTL_VM is set.
 # shellcheck disable=SC2034
-VM_TESTS=(netns)
-[ ! -e tests/ipvs.rs ] || VM_TESTS+=(ipvs)
+VM_TESTS=(netns ipvs)
 
 # The oldest Rust that builds netctl: rust-version in Cargo.toml.
 RUST_VERSION=1.95
