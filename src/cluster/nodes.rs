@@ -33,7 +33,8 @@ impl Cluster {
             for (other, predecessor) in self.read_all::<Node>(keys::NODES).await? {
                 if other != key && predecessor.underlay == node.underlay {
                     transaction =
-                        transaction.modified(&other, Revision(predecessor.revision)).delete(other);
+                        transaction.modified(&other, Revision(predecessor.revision)).delete(&other);
+                    transaction = transaction.delete(other.replacen(keys::NODES, keys::DRAINED, 1));
                 }
             }
             if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(node))).await? {
