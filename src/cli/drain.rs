@@ -73,6 +73,7 @@ async fn wait_for(
     loop {
         let left = match client.drain_state(target).await {
             Ok(view) if view.done => return Ok(view),
+            Ok(view) if view.waiting.is_empty() && view.connections == 0 => return over(name, target),
             Ok(view) => left(&view),
             Err(ClientError::Api(ApiError { code: ErrorCode::NotFound, .. })) => return Ok(gone()),
             // The store may come back in time.
@@ -94,6 +95,18 @@ async fn wait_for(
     }
 }
 
+/// What it means that nothing is drained any more.
+fn over(name: &str, target: &Target) -> Result<DrainView, Failure> {
+    match target {
+        // Those that it has now came after the drain.
+        Target::Service(_) => Ok(gone()),
+        Target::Node(_) | Target::Endpoint { .. } => Err(Failure::new(
+            Exit::Conflict,
+            format!("{name} is not drained any more: somebody has activated it meanwhile"),
+        )),
+    }
+}
+
 /// What is drained and has been detached, or removed: nothing leads there any more.
 fn gone() -> DrainView {
     DrainView { done: true, endpoints: 0, waiting: Vec::new(), connections: 0 }
@@ -112,9 +125,6 @@ fn left(view: &DrainView) -> String {
     }
     if view.connections > 0 {
         parts.push(format!("{} open connection(s)", view.connections));
-    }
-    if parts.is_empty() {
-        parts.push("it is not drained any more".to_owned());
     }
     parts.join(", ")
 }

@@ -100,8 +100,8 @@ impl Cluster {
             Scope::Node(node) => self.networks_of(node).await?,
         };
         let drained = self.drained_since().await?;
-        let mut drain = Drain::default();
-        drain.marked = matches!(scope, Scope::Node(node) if drained.contains_key(node));
+        let marked = matches!(scope, Scope::Node(node) if drained.contains_key(node));
+        let mut drain = Drain { marked, ..Drain::default() };
         let mut modes = BTreeMap::new();
         for network in networks {
             let endpoints: Vec<Versioned<Endpoint>> =

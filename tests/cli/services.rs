@@ -198,6 +198,19 @@ fn a_drain_that_is_not_at_its_end_in_time_is_status_6_with_what_is_left() {
 }
 
 #[test]
+fn a_drain_that_others_end_is_not_waited_for() {
+    let (agent, ..) = with_endpoint();
+    done(&agent, "service create shop --network web");
+    let over = DrainView { endpoints: 0, ..waits(0, 0) };
+    agent.memory.state().drains = [waits(1, 0), over.clone()].into();
+    let activated = failed(&agent, "node drain n2 --wait", 5);
+    assert!(activated.contains("activated"), "{activated}");
+    // All that was drained is detached, and its successors are not drained.
+    agent.memory.state().drains = [waits(1, 0), over].into();
+    assert_eq!(done(&agent, "service drain shop --wait"), "shop\n");
+}
+
+#[test]
 fn what_is_detached_while_it_is_waited_for_is_drained() {
     let (agent, ..) = with_endpoint();
     agent.memory.state().drains = std::iter::repeat_n(waits(1, 1), 1000).collect();

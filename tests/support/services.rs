@@ -28,7 +28,7 @@ pub async fn show(api: &mut Checked<'_>) {
     let nowhere = json!({"name": "x", "networks": ["no"], "replicas": 1});
     api.exchange("post", "/v1/services", nowhere, 404).await;
     api.bad_bodies("/v1/services", json!({"name": "x", "networks": ["web"], "replicas": -1})).await;
-    api.failures("post", "/v1/services", spec, &[500, 503]).await;
+    api.failures("post", "/v1/services", spec, &[500, 501, 503]).await;
     assert_eq!(api.exchange("get", "/v1/services", none.clone(), 200).await, json!([made]));
     api.failures("get", "/v1/services", none.clone(), &[500, 503]).await;
 

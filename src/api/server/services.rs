@@ -34,6 +34,8 @@ async fn services(State(agent): Agent) -> Answer<Json<Vec<ServiceView>>> {
         (status = 201, body = ServiceView, description = "The service is there."),
         (status = 409, body = ApiError,
             description = "Its name is taken, or a network has too few addresses."),
+        (status = 501, body = ApiError,
+            description = "The kernel of this node has nothing that balances a service."),
         BodyErrors, Missing, StoreErrors))]
 async fn create_service(
     State(agent): Agent,

@@ -58,8 +58,8 @@ impl Ground {
 
     fn look(&self, scope: &Scope) -> Drain {
         let modes = BTreeMap::from([("web".parse().unwrap(), Some(self.mode))]);
-        let mut drain = Drain::default();
-        drain.marked = matches!(scope, Scope::Node(node) if self.drained.contains_key(node));
+        let marked = matches!(scope, Scope::Node(node) if self.drained.contains_key(node));
+        let mut drain = Drain { marked, ..Drain::default() };
         let Self { endpoints, acks, alive, drained, .. } = self;
         Seen { endpoints, acks, alive, drained }.add(scope, &modes, &mut drain);
         drain
