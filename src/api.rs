@@ -8,6 +8,7 @@ pub mod server;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -15,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    self, Endpoint, EndpointId, ExpandSpec, Finding, IfName, MacAddr, Name, Network, NetworkSpec, Node,
-    NodeName, ServiceSpec,
+    self, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, IfName, MacAddr, Name, Network,
+    NetworkSpec, Node, NodeName, ServiceSpec, ServiceUpdate,
 };
 use ipnetwork::IpNetwork;
 
@@ -127,6 +128,9 @@ pub struct NodeView {
     pub node: Node,
     /// Whether its lease is alive.
     pub alive: bool,
+    /// Whether it is drained: its endpoints get no new connections of services.
+    #[serde(default)]
+    pub drained: bool,
     /// Whether it is the node that answers.
     pub this: bool,
 }
@@ -171,6 +175,10 @@ pub struct AttachRequest {
     /// The service that it belongs to: it gets one of the addresses that are kept for that.
     #[serde(default)]
     pub service: Option<Name>,
+    /// Its share of the service's connections, from 1, for schedulers with weights; by default 1.
+    #[serde(default)]
+    #[schema(value_type = Option<u16>, minimum = 1)]
+    pub weight: Option<NonZeroU16>,
     /// Free text by key.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -188,6 +196,75 @@ pub struct ServiceView {
     pub service: model::Service,
     /// The names of its networks, in the same order.
     pub network_names: Vec<String>,
+    /// How many of its containers are ready, on the network where the fewest are.
+    #[serde(default)]
+    pub ready: u64,
+    /// What is in effect on each of its networks; empty with `dnsrr`.
+    #[serde(default)]
+    pub timeouts_in_effect: Vec<TimeoutsView>,
+    /// Its endpoints on all its networks, as this node balances to them.
+    #[serde(default)]
+    pub backends: Vec<BackendView>,
+}
+
+/// After which silence entries for connections go on a network, in seconds: the longest that any
+/// service there asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TimeoutsView {
+    /// The network's name.
+    pub network_name: String,
+    /// Of an established TCP connection.
+    pub tcp: u32,
+    /// Of a TCP connection that one side has ended.
+    pub tcp_fin: u32,
+    /// Of UDP.
+    pub udp: u32,
+}
+
+/// An endpoint of a service, as the node that answers balances to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BackendView {
+    /// Its id.
+    pub endpoint: EndpointId,
+    /// Its name.
+    pub name: Name,
+    /// The name of its network.
+    pub network_name: String,
+    /// The node on which it is.
+    pub node: NodeName,
+    /// Its addresses.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// Whether it takes connections.
+    pub state: EndpointState,
+    /// The weight in effect; 0: it gets no new connections from this node.
+    pub weight: u32,
+    /// Why that is so; `null`: it gets them.
+    pub out: Option<String>,
+    /// Connections from this node to it; `null`: this node balances nothing there.
+    pub connections: Option<Connections>,
+}
+
+/// Connections to a backend, as the kernel counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Connections {
+    /// Established ones.
+    pub active: u64,
+    /// Others, such as those that are ending.
+    pub inactive: u64,
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainView {
+    /// Whether nothing is left to wait for.
+    pub done: bool,
+    /// How many endpoints are drained.
+    pub endpoints: u64,
+    /// The nodes that may still give one of them a new connection.
+    pub waiting: Vec<NodeName>,
+    /// How many connections to them are still open.
+    pub connections: u64,
 }
 
 /// A new number of a service's containers.
@@ -339,6 +416,22 @@ pub enum Expanded {
     Unchanged(NetworkView),
 }
 
+/// Which endpoints a drain is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// One, by name or id; a name may need its network.
+    Endpoint {
+        /// The endpoint.
+        reference: String,
+        /// Its network.
+        network: Option<String>,
+    },
+    /// All of a service.
+    Service(Name),
+    /// All on a node.
+    Node(NodeName),
+}
+
 /// What the API does, as the agent offers it.
 ///
 /// `reference` is a name or an id throughout.
@@ -384,6 +477,8 @@ pub trait Service: Send + Sync + 'static {
     async fn service(&self, name: &Name) -> Result<ServiceView, ApiError>;
     /// Changes how many containers a service has.
     async fn scale_service(&self, name: &Name, replicas: u32) -> Result<ServiceView, ApiError>;
+    /// Changes a service; what is not given stays.
+    async fn update_service(&self, name: &Name, update: ServiceUpdate) -> Result<ServiceView, ApiError>;
     /// Removes a service.
     async fn remove_service(&self, name: &Name) -> Result<(), ApiError>;
     /// Keeps addresses for a while.
@@ -396,4 +491,10 @@ pub trait Service: Send + Sync + 'static {
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
     /// One node.
     async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError>;
+    /// Has endpoints get no new connections of their services.
+    async fn drain(&self, target: Target) -> Result<DrainView, ApiError>;
+    /// How far a drain is.
+    async fn drain_state(&self, target: Target) -> Result<DrainView, ApiError>;
+    /// Has a drained node's endpoints get connections again.
+    async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError>;
 }

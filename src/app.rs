@@ -8,6 +8,7 @@ mod agent;
 mod check;
 mod counted;
 mod dataplane;
+mod drain;
 mod errors;
 mod front;
 mod gate;

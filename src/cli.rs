@@ -4,6 +4,7 @@
 //! everything else to the standard error.
 
 mod completion;
+mod drain;
 mod endpoint;
 mod failure;
 mod ipam;
@@ -43,7 +44,8 @@ Exit status:
   3  the agent cannot be reached
   4  there is no such network, endpoint, service or node
   5  conflict: taken, in use, or no address left
-  6  not now: the store cannot be reached, or the network was not ready in time; try again
+  6  not now: the store cannot be reached, or the network was not ready, or a drain not
+     at its end, in time; try again
   netctl run: the status of the command it ran; 128 and the signal's number if one ended it; 126 or
   127 if it could not be started
 
@@ -71,10 +73,10 @@ enum Command {
     /// Make, list, show and remove networks
     #[command(subcommand, visible_alias = "net")]
     Network(network::Command),
-    /// List, show, attach and detach endpoints: interfaces of containers on a network
+    /// List, show, attach, drain and detach endpoints: interfaces of containers on a network
     #[command(subcommand, visible_alias = "ep")]
     Endpoint(endpoint::Command),
-    /// Make, list, show, scale and remove services
+    /// Make, list, show, change, drain and remove services
     #[command(subcommand, visible_alias = "svc")]
     Service(service::Command),
     /// Run a command in namespaces of its own, plugged into a network
@@ -84,7 +86,7 @@ enum Command {
     /// Look for leaked and double-booked addresses, and repair them
     #[command(subcommand)]
     Ipam(ipam::Command),
-    /// List and show the nodes of the cluster
+    /// List, show, drain and activate the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
     /// Show the versions of this command and of the agent

@@ -6,6 +6,7 @@
 
 mod admission;
 pub mod check;
+pub mod drain;
 pub mod endpoints;
 mod keys;
 pub mod networks;
@@ -263,7 +264,7 @@ pub enum ClusterError {
     NoService(String),
     /// There is such a service already.
     #[error(
-        "service {0} exists already: change it (`netctl service scale {0}=N`), remove it, or choose \
+        "service {0} exists already: change it (`netctl service update {0}`), remove it, or choose \
          another name"
     )]
     ServiceExists(Name),

@@ -5,10 +5,12 @@
 //! that does it is the kernel's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::model::{
-    Endpoint, EndpointState, Network, Node, NodeName, Prefer, Protocol, Scheduler, Service, Snapshot,
+    Endpoint, EndpointState, Network, NetworkId, Node, NodeName, Prefer, Protocol, Scheduler, Service,
+    Snapshot,
 };
 
 /// What a packet must be for, to be balanced.
@@ -86,6 +88,18 @@ pub enum Out {
     Far,
 }
 
+impl fmt::Display for Out {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReady(state, reason) if reason.is_empty() => state.fmt(f),
+            Self::NotReady(state, reason) => write!(f, "{state}: {reason}"),
+            Self::NodeDead => f.write_str("its node is dead"),
+            Self::NodeDrained => f.write_str("its node is drained"),
+            Self::Far => f.write_str("nearer ones are preferred"),
+        }
+    }
+}
+
 /// A service's endpoint as a backend of its.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend<'a> {
@@ -161,7 +175,9 @@ pub fn balancer<'a>(
             members.entry(service.as_str()).or_default().push(endpoint);
         }
     }
-    let mut balancer = Balancer::default();
+    let services = snapshot.services.values().map(AsRef::as_ref);
+    let timeouts = Timeouts::in_effect(network.id, services);
+    let mut balancer = Balancer { timeouts, ..Balancer::default() };
     let mut marks = Marks::default();
     for service in snapshot.services.values() {
         let Some(addresses) = service.addresses.get(&network.id) else { continue };
@@ -170,7 +186,6 @@ pub fn balancer<'a>(
         for address in addresses {
             balancer.add(me, service, *address, &backends, &mut marks);
         }
-        balancer.timeouts = balancer.timeouts.max(Timeouts::of(service));
     }
     balancer
 }
@@ -232,6 +247,13 @@ impl Timeouts {
             tcp_fin: asked.tcp_fin.unwrap_or(Self::DEFAULT.tcp_fin),
             udp: asked.udp.unwrap_or(Self::DEFAULT.udp),
         }
+    }
+
+    /// What is in effect on a network with these services: the longest that any of those asks for
+    /// that have an address there.
+    pub fn in_effect<'a>(network: NetworkId, services: impl IntoIterator<Item = &'a Service>) -> Self {
+        let balanced = services.into_iter().filter(|s| s.addresses.contains_key(&network));
+        balanced.map(Self::of).fold(Self::default(), Self::max)
     }
 
     fn max(self, other: Self) -> Self {

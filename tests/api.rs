@@ -4,6 +4,8 @@
 mod checked;
 #[path = "support/memory.rs"]
 mod memory;
+#[path = "support/services.rs"]
+mod services;
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -99,7 +101,7 @@ async fn every_operation_answers_as_documented_with_every_status() {
     api.exchange_metrics().await;
     show_networks(&mut api).await;
     show_subnets(&mut api).await;
-    show_services(&mut api).await;
+    services::show(&mut api).await;
     show_endpoints(&mut api).await;
     show_check(&mut api).await;
     show_nodes(&mut api).await;
@@ -160,9 +162,11 @@ async fn show_endpoints(api: &mut Checked<'_>) {
     let attach = json!({
         "network": "web", "name": "a", "netns": "/run/netns/a", "interface": "eth7",
         "addresses": ["10.9.0.7"], "mac": "02:00:00:00:00:07", "labels": {"x": ""}, "wait_ms": 5,
+        "service": "shop", "weight": 3,
     });
     let endpoint = api.exchange("post", "/v1/endpoints", attach.clone(), 201).await;
     assert_eq!(endpoint["gateways"], json!(["10.9.0.254"]));
+    assert_eq!(endpoint["weight"], 3);
     assert_eq!(api.exchange("post", "/v1/endpoints", attach.clone(), 200).await, endpoint);
     let nowhere = json!({"network": "no", "netns": "/n"});
     api.exchange("post", "/v1/endpoints", nowhere, 404).await;
@@ -179,6 +183,10 @@ async fn show_endpoints(api: &mut Checked<'_>) {
     let one = "/v1/endpoints/{a}?network=web";
     assert_eq!(api.exchange("get", one, none.clone(), 200).await, endpoint);
     api.exchange("delete", "/v1/networks/{web}", none.clone(), 409).await;
+    services::show_drain(api, "/v1/endpoints/{a}/drain").await;
+    for method in ["get", "post"] {
+        api.failures(method, "/v1/endpoints/{a}/drain?network=web", none.clone(), &[409]).await;
+    }
     let detached = api.exchange("delete", one, none.clone(), 200).await;
     assert_eq!(detached["id"], endpoint["id"]);
     for method in ["get", "delete"] {
@@ -190,46 +198,6 @@ async fn show_endpoints(api: &mut Checked<'_>) {
         api.exchange(method, "/v1/networks/{A}", none.clone(), 400).await;
     }
     api.exchange("delete", "/v1/networks/{web}", none.clone(), 204).await;
-}
-
-/// Makes services of the network `web`, and removes them.
-async fn show_services(api: &mut Checked<'_>) {
-    let none = Value::Null;
-    let spec = json!({
-        "name": "shop", "networks": ["web"], "replicas": 3, "endpoint_mode": "dnsrr",
-        "update_order": "start-first", "update_parallelism": 2, "labels": {"x": ""},
-    });
-    let made = api.exchange("post", "/v1/services", spec.clone(), 201).await;
-    assert_eq!((&made["replicas"], &made["network_names"]), (&json!(3), &json!(["web"])));
-    api.exchange("post", "/v1/services", spec.clone(), 409).await;
-    let nowhere = json!({"name": "x", "networks": ["no"], "replicas": 1});
-    api.exchange("post", "/v1/services", nowhere, 404).await;
-    api.bad_bodies("/v1/services", json!({"name": "x", "networks": ["web"], "replicas": -1})).await;
-    api.failures("post", "/v1/services", spec, &[500, 503]).await;
-    assert_eq!(api.exchange("get", "/v1/services", none.clone(), 200).await, json!([made]));
-    api.failures("get", "/v1/services", none.clone(), &[500, 503]).await;
-
-    let scale = "/v1/services/{shop}/scale";
-    let scaled = api.exchange("put", scale, json!({"replicas": 7}), 200).await;
-    assert_eq!(scaled["replicas"], 7);
-    api.exchange("put", "/v1/services/{no}/scale", json!({"replicas": 7}), 404).await;
-    api.bad_bodies_of("put", scale, json!({"replicas": "many"})).await;
-    api.failures("put", scale, json!({"replicas": 7}), &[409, 500, 503]).await;
-
-    let wanted = json!({"name": "plan", "networks": {"web": 3}, "ttl_s": 60});
-    api.exchange("post", "/v1/reservations", wanted.clone(), 204).await;
-    let nowhere = json!({"name": "plan", "networks": {"no": 3}, "ttl_s": 60});
-    api.exchange("post", "/v1/reservations", nowhere, 404).await;
-    api.bad_bodies("/v1/reservations", json!({"name": "plan"})).await;
-    api.failures("post", "/v1/reservations", wanted, &[409, 500, 503]).await;
-
-    for method in ["get", "delete"] {
-        api.failures(method, "/v1/services/{shop}", none.clone(), &[500, 503]).await;
-        api.exchange(method, "/v1/services/{no}", none.clone(), 404).await;
-        api.exchange(method, "/v1/services/{A}", none.clone(), 400).await;
-    }
-    assert_eq!(api.exchange("get", "/v1/services/{shop}", none.clone(), 200).await, scaled);
-    api.exchange("delete", "/v1/services/{shop}", none, 204).await;
 }
 
 async fn show_check(api: &mut Checked<'_>) {
@@ -256,6 +224,13 @@ async fn show_nodes(api: &mut Checked<'_>) {
     api.exchange("get", "/v1/nodes/{no}", none.clone(), 404).await;
     api.exchange("get", "/v1/nodes/{A}", none.clone(), 400).await;
     api.failures("get", "/v1/nodes/{n1}", none.clone(), &[500, 503]).await;
+    services::show_drain(api, "/v1/nodes/{n1}/drain").await;
+    let activate = "/v1/nodes/{n1}/activate";
+    assert_eq!(api.exchange("get", "/v1/nodes/{n1}", none.clone(), 200).await["drained"], true);
+    assert_eq!(api.exchange("post", activate, none.clone(), 200).await["drained"], false);
+    api.exchange("post", "/v1/nodes/{no}/activate", none.clone(), 404).await;
+    api.exchange("post", "/v1/nodes/{A}/activate", none.clone(), 400).await;
+    api.failures("post", activate, none, &[500, 503]).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 #[path = "support/memory.rs"]
 mod memory;
+#[path = "cli/services.rs"]
+mod services;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -101,7 +103,7 @@ fn ls_is_a_table_that_can_be_filtered_or_reduced_to_ids() {
 
     let table = done(&agent, "endpoint ls --network web --node n1");
     let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row, [&endpoint, "a", "web", "n1", "10.9.0.7", "eth0"]);
+    assert_eq!(row, [&endpoint, "a", "web", "n1", "10.9.0.7", "eth0", "-", "ready"]);
     assert_eq!(done(&agent, "endpoint ls -q"), format!("{endpoint}\n"));
     assert_eq!(done(&agent, "endpoint ls -q --node n2"), "");
     let table = done(&agent, "node ls");
@@ -156,36 +158,6 @@ fn inspect_shows_where_a_network_s_addresses_are_and_when_they_end() {
     agent.memory.state().full_in = Some(0);
     let text = done(&agent, "network inspect web");
     assert!(text.contains("(8% used, full)"), "{text}");
-}
-
-#[test]
-fn services_are_made_scaled_and_removed() {
-    let agent = Agent::start();
-    done(&agent, "network create web --subnet 10.9.0.0/24");
-    let id = done(&agent, "service create shop --network web --replicas 5 --update-order start-first");
-    let table = done(&agent, "svc ls");
-    let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row, [id.trim(), "shop", "vip", "5", "web"]);
-    assert_eq!(done(&agent, "service ls -q"), "shop\n");
-    assert_eq!(done(&agent, "service scale shop=7"), "shop scaled to 7\n");
-    let text = done(&agent, "service inspect shop");
-    assert!(text.contains("start-first, 1 at a time") && text.contains('7'), "{text}");
-    assert_eq!(json(&agent, "service inspect shop -o json")[0]["replicas"], 7);
-    for (command, status) in [
-        ("service create shop --network web", 5),
-        ("service create other --network none", 4),
-        ("service create other", 2),
-        ("service create other --network web --replicas -1", 2),
-        ("service create other --network web --endpoint-mode both", 2),
-        ("service scale shop", 2),
-        ("service scale shop=many", 2),
-        ("service scale none=1", 4),
-        ("service inspect none", 4),
-    ] {
-        failed(&agent, command, status);
-    }
-    assert_eq!(done(&agent, "service rm shop"), "shop\n");
-    failed(&agent, "service rm shop", 4);
 }
 
 #[test]
@@ -304,6 +276,11 @@ fn a_command_line_that_cannot_be_used_is_status_2() {
         "endpoint attach --network web --netns /n --wait 10",
         "endpoint attach --network web --netns /n --mac 02:00",
         "endpoint attach --network web --netns /n --interface lo",
+        "endpoint attach --network web --netns /n --weight 2",
+        "endpoint attach --network web --netns /n --service s --weight 0",
+        "endpoint drain",
+        "endpoint drain a --timeout 5m",
+        "node drain",
         "run --network web",
         "run --network web --hostname -x -- true",
         "run -- true",
@@ -390,18 +367,28 @@ fn every_sub_command_has_help_with_examples() {
         "endpoint ls",
         "endpoint inspect",
         "endpoint attach",
+        "endpoint drain",
         "endpoint detach",
+        "service create",
+        "service ls",
+        "service inspect",
+        "service update",
+        "service scale",
+        "service drain",
+        "service rm",
         "run",
         "plan",
         "ipam check",
         "node ls",
         "node inspect",
+        "node drain",
+        "node activate",
         "completion",
     ] {
         let help = done(&agent, &format!("{line} --help"));
         assert!(help.contains("Examples:") && help.contains("--socket"), "{line}: {help}");
     }
-    for line in ["network", "endpoint", "node", "version"] {
+    for line in ["network", "endpoint", "service", "node", "version"] {
         assert!(done(&agent, &format!("{line} --help")).contains("Usage:"));
     }
     let help = done(&agent, "--help");

@@ -15,6 +15,8 @@
 mod addresses;
 #[path = "netns/cluster.rs"]
 mod cluster;
+#[path = "netns/drain.rs"]
+mod drain;
 #[path = "netns/expand.rs"]
 mod expand;
 #[path = "netns/ground.rs"]
@@ -85,6 +87,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("run", run::TESTS),
     ("refusals", refusals::TESTS),
     ("addresses", addresses::TESTS),
+    ("drain", drain::TESTS),
     ("expand", expand::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),

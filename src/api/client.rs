@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::{
-    ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, Expanded, NetworkView,
-    NodeView, ReserveRequest, Scale, ServiceView, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, Detached, DrainView, EndpointView, Expanded,
+    NetworkView, NodeView, ReserveRequest, Scale, ServiceView, Target, VersionView,
 };
-use crate::model::{EndpointId, ExpandSpec, NetworkSpec, ServiceSpec};
+use crate::model::{EndpointId, ExpandSpec, NetworkSpec, ServiceSpec, ServiceUpdate};
 
 /// Where the agent's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/netctl/netctl.sock";
@@ -320,6 +320,20 @@ impl Client {
         self.decode(status, &body)
     }
 
+    /// Changes a service; what is not given stays.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn update_service(
+        &self,
+        name: &str,
+        update: &ServiceUpdate,
+    ) -> Result<ServiceView, ClientError> {
+        let path = format!("/v1/services/{}", encoded(name));
+        let (status, body) = self.call_with(Method::PATCH, &path, update, TIMEOUT).await?;
+        self.decode(status, &body)
+    }
+
     /// Removes a service.
     ///
     /// # Errors
@@ -335,6 +349,34 @@ impl Client {
     /// See [`Client::version`].
     pub async fn reserve(&self, request: &ReserveRequest) -> Result<(), ClientError> {
         self.post("/v1/reservations", request, TIMEOUT).await.map(|_| ())
+    }
+
+    /// Has endpoints get no new connections of their services.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn drain(&self, target: &Target) -> Result<DrainView, ClientError> {
+        let path = drain_path(target);
+        let (status, body) = self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await?;
+        self.decode(status, &body)
+    }
+
+    /// How far a drain is.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn drain_state(&self, target: &Target) -> Result<DrainView, ClientError> {
+        self.get(&drain_path(target)).await
+    }
+
+    /// Has a drained node's endpoints get connections again.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn activate_node(&self, name: &str) -> Result<NodeView, ClientError> {
+        let path = format!("/v1/nodes/{}/activate", encoded(name));
+        let (status, body) = self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await?;
+        self.decode(status, &body)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -458,6 +500,17 @@ impl Client {
 
 fn endpoint_path(reference: &str, network: Option<&str>) -> String {
     with_query(&format!("/v1/endpoints/{}", encoded(reference)), &[("network", network)])
+}
+
+fn drain_path(target: &Target) -> String {
+    match target {
+        Target::Endpoint { reference, network } => {
+            let path = format!("/v1/endpoints/{}/drain", encoded(reference));
+            with_query(&path, &[("network", network.as_deref())])
+        }
+        Target::Service(name) => format!("/v1/services/{}/drain", encoded(name.as_str())),
+        Target::Node(name) => format!("/v1/nodes/{}/drain", encoded(name.as_str())),
+    }
 }
 
 fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {

@@ -4,6 +4,7 @@
 //! are read in `extract`.
 
 mod bind;
+mod drain;
 mod extract;
 mod metrics;
 mod routes;

@@ -1,5 +1,6 @@
 //! What the agent does on request: the operations behind the API.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,11 @@ impl Agent {
     }
 
     pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
+        if request.weight.is_some() && request.service.is_none() {
+            let text =
+                "a weight is a share of a service's connections: name the service, or leave it out";
+            return Err(ApiError::new(ErrorCode::Invalid, text));
+        }
         let deadline = Instant::now() + request.wait_ms.map_or(WAIT, Duration::from_millis);
         let network = self.find_network(&request.network, deadline).await?;
         let using = timeout_at(deadline, self.view.use_network(network.id)).await;
@@ -84,7 +90,7 @@ impl Agent {
             attachment: place.attachment,
             any_interface: place.any_interface,
             service: request.service,
-            weight: 1,
+            weight: request.weight.map_or(1, NonZeroU16::get),
             state: Default::default(),
             labels: request.labels,
         };
@@ -379,9 +385,15 @@ impl Agent {
         let view = |node: &Arc<Node>| NodeView {
             node: Node::clone(node),
             alive: snapshot.alive.contains(&node.name),
+            drained: snapshot.drained.contains(&node.name),
             this: node.name == self.me.name,
         };
         snapshot.nodes.values().map(view).collect()
+    }
+
+    pub(super) fn node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+        let found = self.nodes().into_iter().find(|view| view.node.name == *name);
+        found.ok_or_else(|| ClusterError::NoNode(name.to_string()).into())
     }
 }
 

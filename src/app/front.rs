@@ -8,10 +8,10 @@ use ipnetwork::IpNetwork;
 use super::agent::Agent;
 use super::metrics::Metrics;
 use crate::api::{
-    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, NetworkView,
-    NodeView, ReserveRequest, Service, ServiceView, VersionView,
+    ApiError, AttachRequest, Attached, CheckView, DrainView, EndpointView, ErrorCode, Expanded,
+    NetworkView, NodeView, ReserveRequest, Service, ServiceView, Target, VersionView,
 };
-use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec};
+use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec, ServiceUpdate};
 
 /// Answers the API from the moment the agent starts: until it belongs to its cluster, with the
 /// reason why it does not.
@@ -120,6 +120,10 @@ impl Service for Front {
         self.agent()?.scale_service(name, replicas).await
     }
 
+    async fn update_service(&self, name: &Name, update: ServiceUpdate) -> Result<ServiceView, ApiError> {
+        self.agent()?.update_service(name, &update).await
+    }
+
     async fn remove_service(&self, name: &Name) -> Result<(), ApiError> {
         self.agent()?.remove_service(name).await
     }
@@ -141,10 +145,18 @@ impl Service for Front {
     }
 
     async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
-        let nodes = self.agent()?.nodes();
-        nodes.into_iter().find(|view| view.node.name == *name).ok_or_else(|| {
-            let text = format!("node {name} does not exist: `netctl node ls` lists those that do");
-            ApiError::new(ErrorCode::NotFound, text)
-        })
+        self.agent()?.node(name)
+    }
+
+    async fn drain(&self, target: Target) -> Result<DrainView, ApiError> {
+        self.agent()?.drain(&target).await
+    }
+
+    async fn drain_state(&self, target: Target) -> Result<DrainView, ApiError> {
+        self.agent()?.drain_state(&target).await
+    }
+
+    async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+        self.agent()?.activate_node(name).await
     }
 }

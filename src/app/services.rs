@@ -1,13 +1,20 @@
 //! The agent's part in services and reservations.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::info;
 
 use super::agent::Agent;
-use crate::api::{ApiError, ReserveRequest, ServiceView};
+use crate::api::{ApiError, BackendView, Connections, ReserveRequest, ServiceView, TimeoutsView};
 use crate::cluster::ClusterError;
-use crate::model::{Name, Service, ServiceSpec};
+use crate::lb::{self, Backend, Out};
+use crate::model::{Endpoint, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot};
+
+/// Endpoints of networks that were read.
+type Members = BTreeMap<NetworkId, Vec<Arc<Endpoint>>>;
 
 impl Agent {
     pub(super) async fn create_service(&self, spec: &ServiceSpec) -> Result<ServiceView, ApiError> {
@@ -17,9 +24,9 @@ impl Agent {
     }
 
     pub(super) async fn services(&self) -> Result<Vec<ServiceView>, ApiError> {
-        let mut views = Vec::new();
+        let (mut members, mut views) = (Members::default(), Vec::new());
         for service in self.cluster().services().await? {
-            views.push(self.service_view(service).await?);
+            views.push(self.shown(service, &mut members).await?);
         }
         Ok(views)
     }
@@ -27,6 +34,16 @@ impl Agent {
     pub(super) async fn service(&self, name: &Name) -> Result<ServiceView, ApiError> {
         let service = self.cluster().service(name).await?;
         self.service_view(service.value).await
+    }
+
+    pub(super) async fn update_service(
+        &self,
+        name: &Name,
+        update: &ServiceUpdate,
+    ) -> Result<ServiceView, ApiError> {
+        let service = self.cluster().update_service(name, update).await?;
+        info!(service = %name, ?update, "service updated");
+        self.service_view(service).await
     }
 
     pub(super) async fn scale_service(
@@ -53,20 +70,97 @@ impl Agent {
     }
 
     async fn service_view(&self, service: Service) -> Result<ServiceView, ApiError> {
-        let snapshot = self.snapshot();
-        let mut network_names = Vec::new();
-        for id in &service.networks {
-            let seen = snapshot.networks.get(id).map(|network| network.name.to_string());
-            network_names.push(match seen {
-                Some(name) => name,
-                // The view may not show it yet.
-                None => match self.cluster().network(&id.to_string()).await {
-                    Ok(network) => network.name.to_string(),
-                    Err(ClusterError::NoNetwork(_)) => id.to_string(),
-                    Err(error) => return Err(error.into()),
-                },
-            });
-        }
-        Ok(ServiceView { service, network_names })
+        self.shown(service, &mut Members::default()).await
     }
+
+    /// A service as it is shown; `members` is what was read already.
+    async fn shown(&self, service: Service, members: &mut Members) -> Result<ServiceView, ApiError> {
+        let snapshot = self.snapshot();
+        let (mut network_names, mut backends) = (Vec::new(), Vec::new());
+        let (mut ready, mut timeouts_in_effect) = (None::<u64>, Vec::new());
+        for id in &service.networks {
+            let network_name = self.network_name(&snapshot, *id).await?;
+            if service.addresses.contains_key(id) {
+                let others = snapshot.services.values().map(AsRef::as_ref);
+                let others = others.filter(|other| other.name != service.name);
+                let in_effect = lb::Timeouts::in_effect(*id, others.chain([&service]));
+                timeouts_in_effect.push(timeouts_view(&network_name, in_effect));
+            }
+            if !members.contains_key(id) {
+                members.insert(*id, self.members(&snapshot, *id).await?);
+            }
+            let endpoints = members.get(id).into_iter().flatten().map(AsRef::as_ref);
+            let found = lb::backends(&self.me, &snapshot, &service, endpoints);
+            let here = found.iter().filter(|b| matches!(b.out, None | Some(Out::Far))).count() as u64;
+            ready = Some(ready.map_or(here, |fewest| fewest.min(here)));
+            let open = self.open_connections(*id);
+            let view = |backend: &Backend<'_>| backend_view(backend, &network_name, open.as_ref());
+            backends.extend(found.iter().map(view));
+            network_names.push(network_name);
+        }
+        backends.sort_by(|a, b| (&a.network_name, &a.name).cmp(&(&b.network_name, &b.name)));
+        let ready = ready.unwrap_or_default();
+        Ok(ServiceView { service, network_names, ready, timeouts_in_effect, backends })
+    }
+
+    /// A network's endpoints: of one that this node uses, as it knows them.
+    async fn members(
+        &self,
+        snapshot: &Snapshot,
+        network: NetworkId,
+    ) -> Result<Vec<Arc<Endpoint>>, ClusterError> {
+        match snapshot.members.get(&network) {
+            Some(members) => Ok(members.endpoints.values().cloned().collect()),
+            None => Ok(self.cluster().endpoints(network).await?.into_iter().map(Arc::new).collect()),
+        }
+    }
+
+    async fn network_name(&self, snapshot: &Snapshot, id: NetworkId) -> Result<String, ApiError> {
+        if let Some(network) = snapshot.networks.get(&id) {
+            return Ok(network.name.to_string());
+        }
+        // The view may not show it yet.
+        match self.cluster().network(&id.to_string()).await {
+            Ok(network) => Ok(network.name.to_string()),
+            Err(ClusterError::NoNetwork(_)) => Ok(id.to_string()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The connections that this node has to backends on a network, by their addresses; `None`: it
+    /// balances nothing there.
+    fn open_connections(&self, _network: NetworkId) -> Option<BTreeMap<IpAddr, Connections>> {
+        None
+    }
+}
+
+fn backend_view(
+    backend: &Backend<'_>,
+    network_name: &str,
+    open: Option<&BTreeMap<IpAddr, Connections>>,
+) -> BackendView {
+    let endpoint = backend.endpoint;
+    let sum = |open: &BTreeMap<IpAddr, Connections>| {
+        let of_endpoint = endpoint.addresses.iter().filter_map(|address| open.get(address));
+        of_endpoint.fold(Connections::default(), |sum, one| Connections {
+            active: sum.active + one.active,
+            inactive: sum.inactive + one.inactive,
+        })
+    };
+    BackendView {
+        endpoint: endpoint.id,
+        name: endpoint.name.clone(),
+        network_name: network_name.to_owned(),
+        node: endpoint.node.clone(),
+        addresses: endpoint.addresses.clone(),
+        state: endpoint.state,
+        weight: backend.weight(),
+        out: backend.out.as_ref().map(Out::to_string),
+        connections: open.map(sum),
+    }
+}
+
+fn timeouts_view(network_name: &str, timeouts: lb::Timeouts) -> TimeoutsView {
+    let lb::Timeouts { tcp, tcp_fin, udp } = timeouts;
+    TimeoutsView { network_name: network_name.to_owned(), tcp, tcp_fin, udp }
 }

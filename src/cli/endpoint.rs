@@ -1,17 +1,19 @@
-//! `netctl endpoint`: list, show, attach and detach endpoints.
+//! `netctl endpoint`: list, show, attach, drain and detach endpoints.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::drain::{self, Wait};
 use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
 use super::{Session, values};
-use crate::api::{AttachRequest, EndpointView};
-use crate::model::{IfName, MacAddr, Name};
+use crate::api::{AttachRequest, EndpointView, Target};
+use crate::model::{Endpoint, IfName, MacAddr, Name};
 
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -29,6 +31,14 @@ Examples:
   ip netns add box
   netctl endpoint attach --network web --netns /run/netns/box --name box
   netctl endpoint attach --network web --netns /proc/4711/ns/net --ip 10.9.0.7 --interface eth1";
+const DRAIN_EXAMPLES: &str = "\
+Examples:
+  netctl endpoint drain box
+  netctl endpoint drain box --network web --wait && netctl endpoint detach box --network web
+
+Any node's endpoints can be drained from here. One that is detached is drained; one that is drained
+stays so until it is detached. Exit status 6: with --wait, when something is left at the end of the
+time.";
 const DETACH_EXAMPLES: &str = "\
 Examples:
   netctl endpoint detach box
@@ -55,6 +65,14 @@ pub(super) enum Command {
     /// Plug a network namespace of this node into a network; prints the endpoint's id
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(Box<Attach>),
+    /// Have endpoints get no new connections of their services; open ones go on
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain {
+        #[command(flatten)]
+        reference: Reference,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Unplug endpoints of this node
     #[command(after_help = DETACH_EXAMPLES)]
     Detach(Reference),
@@ -93,6 +111,9 @@ pub(super) struct Attach {
     /// The service that it belongs to: it gets one of the addresses that are kept for that
     #[arg(long)]
     service: Option<Name>,
+    /// Its share of the service's connections, for the schedulers wrr and wlc [default: 1]
+    #[arg(long, value_name = "N", requires = "service")]
+    weight: Option<NonZeroU16>,
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
@@ -109,6 +130,7 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
         }
         Command::Inspect(reference) => inspect(session, &reference).await,
         Command::Attach(attach) => self::attach(session, *attach).await,
+        Command::Drain { reference, wait } => self::drain(session, reference, &wait).await,
         Command::Detach(reference) => detach(session, &reference).await,
     }
 }
@@ -136,9 +158,12 @@ async fn ls(
                 endpoint.node.to_string(),
                 output::joined(&endpoint.addresses),
                 endpoint.attachment.interface.to_string(),
+                output::or_dash(endpoint.service.as_ref().map_or("", Name::as_str)),
+                endpoint.state.to_string(),
             ]
         };
-        let header = ["ENDPOINT ID", "NAME", "NETWORK", "NODE", "ADDRESSES", "INTERFACE"];
+        let header =
+            ["ENDPOINT ID", "NAME", "NETWORK", "NODE", "ADDRESSES", "INTERFACE", "SERVICE", "STATE"];
         output::print_table(&header, views.into_iter().map(row))?;
     }
     Ok(Exit::Done.into())
@@ -172,7 +197,17 @@ fn details(view: &EndpointView) -> Details {
         .with("Inode", endpoint.attachment.inode)
         .with("Boot", &endpoint.attachment.boot)
         .with("Service", endpoint.service.as_ref().map_or("none", Name::as_str))
+        .with("Weight", endpoint.weight)
+        .with("State", state(endpoint))
         .with_all("Labels", output::labels(&endpoint.labels))
+}
+
+/// Whether it takes connections, and why not.
+fn state(endpoint: &Endpoint) -> String {
+    match endpoint.reason.as_str() {
+        "" => endpoint.state.to_string(),
+        reason => format!("{}: {reason}", endpoint.state),
+    }
 }
 
 async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> {
@@ -184,6 +219,7 @@ async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> 
         addresses: attach.addresses,
         mac: attach.mac,
         service: attach.service,
+        weight: attach.weight,
         labels: values::map(attach.labels),
         wait_ms: Some(values::milliseconds(attach.wait)),
     };
@@ -193,6 +229,20 @@ async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> 
         Format::Table => output::print_line(&view.endpoint.id.to_string())?,
     }
     Ok(Exit::Done.into())
+}
+
+async fn drain(session: &Session, reference: Reference, wait: &Wait) -> Result<ExitCode, Failure> {
+    let mut targets = Vec::new();
+    for name in reference.endpoints {
+        // By their ids: a name may be another's before the drain is at its end.
+        let found = session.client.endpoint(&name, reference.network.as_deref()).await;
+        let target = found.map(|view| Target::Endpoint {
+            reference: view.endpoint.id.to_string(),
+            network: Some(view.endpoint.network.to_string()),
+        });
+        targets.push((name, target.map_err(Failure::from)));
+    }
+    drain::drain(session, targets, wait).await
 }
 
 async fn detach(session: &Session, reference: &Reference) -> Result<ExitCode, Failure> {

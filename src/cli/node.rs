@@ -1,13 +1,15 @@
-//! `netctl node`: list and show the nodes of the cluster.
+//! `netctl node`: list, show, drain and activate the nodes of the cluster.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
 
 use super::Session;
+use super::drain::{self, Wait};
 use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
-use crate::api::NodeView;
+use crate::api::{NodeView, Target};
+use crate::model::NodeName;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -27,13 +29,42 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<String>,
     },
+    /// Have all endpoints on nodes get no new connections of services; open ones go on
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain {
+        /// Names
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<NodeName>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Have endpoints on drained nodes get new connections again
+    #[command(after_help = "Examples:\n  netctl node activate db1")]
+    Activate {
+        /// Names
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
 }
+
+const DRAIN_EXAMPLES: &str = "\
+Examples:
+  netctl node drain db1
+  netctl node drain db1 --wait --timeout 15m && systemctl reboot
+
+Endpoints that come to a drained node get no connections either, until `netctl node activate`. Exit
+status 6: with --wait, when something is left at the end of the time.";
 
 /// Does `netctl node …`.
 pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Ls { quiet } => ls(session, quiet).await,
         Command::Inspect { nodes } => inspect(session, &nodes).await,
+        Command::Drain { nodes, wait } => {
+            let target = |name: NodeName| (name.to_string(), Ok(Target::Node(name)));
+            drain::drain(session, nodes.into_iter().map(target).collect(), &wait).await
+        }
+        Command::Activate { nodes } => activate(session, &nodes).await,
     }
 }
 
@@ -51,13 +82,14 @@ async fn ls(session: &Session, quiet: bool) -> Result<ExitCode, Failure> {
             vec![
                 format!("{}{mark}", view.node.name),
                 state(&view).to_owned(),
+                yes_or_no(view.drained).to_owned(),
                 view.node.underlay.to_string(),
                 view.node.tunnel_port.to_string(),
                 view.node.mtu.to_string(),
                 view.node.version.clone(),
             ]
         };
-        let header = ["NAME", "STATE", "UNDERLAY", "PORT", "MTU", "VERSION"];
+        let header = ["NAME", "STATE", "DRAINED", "UNDERLAY", "PORT", "MTU", "VERSION"];
         output::print_table(&header, views.into_iter().map(row))?;
     }
     Ok(Exit::Done.into())
@@ -76,13 +108,28 @@ fn state(view: &NodeView) -> &'static str {
     if view.alive { "alive" } else { "dead" }
 }
 
+fn yes_or_no(fact: bool) -> &'static str {
+    if fact { "yes" } else { "no" }
+}
+
+async fn activate(session: &Session, nodes: &[String]) -> Result<ExitCode, Failure> {
+    let mut tally = Tally::new();
+    for name in nodes {
+        if tally.take(session.client.activate_node(name).await).is_some() {
+            output::print_line(name)?;
+        }
+    }
+    Ok(tally.exit())
+}
+
 fn details(view: &NodeView) -> Details {
     let node = &view.node;
     Details::default()
         .with("Name", &node.name)
         .with("ID", node.id)
         .with("State", state(view))
-        .with("This node", if view.this { "yes" } else { "no" })
+        .with("Drained", yes_or_no(view.drained))
+        .with("This node", yes_or_no(view.this))
         .with("Underlay", node.underlay)
         .with("Tunnel port", node.tunnel_port)
         .with("VTEP MAC", node.vtep_mac)

@@ -12,6 +12,7 @@ mod signals;
 mod terminal;
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -69,6 +70,9 @@ pub(super) struct Arguments {
     /// The service that it belongs to: it gets one of the addresses that are kept for that
     #[arg(long)]
     service: Option<Name>,
+    /// Its share of the service's connections, for the schedulers wrr and wlc [default: 1]
+    #[arg(long, value_name = "N", requires = "service")]
+    weight: Option<NonZeroU16>,
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
@@ -116,6 +120,7 @@ impl Supervisor<'_> {
             addresses: arguments.addresses.clone(),
             mac: arguments.mac,
             service: arguments.service.clone(),
+            weight: arguments.weight,
             labels: values::map(arguments.labels.clone()),
             wait_ms: Some(values::milliseconds(arguments.wait)),
         };

@@ -1,20 +1,28 @@
-//! `netctl service`: make, list, show, scale and remove services.
+//! `netctl service`: make, list, show, change, drain and remove services.
 
+mod policy;
+mod show;
+
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Session;
+use super::drain::{self, Wait};
 use super::failure::{Exit, Failure, Tally};
-use super::output::{self, Details, Format};
+use super::output::{self, Format};
 use super::values;
-use crate::api::ServiceView;
-use crate::model::{EndpointMode, Name, ServiceSpec, UpdateOrder};
+use crate::api::Target;
+use crate::model::{EndpointMode, Name, ServiceSpec, ServiceUpdate, UpdateOrder};
+use policy::{Policy, Removals};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
   netctl service create shop --network web --replicas 5
   netctl service create db --network web --endpoint-mode dnsrr
+  netctl service create www --network web --vip 10.9.0.80 --port 80:8080 --port 443:8443 \\
+      --scheduler wlc --affinity 10m --health-http 8080/live --health-interval 5s
   netctl service create api --network web --network mail --replicas 20 \\
       --update-order start-first --update-parallelism 2
   netctl run --network web --service shop -- ./server
@@ -24,11 +32,28 @@ the numbers: one for each container, one for itself (unless it is reached by dns
 start-first one for each container that is replaced at a time. Its containers draw on them, so none
 of them can fail because somebody else was faster.";
 
+const UPDATE_EXAMPLES: &str = "\
+Examples:
+  netctl service update shop --port 443:8443 --port-rm 80
+  netctl service update shop --scheduler wlc --affinity 10m --timeout tcp=1h
+  netctl service update shop --health-http 8080/live --health-interval 5s
+  netctl service update shop --no-affinity --no-health --label-rm team
+
+A port or a label that is there already is changed. A service without ports takes connections to all
+of them: its last port goes only for another, or with --all-ports.";
+const DRAIN_EXAMPLES: &str = "\
+Examples:
+  netctl service drain shop
+  netctl service drain shop --wait --timeout 10m
+
+Those that it has now are drained, not those that come. What is drained stays so until it is detached.
+Exit status 6: with --wait, when something is left at the end of the time.";
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make a service; prints its id
     #[command(after_help = CREATE_EXAMPLES)]
-    Create(Create),
+    Create(Box<Create>),
     /// List the services
     #[command(
         alias = "list",
@@ -57,6 +82,12 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "SERVICE=REPLICAS", value_parser = scale)]
         services: Vec<(Name, u32)>,
     },
+    /// Change a service; what is not given stays
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(Box<Update>),
+    /// Have all containers of services get no new connections; open ones go on
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain(Drain),
     /// Remove services; their containers keep their addresses
     #[command(alias = "remove", after_help = "Examples:\n  netctl service rm shop")]
     Rm {
@@ -85,12 +116,49 @@ pub(super) struct Create {
     /// How many containers are replaced at a time; 0: all
     #[arg(long, value_name = "N", default_value_t = 1)]
     update_parallelism: u32,
+    /// An address of its own; one of each family on each network at most [default: free ones]
+    #[arg(long = "vip", value_name = "ADDRESS")]
+    addresses: Vec<IpAddr>,
+    #[command(flatten)]
+    policy: Policy,
     /// A reservation (netctl plan --reserve) whose addresses it takes over
     #[arg(long, value_name = "NAME")]
     reservation: Option<Name>,
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Update {
+    /// Its name
+    #[arg(value_name = "SERVICE")]
+    name: Name,
+    /// How many containers it has
+    #[arg(long, value_name = "N")]
+    replicas: Option<u32>,
+    /// What comes first when a container is replaced
+    #[arg(long, value_enum, value_name = "ORDER")]
+    update_order: Option<Order>,
+    /// How many containers are replaced at a time; 0: all
+    #[arg(long, value_name = "N")]
+    update_parallelism: Option<u32>,
+    #[command(flatten)]
+    policy: Policy,
+    /// A label to add or change; can be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    removals: Removals,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Drain {
+    /// Names
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<Name>,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -105,6 +173,15 @@ enum Order {
     StartFirst,
 }
 
+impl From<Order> for UpdateOrder {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::StopFirst => Self::StopFirst,
+            Order::StartFirst => Self::StartFirst,
+        }
+    }
+}
+
 fn scale(text: &str) -> Result<(Name, u32), String> {
     let (name, number) = text.split_once('=').ok_or("give SERVICE=REPLICAS")?;
     let replicas = number.parse().map_err(|_| format!("{number:?} is not a number of replicas"))?;
@@ -114,9 +191,11 @@ fn scale(text: &str) -> Result<(Name, u32), String> {
 /// Does `netctl service …`.
 pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Create(create) => self::create(session, create).await,
-        Command::Ls { quiet } => ls(session, quiet).await,
-        Command::Inspect { services } => inspect(session, &services).await,
+        Command::Create(create) => self::create(session, *create).await,
+        Command::Ls { quiet } => show::ls(session, quiet).await,
+        Command::Inspect { services } => show::inspect(session, &services).await,
+        Command::Update(update) => self::update(session, *update).await,
+        Command::Drain(drain) => self::drain(session, drain).await,
         Command::Scale { services } => rescale(session, &services).await,
         Command::Rm { services } => rm(session, &services).await,
     }
@@ -131,14 +210,11 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
             Mode::Vip => EndpointMode::Vip,
             Mode::Dnsrr => EndpointMode::Dnsrr,
         },
-        update_order: match create.update_order {
-            Order::StopFirst => UpdateOrder::StopFirst,
-            Order::StartFirst => UpdateOrder::StartFirst,
-        },
+        update_order: create.update_order.into(),
         update_parallelism: create.update_parallelism,
-        addresses: Vec::new(),
-        balancing: Default::default(),
-        health: None,
+        addresses: create.addresses,
+        balancing: create.policy.balancing(),
+        health: create.policy.health()?,
         reservation: create.reservation,
         labels: values::map(create.labels),
     };
@@ -150,62 +226,25 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
     Ok(Exit::Done.into())
 }
 
-async fn ls(session: &Session, quiet: bool) -> Result<ExitCode, Failure> {
-    let views = session.client.services().await?;
-    if quiet {
-        for view in &views {
-            output::print_line(view.service.name.as_str())?;
-        }
-    } else if session.format == Format::Json {
-        output::print_json(&views)?;
-    } else {
-        let row = |view: ServiceView| {
-            vec![
-                view.service.id.to_string(),
-                view.service.name.to_string(),
-                mode(&view).to_owned(),
-                view.service.replicas.to_string(),
-                view.network_names.join(","),
-                output::joined(view.service.addresses.values().flatten()),
-            ]
-        };
-        let header = ["ID", "NAME", "MODE", "REPLICAS", "NETWORKS", "ADDRESSES"];
-        output::print_table(&header, views.into_iter().map(row))?;
+async fn update(session: &Session, update: Update) -> Result<ExitCode, Failure> {
+    let change = ServiceUpdate {
+        replicas: update.replicas,
+        update_order: update.update_order.map(Order::into),
+        update_parallelism: update.update_parallelism,
+        labels: values::map(update.labels),
+        ..update.policy.update(update.removals)
+    };
+    let view = session.client.update_service(update.name.as_str(), &change).await?;
+    match session.format {
+        Format::Json => output::print_json(&view)?,
+        Format::Table => output::print_line(view.service.name.as_str())?,
     }
     Ok(Exit::Done.into())
 }
 
-fn mode(view: &ServiceView) -> &'static str {
-    match view.service.endpoint_mode {
-        EndpointMode::Vip => "vip",
-        EndpointMode::Dnsrr => "dnsrr",
-    }
-}
-
-async fn inspect(session: &Session, services: &[String]) -> Result<ExitCode, Failure> {
-    let (mut tally, mut views) = (Tally::new(), Vec::new());
-    for name in services {
-        views.extend(tally.take(session.client.service(name).await));
-    }
-    output::print_all(session.format, &views, details)?;
-    Ok(tally.exit())
-}
-
-fn details(view: &ServiceView) -> Details {
-    let service = &view.service;
-    let order = match service.update_order {
-        UpdateOrder::StopFirst => "stop-first",
-        UpdateOrder::StartFirst => "start-first",
-    };
-    Details::default()
-        .with("ID", service.id)
-        .with("Name", &service.name)
-        .with("Endpoint mode", mode(view))
-        .with("Replicas", service.replicas)
-        .with("Update", format!("{order}, {} at a time", service.update_parallelism))
-        .with_all("Networks", &view.network_names)
-        .with_all("Addresses", service.addresses.values().flatten())
-        .with_all("Labels", output::labels(&service.labels))
+async fn drain(session: &Session, drain: Drain) -> Result<ExitCode, Failure> {
+    let target = |name: Name| (name.to_string(), Ok(Target::Service(name)));
+    drain::drain(session, drain.services.into_iter().map(target).collect(), &drain.wait).await
 }
 
 async fn rescale(session: &Session, services: &[(Name, u32)]) -> Result<ExitCode, Failure> {

@@ -39,6 +39,13 @@ pub(super) fn wait(text: &str) -> Result<Duration, String> {
     duration::parse(text).map_err(|error| error.to_string())
 }
 
+/// A duration of whole seconds.
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
+    let time = wait(text)?;
+    let whole = u32::try_from(time.as_secs()).ok().filter(|_| time.subsec_nanos() == 0);
+    whole.ok_or_else(|| format!("{text:?} cannot be used: give whole seconds, at most a day"))
+}
+
 /// A duration in the form of the API.
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

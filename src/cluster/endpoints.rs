@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
 use rand::Rng as _;
+use tracing::warn;
 
 use super::admission::{Ticket, exhausted};
 use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
@@ -375,7 +376,15 @@ impl Cluster {
                 }
             }
             match self.commit(transaction).await {
-                Ok(Outcome::Committed(Revision(revision))) => return Ok(Some(revision)),
+                Ok(Outcome::Committed(Revision(revision))) => {
+                    if found.service.is_some()
+                        && let Err(error) = self.forget_acks(&found).await
+                    {
+                        // A check finds what is left.
+                        warn!(endpoint = %found.id, %error, "acknowledgements of its drain left in the store");
+                    }
+                    return Ok(Some(revision));
+                }
                 Ok(Outcome::Conflict) => {}
                 Err(error) if self.is_rest_gone(&error) => {}
                 Err(error) => return Err(error),
@@ -422,7 +431,12 @@ impl Cluster {
     /// # Errors
     /// When the store cannot be read.
     pub async fn local_networks(&self) -> Result<Vec<NetworkId>, ClusterError> {
-        let prefix = keys::locals(&self.node);
+        self.networks_of(&self.node).await
+    }
+
+    /// The networks on which a node has endpoints.
+    pub(super) async fn networks_of(&self, node: &NodeName) -> Result<Vec<NetworkId>, ClusterError> {
+        let prefix = keys::locals(node);
         let listing = self.store.list(&prefix).await?;
         let network = |key: &String| key.strip_prefix(&prefix)?.split('/').next()?.parse().ok();
         let mut networks: Vec<NetworkId> = listing.entries.keys().filter_map(network).collect();
@@ -563,6 +577,9 @@ pub fn difference(endpoint: &Endpoint, node: &NodeName, claim: &EndpointRequest)
     if endpoint.service != claim.service {
         let service = endpoint.service.as_ref().map_or("none", Name::as_str);
         return Some(format!("its service is {service}"));
+    }
+    if endpoint.weight != claim.weight {
+        return Some(format!("its weight is {}", endpoint.weight));
     }
     if claim.mac.is_some_and(|mac| mac != endpoint.mac) {
         return Some(format!("its MAC address is {}", endpoint.mac));

@@ -33,7 +33,8 @@ impl Cluster {
             for (other, predecessor) in self.read_all::<Node>(keys::NODES).await? {
                 if other != key && predecessor.underlay == node.underlay {
                     transaction =
-                        transaction.modified(&other, Revision(predecessor.revision)).delete(other);
+                        transaction.modified(&other, Revision(predecessor.revision)).delete(&other);
+                    transaction = transaction.delete(other.replacen(keys::NODES, keys::DRAINED, 1));
                 }
             }
             if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(node))).await? {
@@ -82,7 +83,14 @@ impl Cluster {
             let Some(found) = self.read::<Node>(&node).await? else {
                 return Err(ClusterError::NoNode(name.to_string()));
             };
-            let transaction = Transaction::new().modified(&node, Revision(found.revision));
+            let mark = self.store.get(&key).await?;
+            // What was acknowledged since a mark counts: it is not written anew.
+            if mark.is_some() == drained {
+                return Ok(());
+            }
+            let transaction = Transaction::new()
+                .modified(&node, Revision(found.revision))
+                .unchanged(&key, mark.map(|entry| entry.modified));
             let transaction = if drained { transaction.put(&key, []) } else { transaction.delete(&key) };
             if let Outcome::Committed(_) = self.commit(transaction).await? {
                 return Ok(());

@@ -254,8 +254,11 @@ impl Cluster {
         update: &ServiceUpdate,
     ) -> Result<Service, ClusterError> {
         self.change_service(name, |service| {
-            update.apply(service);
-            check_policy(&service.balancing, service.health.as_ref())
+            let applied = update.apply(service);
+            applied.map_err(|error| ClusterError::ServiceInvalid(error.to_string()))?;
+            let Service { name, endpoint_mode, balancing, health, replicas, .. } = service;
+            check_replicas(*replicas)?;
+            check_policy(name, *endpoint_mode, balancing, health.as_ref())
         })
         .await
     }
@@ -435,11 +438,23 @@ fn check(spec: &ServiceSpec) -> Result<(), ClusterError> {
         let text = format!("service {} is reached by dnsrr: it has no address of its own", spec.name);
         return Err(ClusterError::ServiceInvalid(text));
     }
-    check_policy(&spec.balancing, spec.health.as_ref())?;
+    check_policy(&spec.name, spec.endpoint_mode, &spec.balancing, spec.health.as_ref())?;
     check_replicas(spec.replicas)
 }
 
-fn check_policy(balancing: &Balancing, health: Option<&HealthCheck>) -> Result<(), ClusterError> {
+fn check_policy(
+    name: &Name,
+    mode: EndpointMode,
+    balancing: &Balancing,
+    health: Option<&HealthCheck>,
+) -> Result<(), ClusterError> {
+    if mode == EndpointMode::Dnsrr && *balancing != Balancing::default() {
+        return Err(ClusterError::ServiceInvalid(format!(
+            "service {name} is reached by dnsrr: nothing balances its connections, so it has no \
+             scheduler, ports, affinity, timeouts or preference; leave them out, or make it with \
+             --endpoint-mode vip"
+        )));
+    }
     let checked = balancing.check().and_then(|()| health.map_or(Ok(()), HealthCheck::check));
     checked.map_err(|error| ClusterError::ServiceInvalid(error.to_string()))
 }

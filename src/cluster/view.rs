@@ -290,6 +290,9 @@ impl Follower {
                 if let Err(error) = cluster.leave_blocks(network).await {
                     warn!(%network, %error, "blocks of addresses not given back");
                 }
+                if let Err(error) = cluster.withdraw_acks(network).await {
+                    warn!(%network, %error, "acknowledgements of drains not withdrawn");
+                }
             });
         }
     }

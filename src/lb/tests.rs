@@ -56,12 +56,13 @@ struct Ground {
 
 fn ground(balancing: Value) -> Ground {
     let nodes = [("n1", "east"), ("n2", "east"), ("n3", "west")].map(|(name, zone)| node(name, zone));
-    let mut snapshot = Snapshot::default();
-    snapshot.alive = Arc::new(nodes.iter().map(|node| node.name.clone()).collect());
-    snapshot.nodes =
-        Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
     let web = service("web", 100, balancing);
-    snapshot.services = Arc::new([(web.name.clone(), Arc::new(web))].into());
+    let snapshot = Snapshot {
+        alive: Arc::new(nodes.iter().map(|node| node.name.clone()).collect()),
+        nodes: Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect()),
+        services: Arc::new([(web.name.clone(), Arc::new(web))].into()),
+        ..Snapshot::default()
+    };
     let endpoints = vec![
         endpoint(11, "n1", "web"),
         endpoint(12, "n2", "web"),
@@ -233,4 +234,17 @@ fn no_two_addresses_of_a_family_have_one_mark() {
     let six = of("fd00:9::64", &mut marks);
     assert_ne!(six, 0);
     assert_ne!(of("fd00:9:0:1::64", &mut marks), six);
+}
+
+#[test]
+fn why_an_endpoint_is_out_is_said_in_words() {
+    for (out, words) in [
+        (Out::NotReady(EndpointState::Pending, String::new()), "pending"),
+        (Out::NotReady(EndpointState::Unhealthy, "refused".to_owned()), "unhealthy: refused"),
+        (Out::NodeDead, "its node is dead"),
+        (Out::NodeDrained, "its node is drained"),
+        (Out::Far, "nearer ones are preferred"),
+    ] {
+        assert_eq!(out.to_string(), words);
+    }
 }

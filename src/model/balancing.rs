@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::PortKey;
+
 /// The most ports of a service.
 pub const MAX_PORTS: usize = 128;
 /// The longest time that may be given, in seconds: a day.
@@ -37,6 +39,21 @@ pub enum BalancingError {
         /// Its value.
         seconds: u32,
     },
+    /// A port to remove that the service does not have.
+    #[error("there is no port {0} to remove: `netctl service inspect` shows those that there are")]
+    NoPort(PortKey),
+    /// A service whose last port is removed would have all.
+    #[error(
+        "no port would be left, and a service without ports takes connections to all: give another \
+         port (--port), or say so (--all-ports)"
+    )]
+    LastPort,
+    /// Something and its contrary.
+    #[error("{0} are asked for at once: choose one")]
+    Both(&'static str),
+    /// A health check without a test.
+    #[error("a health check needs a test: give --health-tcp, --health-http or --health-cmd")]
+    NoTest,
     /// A text that is none of the choices.
     #[error("{what} {text:?} is unknown: give {choices}")]
     Unknown {

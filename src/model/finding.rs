@@ -36,6 +36,8 @@ pub enum FindingKind {
     LeakedBlock,
     /// There are members of a network that does not exist.
     LeakedMembers,
+    /// There is an acknowledgement of the drain of an endpoint that does not exist.
+    LeakedAck,
     /// Addresses are kept for a service that does not exist or is not on the network.
     LeakedReservation,
     /// More or fewer endpoints have drawn on what is kept for a service than is written.
@@ -76,6 +78,7 @@ impl fmt::Display for FindingKind {
             Self::LeakedLocal => "leaked local key",
             Self::LeakedBlock => "leaked block",
             Self::LeakedMembers => "leaked members",
+            Self::LeakedAck => "leaked acknowledgement",
             Self::LeakedReservation => "leaked reservation",
             Self::WrongReservation => "wrong reservation",
             Self::MissingReservation => "missing reservation",

@@ -97,6 +97,11 @@ fn three() -> u32 {
 }
 
 impl HealthCheck {
+    /// A check with the default times.
+    pub fn new(test: HealthTest) -> Self {
+        Self { test, interval: thirty(), timeout: thirty(), start_period: 0, retries: three() }
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors

@@ -74,54 +74,6 @@ fn one() -> u32 {
     1
 }
 
-/// What a person asks for when changing a service; what is not given stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ServiceUpdate {
-    /// How connections are spread over its containers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub balancing: Option<Balancing>,
-    /// How it is found out whether its containers are well.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<HealthCheck>,
-    /// Whether its containers are not checked any more.
-    #[serde(default)]
-    pub no_health: bool,
-    /// What comes first when a container is replaced.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub update_order: Option<UpdateOrder>,
-    /// How many containers are replaced at a time; 0: all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub update_parallelism: Option<u32>,
-    /// Labels to add, or to change.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-    /// Labels to remove.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub remove_labels: Vec<String>,
-}
-
-impl ServiceUpdate {
-    /// Changes a service so.
-    pub fn apply(&self, service: &mut Service) {
-        let Self {
-            balancing,
-            health,
-            no_health,
-            update_order,
-            update_parallelism,
-            labels,
-            remove_labels,
-        } = self.clone();
-        service.balancing = balancing.unwrap_or_else(|| service.balancing.clone());
-        service.health = health.or_else(|| service.health.take().filter(|_| !no_health));
-        service.update_order = update_order.unwrap_or(service.update_order);
-        service.update_parallelism = update_parallelism.unwrap_or(service.update_parallelism);
-        service.labels.extend(labels);
-        service.labels.retain(|key, _| !remove_labels.contains(key));
-    }
-}
-
 /// A service as the cluster keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Service {

@@ -1,6 +1,6 @@
 //! An agent without a kernel and without a store, on a real socket, for the tests of the edges.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, CheckView, EndpointView, ErrorCode, Expanded, Level, NetworkView,
-    NodeUsage, NodeView, ReserveRequest, Service, ServiceView, Share, SubnetUsage, Usage, VersionView,
+    ApiError, AttachRequest, Attached, BackendView, CheckView, Connections, DrainView, EndpointView,
+    ErrorCode, Expanded, Level, NetworkView, NodeUsage, NodeView, ReserveRequest, Service, ServiceView,
+    Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
 };
 use netctl::model::{
-    Attachment, Endpoint, EndpointId, ExpandSpec, Finding, FindingKind, MacAddr, Name, Network,
-    NetworkId, NetworkSpec, Node, NodeId, NodeName, ServiceId, ServiceSpec, Subnet, Vni, subnet,
+    Attachment, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, FindingKind, MacAddr, Name,
+    Network, NetworkId, NetworkSpec, Node, NodeId, NodeName, ServiceId, ServiceSpec, ServiceUpdate,
+    Subnet, Vni, subnet,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -38,6 +40,10 @@ pub struct State {
     pub levels: Option<(u64, u64)>,
     /// When networks are full, in seconds.
     pub full_in: Option<u64>,
+    /// What is drained, as it was asked for.
+    pub drained: Vec<Target>,
+    /// What the next looks at a drain show; then it is at its end.
+    pub drains: VecDeque<DrainView>,
 }
 
 pub struct Memory {
@@ -81,6 +87,26 @@ impl State {
             [only] => Ok(only),
             _ => Err(ApiError::new(ErrorCode::Conflict, "several networks have that name")),
         }
+    }
+
+    /// That what a drain is about exists.
+    fn find(&self, target: &Target) -> Result<(), ApiError> {
+        match target {
+            Target::Endpoint { reference, network } => {
+                self.endpoint(reference, network.as_deref()).map(drop)
+            }
+            Target::Service(name) => {
+                let found = self.services.iter().find(|view| view.service.name == *name);
+                found.map(drop).ok_or_else(|| not_found(name.as_str()))
+            }
+            Target::Node(name) if ["n1", "n2"].contains(&name.as_str()) => Ok(()),
+            Target::Node(name) => Err(not_found(name.as_str())),
+        }
+    }
+
+    fn node(&self, name: &str) -> NodeView {
+        let drained = self.drained.contains(&Target::Node(name.parse().unwrap()));
+        NodeView { drained, ..node(name, name == "n1") }
     }
 
     fn level(&self, percent: u64) -> Level {
@@ -150,6 +176,32 @@ fn finding(&(what, repairable): &(&str, bool)) -> Finding {
     }
 }
 
+/// A drain that waits for n2, or is at its end.
+fn drain(done: bool) -> DrainView {
+    let waiting = if done { Vec::new() } else { vec!["n2".parse().unwrap()] };
+    DrainView { done, endpoints: 1, waiting, connections: u64::from(!done) }
+}
+
+fn timeouts(network: &str) -> TimeoutsView {
+    TimeoutsView { network_name: network.to_owned(), tcp: 900, tcp_fin: 120, udp: 300 }
+}
+
+/// One that takes connections and one that does not.
+fn backends(network: &str) -> [BackendView; 2] {
+    [("b1", EndpointState::Ready, None), ("b2", EndpointState::Unhealthy, Some("unhealthy: refused"))]
+        .map(|(name, state, out)| BackendView {
+            endpoint: EndpointId::random(&mut rand::rng()),
+            name: name.parse().unwrap(),
+            network_name: network.to_owned(),
+            node: "n2".parse().unwrap(),
+            addresses: vec![Ipv4Addr::new(10, 9, 0, 3).into()],
+            state,
+            weight: u32::from(out.is_none()),
+            out: out.map(str::to_owned),
+            connections: out.is_none().then_some(Connections { active: 3, inactive: 4 }),
+        })
+}
+
 pub fn node(name: &str, alive: bool) -> NodeView {
     let node = Node {
         id: NodeId::random(&mut rand::rng()),
@@ -162,7 +214,7 @@ pub fn node(name: &str, alive: bool) -> NodeView {
         labels: BTreeMap::from([("rack".to_owned(), "7".to_owned())]),
         version: "0.1.0".to_owned(),
     };
-    NodeView { node, alive, this: alive }
+    NodeView { node, alive, drained: false, this: alive }
 }
 
 #[async_trait]
@@ -294,7 +346,7 @@ impl Service for Memory {
             },
             service: request.service,
             drawn: None,
-            weight: 1,
+            weight: request.weight.map_or(1, |weight| weight.get()),
             state: Default::default(),
             reason: String::new(),
             labels: request.labels,
@@ -344,8 +396,12 @@ impl Service for Memory {
         }
         let networks: Vec<&Network> =
             spec.networks.iter().map(|name| state.network(name)).collect::<Result<_, _>>()?;
+        let network_names: Vec<_> = networks.iter().map(|n| n.name.to_string()).collect();
         let view = ServiceView {
-            network_names: networks.iter().map(|network| network.name.to_string()).collect(),
+            ready: 1,
+            timeouts_in_effect: network_names.iter().map(|name| timeouts(name)).collect(),
+            backends: network_names.iter().flat_map(|name| backends(name)).collect(),
+            network_names,
             service: netctl::model::Service {
                 id: ServiceId::random(&mut rand::rng()),
                 name: spec.name,
@@ -354,7 +410,7 @@ impl Service for Memory {
                 endpoint_mode: spec.endpoint_mode,
                 update_order: spec.update_order,
                 update_parallelism: spec.update_parallelism,
-                addresses: BTreeMap::new(),
+                addresses: networks.iter().map(|n| (n.id, spec.addresses.clone())).collect(),
                 balancing: spec.balancing,
                 health: spec.health,
                 labels: spec.labels,
@@ -379,6 +435,15 @@ impl Service for Memory {
         let found = state.services.iter_mut().find(|view| view.service.name == *name);
         let view = found.ok_or_else(|| not_found(name.as_str()))?;
         view.service.replicas = replicas;
+        Ok(view.clone())
+    }
+
+    async fn update_service(&self, name: &Name, update: ServiceUpdate) -> Result<ServiceView, ApiError> {
+        let mut state = self.call()?;
+        let found = state.services.iter_mut().find(|view| view.service.name == *name);
+        let view = found.ok_or_else(|| not_found(name.as_str()))?;
+        let applied = update.apply(&mut view.service);
+        applied.map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
         Ok(view.clone())
     }
 
@@ -414,16 +479,34 @@ impl Service for Memory {
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {
-        drop(self.call()?);
-        Ok(vec![node("n1", true), node("n2", false)])
+        let state = self.call()?;
+        Ok(vec![state.node("n1"), state.node("n2")])
     }
 
     async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
-        drop(self.call()?);
-        match name.as_str() {
-            "n1" | "n2" => Ok(node(name.as_str(), name.as_str() == "n1")),
-            other => Err(not_found(other)),
-        }
+        let state = self.call()?;
+        state.find(&Target::Node(name.clone()))?;
+        Ok(state.node(name.as_str()))
+    }
+
+    async fn drain(&self, target: Target) -> Result<DrainView, ApiError> {
+        let mut state = self.call()?;
+        state.find(&target)?;
+        state.drained.push(target);
+        Ok(drain(false))
+    }
+
+    async fn drain_state(&self, target: Target) -> Result<DrainView, ApiError> {
+        let mut state = self.call()?;
+        state.find(&target)?;
+        Ok(state.drains.pop_front().unwrap_or_else(|| drain(true)))
+    }
+
+    async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+        let mut state = self.call()?;
+        state.find(&Target::Node(name.clone()))?;
+        state.drained.retain(|target| *target != Target::Node(name.clone()));
+        Ok(state.node(name.as_str()))
     }
 }
 

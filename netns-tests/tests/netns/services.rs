@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use world::{Node, Transfer, World, wait_for};
 
-use crate::cluster::{Cluster, DUAL};
+use crate::cluster::{Cluster, DUAL, alive};
 
 crate::tests![
     a_service_that_does_not_fit_is_refused_with_the_numbers,
@@ -13,6 +13,10 @@ crate::tests![
     services_that_are_made_at_the_same_time_never_get_more_than_there_is,
     the_outage_is_refused_before_anything_starts,
     what_is_reserved_by_a_plan_goes_to_the_service_that_names_it,
+    what_a_service_cannot_be_is_refused_and_leaves_nothing,
+    a_service_has_the_addresses_that_were_asked_for,
+    updates_that_are_made_at_once_all_count,
+    inspect_shows_what_this_node_balances_to_and_why_not,
 ];
 
 /// How a network's IPv4 addresses are used.
@@ -25,6 +29,7 @@ fn a_service_that_does_not_fit_is_refused_with_the_numbers(world: &World) {
     let cluster = Cluster::new(world, 1);
     let n1 = cluster.n1();
     n1.ok("network create shop --subnet 10.9.0.0/28");
+    wait_for("the node shows that it lives", || alive(n1) == ["n1"]);
     let keys = cluster.etcd.keys();
     for (command, code, words) in [
         (
@@ -277,4 +282,149 @@ fn what_is_reserved_by_a_plan_goes_to_the_service_that_names_it(world: &World) {
         .unwrap();
     n1.ok(&format!("plan {} --reserve short --ttl 1s", one.display()));
     wait_for("the reservation has ended", || usage(n1, "shop", "free") == 3);
+}
+
+fn what_a_service_cannot_be_is_refused_and_leaves_nothing(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok("network create shop --subnet 10.9.0.0/24");
+    n1.ok("network create mail --subnet 10.8.0.0/24");
+    let _taken = n1.attach_with("mail", "taken", "--ip 10.8.0.7");
+    n1.ok("service create one --network shop --vip 10.9.0.80 --port 80");
+    n1.ok("service create names --network shop --endpoint-mode dnsrr");
+    wait_for("the node shows that it lives", || alive(n1) == ["n1"]);
+    let keys = cluster.etcd.keys();
+    for (command, code, words) in [
+        (
+            "create x --network shop --vip 10.7.0.1",
+            2,
+            &["10.7.0.1", "none of the service's networks"][..],
+        ),
+        ("create x --network shop --vip 10.9.0.1", 2, &["10.9.0.1", "gateway"]),
+        ("create x --network shop --vip 10.9.0.81 --vip 10.9.0.82", 2, &["another of its family"]),
+        ("create x --network shop --vip 10.9.0.80", 5, &["10.9.0.80", "taken by service"]),
+        ("create x --network shop --network mail --vip 10.9.0.81 --vip 10.8.0.7", 5, &["by endpoint"]),
+        ("create x --network shop --port 80:81 --port 80:82", 2, &["80/tcp", "twice"]),
+        ("create x --network shop --port 80:0", 2, &["80"]),
+        ("create x --network shop --scheduler fastest", 2, &["fastest", "rr, wrr, lc, wlc, sh or mh"]),
+        ("create x --network shop --affinity 25h", 2, &["affinity", "1 day"]),
+        ("create x --network shop --timeout udp=0", 2, &["UDP timeout"]),
+        ("create x --network shop --endpoint-mode dnsrr --vip 10.9.0.81", 2, &["dnsrr"]),
+        (
+            "create x --network shop --endpoint-mode dnsrr --port 80",
+            2,
+            &["dnsrr", "--endpoint-mode vip"],
+        ),
+        ("create x --network shop --health-tcp 80 --health-retries 0", 2, &["1 or more retries"]),
+        ("create x --network shop --health-retries 4", 2, &["--health-tcp"]),
+        ("update one --port-rm 80", 2, &["--all-ports"]),
+        ("update one --port-rm 81", 2, &["81/tcp"]),
+        ("update one --affinity 25h --label a=b", 2, &["affinity"]),
+        ("update one --replicas 500", 5, &["shop"]),
+        ("update one --replicas 2000000", 2, &["2000000"]),
+        ("update one --health-interval 5s", 2, &["--health-tcp"]),
+        ("update names --port 80", 2, &["dnsrr"]),
+        ("update none --scheduler lc", 4, &["none"]),
+    ] {
+        let output = n1.ctl(&format!("service {command}"));
+        assert_eq!(output.code, Some(code), "{command}: {output}");
+        assert!(words.iter().all(|word| output.stderr.contains(word)), "{command}: {output}");
+        assert_eq!(cluster.etcd.keys(), keys, "{command}");
+    }
+    n1.container("box");
+    let attach = "endpoint attach --network shop --netns /run/netns/box --name box";
+    let alone = json!({"network": "shop", "netns": "/run/netns/box", "weight": 3});
+    let refused = n1.client().call("POST", "/v1/endpoints", Some(&alone)).unwrap();
+    assert_eq!((refused.status, &refused.body["code"]), (400, &json!("invalid")));
+    n1.ok(&format!("{attach} --service one --weight 3"));
+    n1.ok(&format!("{attach} --service one --weight 3"));
+    let other = n1.ctl(&format!("{attach} --service one --weight 4"));
+    assert!(other.code == Some(5) && other.stderr.contains("its weight is 3"), "{other}");
+    n1.ok("ipam check");
+}
+
+fn a_service_has_the_addresses_that_were_asked_for(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("network create mail --subnet 10.8.0.0/24");
+    n1.ok("service create web --network shop --network mail --vip fd00:9::80 --vip 10.8.0.80");
+    let view = n1.ok("-o json service inspect web").json();
+    let (shop, mail) = (n1.network_id("shop"), n1.network_id("mail"));
+    let addresses = &view[0]["addresses"];
+    assert_eq!((&addresses[&shop][1], &addresses[&mail]), (&json!("fd00:9::80"), &json!(["10.8.0.80"])));
+    // The other one was chosen.
+    assert!(addresses[&shop][0].as_str().unwrap().starts_with("10.9.0."), "{view}");
+    n1.ok("ipam check");
+}
+
+fn updates_that_are_made_at_once_all_count(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    cluster.n1().ok("network create shop --subnet 10.9.0.0/24");
+    cluster.n1().ok("service create web --network shop --port 80");
+    std::thread::scope(|scope| {
+        for number in 1..=8 {
+            let node = &cluster.nodes[number % 2];
+            scope.spawn(move || {
+                node.ok(&format!("service update web --port {} --label l{number}=x", 80 + number));
+            });
+        }
+    });
+    let view = cluster.n1().ok("-o json service inspect web").json();
+    let ports: BTreeSet<u64> = view[0]["balancing"]["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["port"].as_u64().unwrap())
+        .collect();
+    assert_eq!(ports, (80..=88).collect());
+    assert_eq!(view[0]["labels"].as_object().unwrap().len(), 8);
+}
+
+/// The backends of the service `web` as a node shows them: name, weight, and why it is out.
+fn backends(node: &Node) -> Vec<(String, u64, String)> {
+    let view = node.ok("-o json service inspect web").json();
+    let backends = view[0]["backends"].as_array().cloned().unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    backends.iter().map(|b| (text(&b["name"]), b["weight"].as_u64().unwrap(), text(&b["out"]))).collect()
+}
+
+fn inspect_shows_what_this_node_balances_to_and_why_not(world: &World) {
+    let mut cluster =
+        Cluster::with(world, 3, &world::NodeOptions::default(), |config| config.set("lease", "2s"));
+    let (n1, n2) = (cluster.nodes[0].clone(), cluster.nodes[1].clone());
+    n1.ok("network create shop --subnet 10.9.0.0/24");
+    n1.ok("service create web --network shop --replicas 3 --port 80:8080 --timeout tcp=20m");
+    n1.ok("service create long --network shop --timeout tcp=10m --timeout udp=20m");
+    let _w1 = n1.attach_with("shop", "w1", "--service web --weight 7");
+    let _w2 = n2.attach_with("shop", "w2", "--service web");
+    let expected = |w1: (u64, &str), w2: (u64, &str)| {
+        vec![("w1".to_owned(), w1.0, w1.1.to_owned()), ("w2".to_owned(), w2.0, w2.1.to_owned())]
+    };
+    // The third node has nothing on the network, and shows the same.
+    for node in &cluster.nodes {
+        let all = expected((7, ""), (1, ""));
+        wait_for("both are ready", || backends(node) == all);
+    }
+    let shown = n1.ok("service inspect web").stdout;
+    for part in ["3, 2 ready", "tcp 20m, tcp-fin 2m, udp 20m", "80:8080/tcp", "w1 on n1, shop 10.9.0."] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(n1.ok("service ls").stdout.contains("2/3"));
+    n1.ok("service update web --prefer node");
+    for (node, all) in [
+        (&n1, expected((7, ""), (0, "nearer ones are preferred"))),
+        (&n2, expected((0, "nearer ones are preferred"), (1, ""))),
+    ] {
+        wait_for("the nearer one is preferred", || backends(node) == all);
+    }
+    assert!(n1.ok("service ls").stdout.contains("2/3"), "those that are far are ready too");
+    n1.ok("node drain n1");
+    wait_for("the drained node's is out", || {
+        backends(&n1) == expected((0, "its node is drained"), (1, ""))
+    });
+    n1.ok("node activate n1");
+    cluster.kill(1);
+    wait_for("the dead node's is out", || backends(&n1) == expected((7, ""), (0, "its node is dead")));
+    assert!(n1.ok("service ls").stdout.contains("1/3"));
 }

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Body, Parameters, Refusal, Segment};
-use super::{metrics, services};
+use super::{drain, metrics, services};
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, ErrorCode, Expanded,
     NetworkView, NodeView, Service, VersionView,
@@ -64,6 +64,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(nodes))
         .routes(routes!(node))
         .merge(services::router())
+        .merge(drain::router())
         .merge(metrics::open_router())
 }
 
@@ -300,9 +301,9 @@ async fn attach(
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct Scope {
+pub(super) struct Scope {
     /// The endpoint's network (name or id): needed when several networks have that name.
-    network: Option<Name>,
+    pub(super) network: Option<Name>,
 }
 
 /// One endpoint, by name or id.

@@ -11,12 +11,12 @@ use utoipa_axum::routes;
 use super::extract::{Body, Segment};
 use super::routes::{Agent, Answer, BodyErrors, Missing, ParameterErrors, StoreErrors, whole};
 use crate::api::{ApiError, ReserveRequest, Scale, Service, ServiceView};
-use crate::model::{Name, ServiceSpec};
+use crate::model::{Name, ServiceSpec, ServiceUpdate};
 
 pub(super) fn router() -> OpenApiRouter<Arc<dyn Service>> {
     OpenApiRouter::new()
         .routes(routes!(services, create_service))
-        .routes(routes!(service, remove_service))
+        .routes(routes!(service, update_service, remove_service))
         .routes(routes!(scale_service))
         .routes(routes!(reserve))
 }
@@ -34,6 +34,8 @@ async fn services(State(agent): Agent) -> Answer<Json<Vec<ServiceView>>> {
         (status = 201, body = ServiceView, description = "The service is there."),
         (status = 409, body = ApiError,
             description = "Its name is taken, or a network has too few addresses."),
+        (status = 501, body = ApiError,
+            description = "The kernel of this node has nothing that balances a service."),
         BodyErrors, Missing, StoreErrors))]
 async fn create_service(
     State(agent): Agent,
@@ -49,6 +51,21 @@ async fn create_service(
     responses((status = 200, body = ServiceView), ParameterErrors, Missing, StoreErrors))]
 async fn service(State(agent): Agent, Segment(name): Segment<Name>) -> Answer<Json<ServiceView>> {
     Ok(Json(agent.service(&name).await?))
+}
+
+/// Changes a service; what is not given stays as it is.
+#[utoipa::path(patch, path = "/v1/services/{service}", request_body = ServiceUpdate,
+    params(("service" = Name, Path, description = "The service's name.")),
+    responses(
+        (status = 200, body = ServiceView, description = "It is changed."),
+        (status = 409, body = ApiError, description = "A network has too few addresses."),
+        BodyErrors, Missing, StoreErrors))]
+async fn update_service(
+    State(agent): Agent,
+    Segment(name): Segment<Name>,
+    Body(update): Body<ServiceUpdate>,
+) -> Answer<Json<ServiceView>> {
+    Ok(Json(whole(async move { agent.update_service(&name, update).await }).await?))
 }
 
 /// Removes a service; its endpoints stay.

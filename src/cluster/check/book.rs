@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::de::DeserializeOwned;
 
+use crate::cluster::drain::Ack;
 use crate::cluster::{endpoints, keys};
 use crate::model::{
     Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeName, Reservation, Service,
@@ -48,6 +49,7 @@ pub(super) struct Members {
     pub(super) names: BTreeMap<Name, Held>,
     pub(super) blocks: BTreeMap<IpNetwork, (Revision, NodeName)>,
     pub(super) reservations: BTreeMap<Name, (Revision, Reservation)>,
+    pub(super) acks: BTreeMap<(EndpointId, NodeName), Revision>,
 }
 
 /// An endpoint's record; `None`: it cannot be read.
@@ -164,6 +166,12 @@ impl Book {
             "blocks" => {
                 let (range, node) = (parse(what)?, value(entry)?);
                 members.blocks.insert(range, (revision, node));
+                Ok(())
+            }
+            "acks" => {
+                let acked = keys::acked(what).ok_or("its name cannot be read")?;
+                value::<Ack>(entry)?;
+                members.acks.insert(acked, revision);
                 Ok(())
             }
             "reservations" => {

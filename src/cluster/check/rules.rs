@@ -95,6 +95,7 @@ impl<'a> Rules<'a> {
             self.claim(&NAMES, keys::name(self.id, name), held, &users);
         }
         self.blocks();
+        self.acks();
         self.reservations();
     }
 
@@ -223,6 +224,19 @@ impl<'a> Rules<'a> {
             } else if outside {
                 let problem = format!("outside of all subnets; it is node {node}'s");
                 self.repair(FindingKind::OutsideBlock, key, problem, "remove the key", repair);
+            }
+        }
+    }
+
+    /// What nodes have written of endpoints that are drained.
+    fn acks(&mut self) {
+        for ((id, node), revision) in &self.members.acks {
+            if !self.members.endpoints.contains_key(id) {
+                let key = keys::ack(self.id, *id, node);
+                let repair = Transaction::new().modified(&key, *revision).delete(&key);
+                let repair = repair.absent(keys::endpoint(self.id, *id));
+                let problem = format!("endpoint {id} does not exist");
+                self.repair(FindingKind::LeakedAck, key, problem, "remove the key", repair);
             }
         }
     }

@@ -97,6 +97,7 @@ fn healthy() -> Keys {
     let resting = format!("members/{NET}/addresses/10.9.0.3");
     keys.put(&resting, "");
     keys.0.get_mut(&resting).unwrap().leased = true;
+    keys.set(&members(&format!("acks/{A}/n2")), &json!({"revision": 7, "connections": 0}));
     keys.set(&format!("members/{NET}/blocks/10.9.0.0/28"), &json!("n1"));
     keys.set(&format!("members/{NET}/blocks/10.9.0.16/28"), &json!("n2"));
     keys
@@ -138,6 +139,15 @@ const CASES: &[Case] = &[
         "local/n1/00000000000f/00000000000a",
         true,
     ),
+    (
+        |keys| {
+            keys.set(&members(&format!("acks/{NONE}/n1")), &json!({"revision": 7, "connections": 1}));
+        },
+        K::LeakedAck,
+        "acks/00000000000f/n1",
+        true,
+    ),
+    (|keys| keys.put(&members(&format!("acks/{A}/n1")), "x"), K::Unreadable, "acks/", false),
     (
         |keys| keys.set(&members("blocks/10.9.0.32/28"), &json!("n9")),
         K::LeakedBlock,

@@ -59,6 +59,7 @@ impl Crowd {
                 addresses: Vec::new(),
                 mac: None,
                 service: None,
+                weight: None,
                 labels: std::collections::BTreeMap::new(),
                 wait_ms: None,
             };

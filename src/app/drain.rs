@@ -1,0 +1,47 @@
+//! The agent's part in drains.
+
+use tracing::info;
+
+use super::agent::Agent;
+use crate::api::{ApiError, DrainView, NodeView, Target};
+use crate::cluster::drain::{Drain, Scope};
+use crate::model::NodeName;
+
+impl Agent {
+    pub(super) async fn drain(&self, target: &Target) -> Result<DrainView, ApiError> {
+        let scope = self.scope(target).await?;
+        self.cluster().drain(&scope).await?;
+        info!(?target, "drained");
+        self.drain_view(&scope).await
+    }
+
+    pub(super) async fn drain_state(&self, target: &Target) -> Result<DrainView, ApiError> {
+        let scope = self.scope(target).await?;
+        self.drain_view(&scope).await
+    }
+
+    pub(super) async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+        self.cluster().set_drained(name, false).await?;
+        info!(node = %name, "node activated");
+        // The view may show the mark for another moment.
+        Ok(NodeView { drained: false, ..self.node(name)? })
+    }
+
+    async fn scope(&self, target: &Target) -> Result<Scope, ApiError> {
+        Ok(match target {
+            Target::Endpoint { reference, network } => {
+                let endpoint = self.endpoint(reference, network.as_deref()).await?.endpoint;
+                Scope::Endpoint(endpoint.network, endpoint.id)
+            }
+            Target::Service(name) => Scope::Service(Box::new(self.cluster().service(name).await?.value)),
+            Target::Node(name) => Scope::Node(self.node(name)?.node.name),
+        })
+    }
+
+    async fn drain_view(&self, scope: &Scope) -> Result<DrainView, ApiError> {
+        let drain = self.cluster().drain_state(scope).await?;
+        let done = drain.is_done(scope);
+        let Drain { endpoints, waiting, connections, .. } = drain;
+        Ok(DrainView { done, endpoints, waiting: waiting.into_iter().collect(), connections })
+    }
+}

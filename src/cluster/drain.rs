@@ -1,0 +1,272 @@
+//! Draining: endpoints that get no new connections, and who has seen that.
+//!
+//! Every node that uses a network writes for each drained endpoint that it balances to it no more,
+//! and how many connections are still open there. What a node has written counts only while it is
+//! alive, so it needs no lease: connections of a dead node lead nowhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
+use crate::model::{
+    Endpoint, EndpointId, EndpointMode, EndpointState, Name, NetworkId, NodeName, Service, Versioned,
+};
+use crate::store::{Outcome, Revision, Transaction};
+
+/// What a node has written of a drained endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The revision of the endpoint's record that the node has applied.
+    pub revision: u64,
+    /// How many connections through this node are still open to it.
+    pub connections: u64,
+}
+
+/// By endpoint and node, each with the revision that wrote it.
+pub type Acks = BTreeMap<EndpointId, BTreeMap<NodeName, Versioned<Ack>>>;
+
+/// Which endpoints are drained.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    /// One.
+    Endpoint(NetworkId, EndpointId),
+    /// All of a service.
+    Service(Box<Service>),
+    /// All on a node.
+    Node(NodeName),
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drain {
+    /// How many endpoints of the scope there are.
+    pub present: u64,
+    /// How many of them are drained.
+    pub endpoints: u64,
+    /// Whether the node itself is marked, where the scope is one.
+    pub marked: bool,
+    /// The nodes that may still give one of them a new connection.
+    pub waiting: BTreeSet<NodeName>,
+    /// How many connections are still open to them.
+    pub connections: u64,
+}
+
+impl Scope {
+    fn has(&self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Endpoint(_, id) => endpoint.id == *id,
+            Self::Service(service) => endpoint.service.as_ref() == Some(&service.name),
+            Self::Node(node) => endpoint.node == *node,
+        }
+    }
+}
+
+impl Cluster {
+    /// Has the endpoints get no new connections; those that they have go on.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoNode`] and [`ClusterError::NoEndpoint`] when there is no such thing.
+    pub async fn drain(&self, scope: &Scope) -> Result<(), ClusterError> {
+        match scope {
+            Scope::Node(node) => self.set_drained(node, true).await,
+            Scope::Endpoint(network, id) => {
+                let drained =
+                    self.set_endpoint_state(*network, *id, EndpointState::Draining, "").await?;
+                drained.map(drop).ok_or_else(|| ClusterError::NoEndpoint(id.to_string()))
+            }
+            Scope::Service(service) => {
+                for network in &service.networks {
+                    let endpoints = self.endpoints(*network).await?;
+                    for endpoint in endpoints.iter().filter(|endpoint| scope.has(endpoint)) {
+                        // One that was detached meanwhile needs no drain.
+                        let state = EndpointState::Draining;
+                        self.set_endpoint_state(*network, endpoint.id, state, "").await?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// How far a drain is.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn drain_state(&self, scope: &Scope) -> Result<Drain, ClusterError> {
+        let networks = match scope {
+            Scope::Endpoint(network, _) => vec![*network],
+            Scope::Service(service) => service.networks.clone(),
+            Scope::Node(node) => self.networks_of(node).await?,
+        };
+        let drained = self.drained_since().await?;
+        let marked = matches!(scope, Scope::Node(node) if drained.contains_key(node));
+        let mut drain = Drain { marked, ..Drain::default() };
+        let mut modes = BTreeMap::new();
+        for network in networks {
+            let endpoints: Vec<Versioned<Endpoint>> =
+                self.read_values(&keys::endpoints(network)).await?;
+            let services = endpoints.iter().filter(|e| scope.has(e)).filter_map(|e| e.service.as_ref());
+            for name in services {
+                if !modes.contains_key(name) {
+                    let service = self.read::<Service>(&keys::service(name)).await?;
+                    modes.insert(name.clone(), service.map(|service| service.endpoint_mode));
+                }
+            }
+            let acks = self.acks(network).await?;
+            // Read last: a node that was alive before may have ended.
+            let alive = self.alive().await?;
+            let seen = Seen { endpoints: &endpoints, acks: &acks, alive: &alive, drained: &drained };
+            seen.add(scope, &modes, &mut drain);
+        }
+        Ok(drain)
+    }
+
+    /// Writes that this node has applied that an endpoint is drained, and how many connections
+    /// through it are still open there. Nothing is written of an endpoint that is gone, or that gets
+    /// connections again.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or is another one.
+    pub async fn acknowledge(
+        &self,
+        network: NetworkId,
+        endpoint: EndpointId,
+        revision: u64,
+        connections: u64,
+    ) -> Result<(), ClusterError> {
+        let record = keys::endpoint(network, endpoint);
+        let ack = encode(&Ack { revision, connections });
+        for _ in 0..TRIES {
+            let Some(found) = self.read::<Endpoint>(&record).await? else { return Ok(()) };
+            let mut transaction = Transaction::new().modified(&record, Revision(found.revision));
+            if found.state != EndpointState::Draining {
+                let mark = keys::drained(&found.node);
+                let Some(entry) = self.store.get(&mark).await? else { return Ok(()) };
+                transaction = transaction.modified(mark, entry.modified);
+            }
+            let key = keys::ack(network, endpoint, &self.node);
+            if let Outcome::Committed(_) = self.commit(transaction.put(key, ack.clone())).await? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contention(format!("endpoint {endpoint}")))
+    }
+
+    /// What nodes have written of a network's drained endpoints.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn acks(&self, network: NetworkId) -> Result<Acks, ClusterError> {
+        let prefix = keys::acks(network);
+        let mut acks = Acks::new();
+        for (key, ack) in self.read_all(&prefix).await? {
+            let Some((endpoint, node)) = keys::acked(key.strip_prefix(&prefix).unwrap_or(&key)) else {
+                continue;
+            };
+            acks.entry(endpoint).or_default().insert(node, ack);
+        }
+        Ok(acks)
+    }
+
+    /// Removes what nodes have written of an endpoint that is gone: nobody writes more of it.
+    pub(super) async fn forget_acks(&self, endpoint: &Endpoint) -> Result<(), ClusterError> {
+        let listing = self.store.list(&keys::acks_of(endpoint.network, endpoint.id)).await?;
+        self.delete_all(listing.entries.into_keys().collect()).await
+    }
+
+    /// Removes what this node has written on a network that it does not use any more: nobody here
+    /// has connections to it.
+    pub(super) async fn withdraw_acks(&self, network: NetworkId) -> Result<(), ClusterError> {
+        let own = |(endpoint, nodes): (EndpointId, BTreeMap<NodeName, Versioned<Ack>>)| {
+            nodes.contains_key(&self.node).then(|| keys::ack(network, endpoint, &self.node))
+        };
+        self.delete_all(self.acks(network).await?.into_iter().filter_map(own).collect()).await
+    }
+
+    async fn delete_all(&self, keys: Vec<String>) -> Result<(), ClusterError> {
+        for batch in keys.chunks(BATCH) {
+            self.commit(batch.iter().fold(Transaction::new(), Transaction::delete)).await?;
+        }
+        Ok(())
+    }
+
+    /// The drained nodes, each with the revision that marked it.
+    async fn drained_since(&self) -> Result<BTreeMap<NodeName, Revision>, ClusterError> {
+        let listing = self.store.list(keys::DRAINED).await?;
+        let node = |key: &str| key.strip_prefix(keys::DRAINED)?.parse().ok();
+        Ok(listing.entries.iter().filter_map(|(key, e)| Some((node(key)?, e.modified))).collect())
+    }
+
+    async fn alive(&self) -> Result<BTreeSet<NodeName>, ClusterError> {
+        let listing = self.store.list(keys::ALIVE).await?;
+        let node = |key: &String| key.strip_prefix(keys::ALIVE)?.parse().ok();
+        Ok(listing.entries.keys().filter_map(node).collect())
+    }
+
+    async fn read_values<T: serde::de::DeserializeOwned>(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<Versioned<T>>, ClusterError> {
+        Ok(self.read_all(prefix).await?.into_iter().map(|(_, value)| value).collect())
+    }
+}
+
+/// What the store has of one network.
+struct Seen<'a> {
+    endpoints: &'a [Versioned<Endpoint>],
+    acks: &'a Acks,
+    alive: &'a BTreeSet<NodeName>,
+    drained: &'a BTreeMap<NodeName, Revision>,
+}
+
+impl Seen<'_> {
+    /// Adds how far the drain is on this network. Who must acknowledge is alive and has an endpoint
+    /// here, or has acknowledged.
+    fn add(&self, scope: &Scope, modes: &BTreeMap<Name, Option<EndpointMode>>, drain: &mut Drain) {
+        let users: BTreeSet<&NodeName> =
+            self.endpoints.iter().map(|e| &e.node).filter(|node| self.alive.contains(*node)).collect();
+        for endpoint in self.endpoints.iter().filter(|endpoint| scope.has(endpoint)) {
+            drain.present += 1;
+            let mark = self.drained.get(&endpoint.node);
+            let is_draining = endpoint.state == EndpointState::Draining;
+            if !is_draining && mark.is_none() {
+                continue;
+            }
+            drain.endpoints += 1;
+            let mode = endpoint.service.as_ref().and_then(|name| modes.get(name).copied().flatten());
+            // Nobody balances to it, or everybody has dropped it with all its connections.
+            if mode != Some(EndpointMode::Vip) || !self.alive.contains(&endpoint.node) {
+                continue;
+            }
+            let applied = |ack: &Versioned<Ack>| match mark {
+                _ if is_draining => ack.value.revision >= endpoint.revision,
+                Some(since) => ack.revision > since.0,
+                None => false,
+            };
+            let acks = self.acks.get(&endpoint.id).into_iter().flatten();
+            let valid: BTreeMap<&NodeName, u64> = acks
+                .filter(|(node, ack)| self.alive.contains(*node) && applied(ack))
+                .map(|(node, ack)| (node, ack.value.connections))
+                .collect();
+            drain.connections = valid.values().fold(drain.connections, |sum, n| sum.saturating_add(*n));
+            let late = users.iter().filter(|node| !valid.contains_key(**node));
+            drain.waiting.extend(late.map(|node| NodeName::clone(node)));
+        }
+    }
+}
+
+impl Drain {
+    /// Whether what was drained can end without anybody noticing.
+    pub fn is_done(&self, scope: &Scope) -> bool {
+        let asked = match scope {
+            Scope::Node(_) => self.marked,
+            Scope::Endpoint(..) => self.endpoints > 0,
+            Scope::Service(_) => self.endpoints > 0 || self.present == 0,
+        };
+        asked && self.waiting.is_empty() && self.connections == 0
+    }
+}
+
+#[cfg(test)]
+mod tests;
