@@ -16,6 +16,7 @@ mod run;
 mod service;
 mod values;
 mod version;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

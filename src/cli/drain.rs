@@ -130,17 +130,17 @@ fn left(view: &DrainView) -> String {
 }
 
 /// A line on the terminal that is written over; nothing where there is none.
-struct Progress {
+pub(super) struct Progress {
     terminal: bool,
     shown: String,
 }
 
 impl Progress {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal(), shown: String::new() }
     }
 
-    fn show(&mut self, text: &str) {
+    pub(super) fn show(&mut self, text: &str) {
         let text = output::clean(text);
         if self.terminal && text != self.shown {
             write_over(&text);

@@ -1,4 +1,4 @@
-//! `netctl endpoint`: list, show, attach, drain and detach endpoints.
+//! `netctl endpoint`: list, show, attach, drain, wait for and detach endpoints.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::drain::{self, Wait};
 use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
-use super::{Session, values};
+use super::{Session, values, wait};
 use crate::api::{AttachRequest, EndpointView, Target};
 use crate::model::{Endpoint, IfName, MacAddr, Name};
 
@@ -73,6 +73,9 @@ pub(super) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Wait until endpoints are ready, or gone
+    #[command(after_help = wait::EXAMPLES)]
+    Wait(wait::Wait),
     /// Unplug endpoints of this node
     #[command(after_help = DETACH_EXAMPLES)]
     Detach(Reference),
@@ -131,6 +134,7 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
         Command::Inspect(reference) => inspect(session, &reference).await,
         Command::Attach(attach) => self::attach(session, *attach).await,
         Command::Drain { reference, wait } => self::drain(session, reference, &wait).await,
+        Command::Wait(wait) => wait::wait(session, &wait).await,
         Command::Detach(reference) => detach(session, &reference).await,
     }
 }

@@ -78,11 +78,7 @@ impl<'a> Web<'a> {
     }
 
     fn wait_ready(&self) {
-        let inspect = format!("-o json endpoint inspect --network shop {}", self.name);
-        wait_for("the container is ready", || {
-            let output = self.node.ctl(&inspect);
-            output.success() && !["pending", "unhealthy"].contains(&output.json()[0]["state"].as_str().unwrap_or(""))
-        });
+        self.node.ok(&format!("endpoint wait --network shop {}", self.name));
     }
 
     /// Ends it in the order that loses nothing: first nobody sends to it any more.
