@@ -126,6 +126,9 @@ impl Cluster {
     /// through it are still open there. Nothing is written of an endpoint that is gone, or that gets
     /// connections again.
     ///
+    /// `revision` is that of the endpoint's record, or a later one of the members that were applied.
+    /// What is written for a drained node counts for one drain: it is written again for the next.
+    ///
     /// # Errors
     /// When the store cannot be reached or is another one.
     pub async fn acknowledge(

@@ -63,7 +63,8 @@ struct Test {
     /// A container is well if it answers this page with 200 to 399
     #[arg(long, value_name = "PORT[/PATH]", value_parser = page)]
     health_http: Option<(u16, String)>,
-    /// A container is well if this command, run by sh -c in its network namespace, exits with 0
+    /// A container is well if this command exits with 0; sh -c runs it on the node, in the network
+    /// namespace of the container
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
 }

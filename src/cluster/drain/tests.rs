@@ -1,6 +1,13 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::*;
+use crate::cluster::{Claimed, Defaults, EndpointRequest};
+use crate::model::{ClusterId, Network, Vni};
+use crate::store::embedded::Embedded;
+use crate::store::schema;
 
 /// What there is of network 1: endpoints `a` (n1) and `b` (n2) of service `web`, `c` (n3) of none.
 struct Ground {
@@ -163,4 +170,143 @@ fn a_service_is_drained_with_those_of_its_endpoints_that_are() {
     assert_eq!(waiting(&ground.look(&scope)), ["n1", "n2", "n3"]);
     ground.endpoints.clear();
     assert!(ground.look(&scope).is_done(&scope), "all are detached");
+}
+
+/// Two nodes that live, and the network `shop` with the service `web`, in a store.
+struct Stored {
+    n1: Cluster,
+    n2: Cluster,
+    network: Versioned<Network>,
+    _folder: tempfile::TempDir,
+}
+
+impl Stored {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(folder.path().join("store")).unwrap());
+        schema::identify(&*store, None, ClusterId::random(&mut rand::rng())).await.unwrap();
+        let mut clusters = Vec::new();
+        for number in 1..=2 {
+            let (id, name) = (format!("{number:012x}"), node(number));
+            let record = json!({
+                "id": id, "name": name, "vtep_mac": "02:00:00:00:00:01", "tunnel_port": 4789,
+                "mtu": 1450, "underlay": format!("192.0.2.{number}"),
+            });
+            let cluster = Cluster::new(store.clone(), name, Duration::ZERO).await.unwrap();
+            cluster.join(&serde_json::from_value(record).unwrap()).await.unwrap();
+            cluster.come_alive(id.parse().unwrap(), Duration::from_secs(600)).await.unwrap();
+            clusters.push(cluster);
+        }
+        let (n2, n1) = (clusters.pop().unwrap(), clusters.pop().unwrap());
+        let defaults = Defaults {
+            pools: Vec::new(),
+            pool_prefix: 24,
+            pools6: Vec::new(),
+            pool6_prefix: 64,
+            vnis: (Vni::new(4097).unwrap(), Vni::new(4200).unwrap()),
+        };
+        let spec = json!({"name": "shop", "subnets": ["10.9.0.0/24"]});
+        let spec = serde_json::from_value(spec).unwrap();
+        let network = n1.create_network(&spec, &defaults).await.unwrap();
+        let web = json!({"name": "web", "networks": ["shop"], "replicas": 2});
+        let web = serde_json::from_value(web).unwrap();
+        n1.create_service(&web, &BTreeSet::new()).await.unwrap();
+        Self { n1, n2, network, _folder: folder }
+    }
+
+    async fn attach(&self, cluster: &Cluster) -> Endpoint {
+        let attachment = json!({"netns": "/n", "inode": 1, "boot": "b", "interface": "eth0"});
+        let request = EndpointRequest {
+            name: None,
+            addresses: Vec::new(),
+            mac: None,
+            attachment: serde_json::from_value(attachment).unwrap(),
+            any_interface: true,
+            service: Some("web".parse().unwrap()),
+            weight: 1,
+            state: EndpointState::Ready,
+            labels: BTreeMap::new(),
+        };
+        let claimed = cluster.claim(&self.network, &request, &BTreeSet::new()).await.unwrap();
+        let (Claimed::New(endpoint, _) | Claimed::Existing(endpoint)) = claimed;
+        endpoint
+    }
+
+    /// Both nodes acknowledge an endpoint with this many connections.
+    async fn acknowledge(&self, endpoint: &Endpoint, connections: u64) {
+        for cluster in [&self.n1, &self.n2] {
+            let (network, id) = (endpoint.network, endpoint.id);
+            cluster.acknowledge(network, id, u64::MAX, connections).await.unwrap();
+        }
+    }
+
+    async fn acks(&self) -> usize {
+        let acks = self.n1.acks(self.network.id).await.unwrap();
+        acks.values().map(BTreeMap::len).sum()
+    }
+
+    async fn is_done(&self, scope: &Scope) -> bool {
+        self.n2.drain_state(scope).await.unwrap().is_done(scope)
+    }
+}
+
+#[tokio::test]
+async fn only_what_is_drained_is_acknowledged_and_only_as_long_as_it_is_there() {
+    let ground = Stored::new().await;
+    let endpoint = ground.attach(&ground.n1).await;
+    let scope = Scope::Endpoint(endpoint.network, endpoint.id);
+    ground.acknowledge(&endpoint, 0).await;
+    assert_eq!((ground.acks().await, ground.is_done(&scope).await), (0, false));
+    ground.n2.drain(&scope).await.unwrap();
+    ground.acknowledge(&endpoint, 3).await;
+    assert_eq!(ground.n1.drain_state(&scope).await.unwrap().connections, 6);
+    ground.acknowledge(&endpoint, 0).await;
+    assert_eq!((ground.acks().await, ground.is_done(&scope).await), (2, true));
+    ground.n2.withdraw_acks(endpoint.network).await.unwrap();
+    assert_eq!((ground.acks().await, ground.is_done(&scope).await), (1, true), "n2 has none here");
+    ground.n1.release(&endpoint).await.unwrap();
+    ground.acknowledge(&endpoint, 1).await;
+    assert_eq!(ground.acks().await, 0);
+    let gone = ground.n1.drain(&scope).await;
+    assert!(matches!(gone, Err(ClusterError::NoEndpoint(_))), "{gone:?}");
+}
+
+#[tokio::test]
+async fn endpoints_of_a_drained_node_are_acknowledged_until_it_is_activated() {
+    let ground = Stored::new().await;
+    let endpoints = [ground.attach(&ground.n1).await, ground.attach(&ground.n2).await];
+    let scope = Scope::Node(node(1));
+    ground.n2.drain(&scope).await.unwrap();
+    assert_eq!(waiting(&ground.n2.drain_state(&scope).await.unwrap()), ["n1", "n2"]);
+    for endpoint in &endpoints {
+        ground.acknowledge(endpoint, 0).await;
+    }
+    assert_eq!((ground.acks().await, ground.is_done(&scope).await), (2, true), "only of n1's");
+    // The same again needs no new acknowledgement.
+    ground.n1.drain(&scope).await.unwrap();
+    assert!(ground.is_done(&scope).await);
+    ground.n1.set_drained(&node(1), false).await.unwrap();
+    ground.acknowledge(&endpoints[0], 5).await;
+    let after = ground.n2.drain_state(&scope).await.unwrap();
+    assert_eq!((after.marked, after.endpoints, after.connections), (false, 0, 0));
+    ground.n1.drain(&scope).await.unwrap();
+    assert_eq!(waiting(&ground.n2.drain_state(&scope).await.unwrap()), ["n1", "n2"]);
+    let unknown = ground.n1.drain(&Scope::Node(node(9))).await;
+    assert!(matches!(unknown, Err(ClusterError::NoNode(_))), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_service_is_drained_on_all_nodes() {
+    let ground = Stored::new().await;
+    let endpoints = [ground.attach(&ground.n1).await, ground.attach(&ground.n2).await];
+    let service = ground.n1.service(&"web".parse().unwrap()).await.unwrap().value;
+    let scope = Scope::Service(Box::new(service));
+    ground.n1.drain(&scope).await.unwrap();
+    for endpoint in &endpoints {
+        assert!(!ground.is_done(&scope).await);
+        ground.acknowledge(endpoint, 0).await;
+    }
+    assert!(ground.is_done(&scope).await);
+    let states = ground.n1.endpoints(ground.network.id).await.unwrap();
+    assert!(states.iter().all(|endpoint| endpoint.state == EndpointState::Draining));
 }
