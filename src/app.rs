@@ -11,6 +11,7 @@ mod dataplane;
 mod errors;
 mod front;
 mod gate;
+mod health;
 mod identity;
 mod join;
 mod metrics;
@@ -234,6 +235,9 @@ async fn start_agent(
         );
     }
     tokio::spawn(pressure::watch(agent.clone()));
+    let checks = health::Tally::default();
+    metrics.change(|registry| checks.register(registry));
+    tokio::spawn(health::follow(agent.clone(), checks));
 
     let mut known = view.subscribe();
     known
