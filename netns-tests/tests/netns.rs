@@ -19,6 +19,8 @@ mod cluster;
 mod expand;
 #[path = "netns/ground.rs"]
 mod ground;
+#[path = "netns/health.rs"]
+mod health;
 #[path = "netns/ipam.rs"]
 mod ipam;
 #[path = "netns/metrics.rs"]
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         ("refusals", refusals::TESTS),
         ("addresses", addresses::TESTS),
         ("expand", expand::TESTS),
+        ("health", health::TESTS),
         ("ipam", ipam::TESTS),
         ("metrics", metrics::TESTS),
         ("repair", repair::TESTS),
