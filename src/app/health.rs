@@ -11,6 +11,7 @@ mod reports;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,18 +83,24 @@ struct Context {
 }
 
 impl Context {
-    /// Waits until an endpoint is to be checked, checks it, and tells what has changed by that.
-    async fn observe(&self, subject: &Subject, check: &HealthCheck, course: &mut Course) {
-        tokio::time::sleep_until(course.due().into()).await;
+    /// Waits until an endpoint is to be checked, and checks it; gives the result, when it was asked
+    /// for and when it was there.
+    async fn observe(
+        &self,
+        subject: &Subject,
+        check: &HealthCheck,
+        due: Instant,
+    ) -> (Result<(), String>, (Instant, Instant)) {
+        tokio::time::sleep_until(due.into()).await;
         let places = match check.test {
             HealthTest::Tcp { .. } | HealthTest::Http { .. } => &self.connections,
             HealthTest::Command { .. } => &self.commands,
         };
-        // They are never closed.
-        let Ok(_place) = places.acquire().await else { return };
+        // They are never closed, so this waits for a place and nothing else.
+        let _place = places.acquire().await;
         let (began, limit) = (Instant::now(), Duration::from_secs(check.timeout.into()));
         let result = match tokio::time::timeout(limit, subject.examine(&check.test)).await {
-            Ok(result) => result.map_err(|error| brief(&error)),
+            Ok(result) => result.map_err(|error| brief(&error.to_string())),
             Err(_) => Err(format!("no result within {}", Shown(limit))),
         };
         self.tally.checks.inc();
@@ -101,16 +108,18 @@ impl Context {
             self.tally.failures.inc();
             debug!(endpoint = %subject.endpoint.id, reason, "health check failed");
         }
-        if course.take(result, (began, Instant::now())) {
-            self.reports.tell(&subject.endpoint, course.state(), course.reason().to_owned());
-        }
+        (result, (began, Instant::now()))
     }
 
     /// Has an endpoint's state written again where the view shows another.
     fn insist(&self, course: &Course, shown: &Endpoint) {
         if shown.state != course.state() {
-            self.reports.tell(shown, course.state(), course.reason().to_owned());
+            self.tell(course, shown);
         }
+    }
+
+    fn tell(&self, course: &Course, endpoint: &Endpoint) {
+        self.reports.tell(endpoint, course.state(), course.reason().to_owned());
     }
 
     /// Makes an endpoint ready that nothing checks any more, once the store says so too: the view
@@ -176,9 +185,8 @@ impl Subject {
     }
 }
 
-/// An error in one line of bounded length.
-fn brief(error: &anyhow::Error) -> String {
-    let text = error.to_string();
+/// A text in one line of bounded length.
+fn brief(text: &str) -> String {
     let words: Vec<&str> = text
         .split(|c: char| c.is_control() || c.is_whitespace())
         .filter(|word| !word.is_empty())
@@ -297,13 +305,22 @@ async fn care(context: Arc<Context>, mut receiver: watch::Receiver<Subject>) {
         let now = Instant::now();
         let course = course.get_or_insert_with(|| Course::new(check, state, spread(&subject), now));
         course.check_with(check, now);
-        tokio::select! {
-            changed = receiver.changed() => match changed {
-                // Somebody may have written another state.
-                Ok(()) => context.insist(course, &receiver.borrow().endpoint),
-                Err(_) => return,
-            },
-            () = context.observe(&subject, check, course) => {}
+        let mut observed = pin!(context.observe(&subject, check, course.due()));
+        let result = loop {
+            tokio::select! {
+                result = &mut observed => break Some(result),
+                changed = receiver.changed() => if changed.is_err() { return },
+            }
+            let shown = receiver.borrow_and_update();
+            if shown.check() != Some(check) {
+                break None;
+            }
+            context.insist(course, &shown.endpoint);
+        };
+        if let Some((result, times)) = result
+            && course.take(result, times)
+        {
+            context.tell(course, &subject.endpoint);
         }
     }
 }
@@ -313,4 +330,74 @@ fn spread(subject: &Subject) -> u16 {
     let mut hasher = DefaultHasher::new();
     subject.endpoint.id.hash(&mut hasher);
     (hasher.finish() >> 48) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_one_short_line() {
+        assert_eq!(brief(" exit status: 1:\n\x1b[31mno\tway \r\n"), "exit status: 1: [31mno way");
+        let long = brief(&"ä".repeat(MAX_REASON + 1));
+        assert_eq!(long.chars().count(), MAX_REASON + 1);
+        assert!(long.ends_with("ä…"), "{long}");
+        assert_eq!(brief(&"ä".repeat(MAX_REASON)), "ä".repeat(MAX_REASON));
+    }
+
+    fn snapshot() -> Snapshot {
+        let endpoint = |number: u8, node: &str, service: &str, state: &str| -> Arc<Endpoint> {
+            let value = serde_json::json!({
+                "id": format!("{number:012x}"), "name": format!("e{number}"),
+                "network": "aaaaaaaaaaaa", "node": node, "service": service, "state": state,
+                "addresses": ["fd00:9::2", "10.9.0.2"], "mac": "06:00:00:00:00:01",
+                "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+            });
+            Arc::new(serde_json::from_value(value).unwrap())
+        };
+        let mut snapshot = Snapshot::default();
+        let services = Arc::make_mut(&mut snapshot.services);
+        let test = serde_json::json!({"test": {"type": "tcp", "port": 80}});
+        for (name, health) in [("checked", test), ("unchecked", serde_json::Value::Null)] {
+            let service = serde_json::json!({
+                "id": "cccccccccccc", "name": name, "networks": [], "replicas": 1, "addresses": {},
+                "endpoint_mode": "dnsrr", "update_order": "stop-first", "update_parallelism": 1,
+                "health": health,
+            });
+            services.insert(name.parse().unwrap(), Arc::new(serde_json::from_value(service).unwrap()));
+        }
+        let network = serde_json::json!({
+            "id": "aaaaaaaaaaaa", "name": "web", "vni": 4097, "uplink": 3,
+            "subnets": [{"cidr": "10.9.0.0/24"}],
+        });
+        let network: crate::model::Network = serde_json::from_value(network).unwrap();
+        let members = snapshot.members.entry(network.id).or_default();
+        let mut number = 0;
+        for node in ["me", "other"] {
+            for service in ["checked", "unchecked", "gone"] {
+                for state in ["pending", "ready", "unhealthy", "draining"] {
+                    number += 1;
+                    let endpoint = endpoint(number, node, service, state);
+                    Arc::make_mut(members).endpoints.insert(endpoint.id, endpoint);
+                }
+            }
+        }
+        let versioned = crate::model::Versioned { value: network, revision: 1 };
+        Arc::make_mut(&mut snapshot.networks).insert(versioned.id, Arc::new(versioned));
+        snapshot
+    }
+
+    #[test]
+    fn own_endpoints_have_a_task_while_there_is_something_to_find_out() {
+        let subjects = subjects(&snapshot(), &"me".parse().unwrap());
+        let names: Vec<String> = subjects.values().map(|s| s.endpoint.name.to_string()).collect();
+        // Checked, unless they are drained; without a check those that are not ready.
+        assert_eq!(names, ["e1", "e2", "e3", "e5", "e7", "e9", "e11"]);
+        let checked: Vec<bool> = subjects.values().map(|s| s.check().is_some()).collect();
+        assert_eq!(checked, [true, true, true, false, false, false, false]);
+        for subject in subjects.values() {
+            assert_eq!(subject.address, Some("10.9.0.2".parse().unwrap()));
+            assert_eq!(subject.source, Some("10.9.0.1".parse().unwrap()));
+        }
+    }
 }

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::{Value, json};
-use world::{Node, Space, World, wait_for};
+use world::{Container, Node, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 use crate::metrics::socket;
@@ -36,18 +38,16 @@ impl Server {
     /// Listens on port 80 of all addresses.
     fn start(space: &Space, status: u16) -> Self {
         let listener = space.enter(|| TcpListener::bind("[::]:80")).expect("the port is free");
-        listener.set_nonblocking(true).expect("a socket can be asked without waiting");
+        // So that the end is seen without anybody who connects.
+        setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(50))
+            .expect("accept has a time-out");
         let (stop, seen) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<_>>>::default());
         let status = Arc::new(AtomicU16::new(status));
         let (end, answer, heads) = (stop.clone(), status.clone(), seen.clone());
         let serve = move || {
             while !end.load(Ordering::Relaxed) {
-                let Ok((mut stream, peer)) = listener.accept() else {
-                    std::thread::sleep(Duration::from_millis(5));
-                    continue;
-                };
-                let limit = Some(Duration::from_secs(2));
-                stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(limit)).unwrap();
+                let Ok((mut stream, peer)) = listener.accept() else { continue };
+                stream.set_read_timeout(Some(Duration::from_secs(2))).expect("reading has a time-out");
                 let mut buffer = [0; 2048];
                 let length = stream.read(&mut buffer).unwrap_or(0);
                 let head = String::from_utf8_lossy(&buffer[..length]).into_owned();
@@ -97,11 +97,18 @@ fn tcp(interval: u32, start_period: u32) -> Value {
     })
 }
 
-fn command(script: &str, retries: u32) -> Value {
+fn command(script: &str, timeout: u32) -> Value {
     json!({
         "test": {"type": "command", "command": ["sh", "-c", script]},
-        "interval": 1, "timeout": 1, "retries": retries,
+        "interval": 1, "timeout": timeout, "retries": 1,
     })
+}
+
+/// Plugs a container in that was made before, under its own name.
+#[track_caller]
+fn plug_in(node: &Node, container: &Container, service: &str) {
+    let (name, path) = (&container.name, &container.path);
+    node.ok(&format!("endpoint attach --network shop --name {name} --netns {path} --service {service}"));
 }
 
 /// An endpoint's record.
@@ -201,8 +208,9 @@ fn an_answer_of_200_to_399_is_well(world: &World) {
     n1.ok("network create shop --subnet fd00:9::/64");
     let test = json!({"type": "http", "port": 80, "path": "/health?deep=1"});
     service(n1, "web", json!({"test": test, "interval": 1, "timeout": 2, "retries": 1}));
-    let web = n1.attach_with("shop", "w", "--service web");
+    let web = n1.container("w");
     let server = Server::start(&web.space, 500);
+    plug_in(n1, &web, "web");
     let reason = becomes(n1, "w", "unhealthy");
     let address = n1.addresses("shop", "w").remove(0);
     for word in [&format!("http://[{address}]:80/health?deep=1"), "500"] {
@@ -225,9 +233,10 @@ fn a_server_that_says_nothing_has_failed_when_the_time_is_over(world: &World) {
     let n1 = cluster.n1();
     let test = json!({"type": "http", "port": 80, "path": "/"});
     service(n1, "web", json!({"test": test, "interval": 1, "timeout": 1, "retries": 1}));
-    let web = n1.attach_with("shop", "w", "--service web");
+    let web = n1.container("w");
     // The kernel takes the connection; nobody reads from it.
     let listener = web.space.enter(|| TcpListener::bind("0.0.0.0:80")).unwrap();
+    plug_in(n1, &web, "web");
     assert_eq!(becomes(n1, "w", "unhealthy"), "no result within 1s");
     drop(listener);
     let _server = Server::start(&web.space, 200);
@@ -243,7 +252,7 @@ fn a_command_runs_in_the_endpoints_network_and_its_output_is_the_reason(world: &
         seen.display(),
         well.display(),
     );
-    service(n1, "web", command(&script, 1));
+    service(n1, "web", command(&script, 15));
     service(
         n1,
         "none",
@@ -288,7 +297,7 @@ fn nothing_of_a_command_is_left_however_it_ends(world: &World) {
         let child = format!("sleep 1000 & echo $! >> {}", file.display());
         let check = match *name {
             "hang" => command(&format!("{child}; wait"), 1),
-            "well" => command(&format!("{child}; exit 0"), 1),
+            "well" => command(&format!("{child}; exit 0"), 15),
             _ => {
                 let words = ["sh", "-c", &format!("echo $$ >> {}; exec sleep 1000", file.display())];
                 let test = json!({"type": "command", "command": words});
