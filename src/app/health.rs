@@ -223,13 +223,10 @@ pub(super) async fn follow(agent: Arc<Agent>, tally: Tally) {
     let mut view = agent.view.subscribe();
     let mut tasks: BTreeMap<EndpointId, Task> = BTreeMap::new();
     loop {
-        let subjects = {
-            let published = view.borrow_and_update();
-            // Before that, an endpoint that is not shown may well exist.
-            if published.complete { Some(subjects(&published.snapshot, &agent.me.name)) } else { None }
-        };
-        if let Some(subjects) = subjects {
-            adopt(&context, &mut tasks, subjects);
+        let published = view.borrow_and_update().clone();
+        // Before that, an endpoint that is not shown may well exist.
+        if published.complete {
+            adopt(&context, &mut tasks, subjects(&published.snapshot, &agent.me.name));
         }
         if view.changed().await.is_err() {
             return;
