@@ -20,6 +20,7 @@ crate::tests![
     a_server_that_says_nothing_has_failed_when_the_time_is_over,
     a_command_runs_in_the_endpoints_network_and_its_output_is_the_reason,
     nothing_of_a_command_is_left_however_it_ends,
+    only_so_many_commands_run_at_once,
     an_agent_that_starts_again_takes_endpoints_up_as_they_are,
     another_check_counts_at_once_and_without_one_an_endpoint_is_ready,
     an_endpoint_that_is_drained_stays_so,
@@ -334,6 +335,30 @@ fn nothing_of_a_command_is_left_however_it_ends(world: &World) {
     let third = last(3);
     n1.ok("endpoint detach --network shop long");
     wait_for("it is gone with the endpoint", || !sleeps(&third));
+}
+
+fn only_so_many_commands_run_at_once(world: &World) {
+    const ENDPOINTS: usize = 48;
+    let cluster = shop(world);
+    let n1 = cluster.n1();
+    let log = n1.dir().join("log");
+    let shown = log.display();
+    // Pending for ever, so each is begun again as soon as there is a place.
+    let mut check = command(&format!("echo + >> {shown}; sleep 2; echo - >> {shown}; exit 1"), 60);
+    check["start_period"] = json!(3600);
+    service(n1, "web", check);
+    for index in 0..ENDPOINTS {
+        n1.attach_with("shop", &format!("c{index}"), "--service web");
+    }
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+    let begun = lines().matches('+').count();
+    wait_for("each had its turn", || lines().matches('+').count() >= begun + 2 * ENDPOINTS);
+    let (mut running, mut most) = (0, 0);
+    for line in lines().lines() {
+        running += if line == "+" { 1 } else { -1 };
+        most = most.max(running);
+    }
+    assert!((17..=32).contains(&most), "{most} at once");
 }
 
 fn an_agent_that_starts_again_takes_endpoints_up_as_they_are(world: &World) {
