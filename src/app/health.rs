@@ -68,7 +68,12 @@ pub(super) async fn first_state(
     let Some(name) = service else { return Ok(EndpointState::Ready) };
     let has_check = match snapshot.services.get(name) {
         Some(service) => service.health.is_some(),
-        None => cluster.service(name).await?.health.is_some(),
+        None => match cluster.service(name).await {
+            Ok(service) => service.health.is_some(),
+            // The claim refuses it, or finds it by then: better too careful.
+            Err(ClusterError::NoService(_)) => true,
+            Err(error) => return Err(error),
+        },
     };
     Ok(if has_check { EndpointState::Pending } else { EndpointState::Ready })
 }
