@@ -12,6 +12,7 @@ mod drain;
 mod errors;
 mod front;
 mod gate;
+mod health;
 mod identity;
 mod join;
 mod metrics;
@@ -235,6 +236,9 @@ async fn start_agent(
         );
     }
     tokio::spawn(pressure::watch(agent.clone()));
+    let checks = health::Tally::default();
+    metrics.change(|registry| checks.register(registry));
+    tokio::spawn(health::follow(agent.clone(), checks));
 
     let mut known = view.subscribe();
     known

@@ -88,6 +88,13 @@ impl Etcd {
         pairs.iter().map(|pair| (text(&pair["key"]), text(&pair["value"]))).collect()
     }
 
+    /// How often a key was written since it was made; 0: it is not there.
+    pub fn writes(&self, key: &str) -> u64 {
+        let output = self.space.sh(&format!("{ETCDCTL} get '{key}' --write-out=json"));
+        let answer: serde_json::Value = serde_json::from_str(&output).expect("etcdctl prints JSON");
+        answer["kvs"][0]["version"].as_u64().unwrap_or_default()
+    }
+
     /// All keys but those of address blocks, which nodes keep for a while when nothing is left in
     /// them, and those that only say when something was taken last.
     pub fn lasting_keys(&self) -> Vec<String> {

@@ -21,6 +21,8 @@ mod drain;
 mod expand;
 #[path = "netns/ground.rs"]
 mod ground;
+#[path = "netns/health.rs"]
+mod health;
 #[path = "netns/ipam.rs"]
 mod ipam;
 #[path = "netns/metrics.rs"]
@@ -89,6 +91,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("addresses", addresses::TESTS),
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),
+    ("health", health::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
     ("repair", repair::TESTS),

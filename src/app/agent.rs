@@ -9,13 +9,14 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::dataplane::{Dataplane, PlugError, Stopped};
+use super::health;
 use super::place::Places;
 use super::pressure::Pressure;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NodeView};
 use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
 use crate::kernel::Netns;
 use crate::model::{
-    Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName, Snapshot, Versioned,
+    Endpoint, EndpointId, EndpointState, Name, Network, NetworkId, Node, NodeName, Snapshot, Versioned,
 };
 use crate::overlay::effective_mtu;
 
@@ -83,7 +84,7 @@ impl Agent {
             })?;
 
         let place = self.places.find(request.netns, request.interface, &self.boot).await?;
-        let claim = EndpointRequest {
+        let mut claim = EndpointRequest {
             name: request.name,
             addresses: request.addresses,
             mac: request.mac,
@@ -91,7 +92,7 @@ impl Agent {
             any_interface: place.any_interface,
             service: request.service,
             weight: request.weight.map_or(1, NonZeroU16::get),
-            state: Default::default(),
+            state: EndpointState::default(),
             labels: request.labels,
         };
         match &claim.name {
@@ -104,6 +105,8 @@ impl Agent {
                 }
             }
         }
+        let snapshot = self.snapshot();
+        claim.state = health::first_state(claim.service.as_ref(), &snapshot, &self.cluster).await?;
         let (network, claimed) = self.claim(network, &claim, deadline).await?;
         match claimed {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,

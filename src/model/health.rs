@@ -39,19 +39,21 @@ impl fmt::Display for EndpointState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase", tag = "type", deny_unknown_fields)]
 pub enum HealthTest {
-    /// It connects to a TCP port.
+    /// It connects to a TCP port of the endpoint's first address, IPv4 before IPv6.
     Tcp {
         /// The port.
         port: u16,
     },
-    /// It asks for a page; 200 to 399 is well.
+    /// It asks for a page at that address, over HTTP/1.1; an answer of 200 to 399 is well.
     Http {
         /// The port.
         port: u16,
         /// The path, with a slash.
         path: String,
     },
-    /// It runs a command in the endpoint's network namespace; exit status 0 is well.
+    /// It runs a command of its own machine's, as the agent's user, in the endpoint's network
+    /// namespace; exit status 0 is well. The environment has `PATH`, `NETCTL_ENDPOINT`,
+    /// `NETCTL_SERVICE` (names) and `NETCTL_ADDRESS` (with commas between several).
     Command {
         /// The program and its arguments.
         command: Vec<String>,
@@ -68,7 +70,9 @@ impl fmt::Display for HealthTest {
     }
 }
 
-/// A check that is repeated. The times and the defaults are those of a Dockerfile's `HEALTHCHECK`.
+/// A check that is repeated. The times and the defaults are those of a Dockerfile's `HEALTHCHECK`, but
+/// that a pending endpoint is checked every second until it is ready, for one interval or the start
+/// period, whichever is longer, without counting failures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthCheck {

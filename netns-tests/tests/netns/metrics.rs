@@ -41,7 +41,7 @@ fn curl(node: &Node, arguments: &[&str]) -> String {
 
 /// The metrics over the agent's socket.
 #[track_caller]
-fn socket(node: &Node) -> BTreeMap<String, f64> {
+pub(crate) fn socket(node: &Node) -> BTreeMap<String, f64> {
     let path = node.socket();
     let path = path.to_str().expect("a path in letters");
     samples(&curl(node, &["--fail", "--unix-socket", path, "http://localhost/metrics"]))
