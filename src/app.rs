@@ -8,6 +8,7 @@ mod agent;
 mod check;
 mod counted;
 mod dataplane;
+mod engine;
 mod errors;
 mod front;
 mod gate;
@@ -77,7 +78,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     kernel::probe()?;
     let mut identity = Identity::load(&config.state_dir)?;
     let node = join::describe(config, &identity)?;
-    info!(node = %node.name, underlay = %node.underlay, mtu = node.mtu, version = node.version, "netctld starts");
+    info!(node = %node.name, underlay = %node.underlay, mtu = node.mtu, lb = %node.lb, version = node.version, "netctld starts");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -5,12 +5,14 @@ use std::time::Duration;
 use tracing::info;
 
 use super::agent::Agent;
+use super::engine;
 use crate::api::{ApiError, ReserveRequest, ServiceView};
 use crate::cluster::ClusterError;
 use crate::model::{Name, Service, ServiceSpec};
 
 impl Agent {
     pub(super) async fn create_service(&self, spec: &ServiceSpec) -> Result<ServiceView, ApiError> {
+        engine::check(self.me.lb, spec.endpoint_mode)?;
         let service = self.cluster().create_service(spec, &self.snapshot().alive).await?;
         info!(service = %service.name, replicas = service.replicas, addresses = ?service.addresses, "service created");
         self.service_view(service).await
