@@ -13,6 +13,8 @@
 
 #[path = "netns/addresses.rs"]
 mod addresses;
+#[path = "netns/balance.rs"]
+mod balance;
 #[path = "netns/cluster.rs"]
 mod cluster;
 #[path = "netns/expand.rs"]
@@ -85,6 +87,9 @@ fn main() -> ExitCode {
         ("services", services::TESTS),
         ("store", store::TESTS),
     ];
+    // Where the kernel has what balances, these are the ones to run.
+    let in_vm = std::env::var_os("NETCTL_VM").is_some();
+    let suites = if in_vm { vec![("balance", balance::TESTS)] } else { suites.to_vec() };
     let trials = suites.into_iter().flat_map(|(suite, tests)| {
         tests.iter().map(move |&(name, test)| {
             let name = format!("{suite}::{name}");

@@ -59,7 +59,13 @@ fn a_remote_node_is_one_neighbour_per_family_and_one_fdb_entry_however_many_endp
     let nodes = nodes(&[n1.clone(), n2]);
     let around = Surroundings { me: &n1, nodes: &nodes };
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2"), endpoint(4, "n2")];
-    let lines = show(&sandbox(around, &network(serde_json::json!({})), &Blocks::new(), &endpoints));
+    let lines = show(&sandbox(
+        around,
+        &network(serde_json::json!({})),
+        &Blocks::new(),
+        &endpoints,
+        &Balancer::default(),
+    ));
     assert_eq!(
         lines,
         [
@@ -96,7 +102,7 @@ fn an_internal_network_has_no_uplink_and_no_default_route() {
     let nodes = nodes(std::slice::from_ref(&n1));
     let around = Surroundings { me: &n1, nodes: &nodes };
     let network = network(serde_json::json!({"internal": true}));
-    let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")]);
+    let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")], &Balancer::default());
     let lines = show(&sandbox);
     assert!(!lines.iter().any(|line| line.contains("up0") || line.contains("/0 ")), "{lines:?}");
     assert_eq!(sandbox.uplink, None);
@@ -112,11 +118,21 @@ fn a_node_with_a_smaller_underlay_lowers_the_mtu_of_the_routes_to_it() {
     let nodes = nodes(&[n1.clone(), n2.clone()]);
     let network = network(serde_json::json!({}));
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2")];
-    let lines =
-        show(&sandbox(Surroundings { me: &n1, nodes: &nodes }, &network, &Blocks::new(), &endpoints));
+    let lines = show(&sandbox(
+        Surroundings { me: &n1, nodes: &nodes },
+        &network,
+        &Blocks::new(),
+        &endpoints,
+        &Balancer::default(),
+    ));
     assert!(lines.contains(&"route 10.9.0.3/32 via 192.0.2.2 dev vx0 mtu 1350".to_owned()), "{lines:?}");
-    let lines =
-        show(&sandbox(Surroundings { me: &n2, nodes: &nodes }, &network, &Blocks::new(), &endpoints));
+    let lines = show(&sandbox(
+        Surroundings { me: &n2, nodes: &nodes },
+        &network,
+        &Blocks::new(),
+        &endpoints,
+        &Balancer::default(),
+    ));
     assert!(lines.contains(&"route 10.9.0.2/32 via 192.0.2.1 dev vx0".to_owned()), "{lines:?}");
 }
 
@@ -185,7 +201,9 @@ fn names_do_not_reach_the_scripts() {
     let mut network = network(serde_json::json!({}));
     network.name = "evil-name".parse::<Name>().unwrap();
     let around = Surroundings { me: &n1, nodes: &nodes };
-    assert!(!sandbox(around, &network, &Blocks::new(), &[]).firewall.contains("evil"));
+    assert!(
+        !sandbox(around, &network, &Blocks::new(), &[], &Balancer::default()).firewall.contains("evil")
+    );
     assert!(!host(around, [&network]).firewall.contains("evil"));
 }
 
@@ -204,7 +222,7 @@ fn a_block_of_another_node_is_one_route_and_its_endpoints_none() {
     ]);
     // 2 is in a block of n1, 9 in one of n2; both have IPv6 addresses in a block of n2.
     let endpoints = [endpoint(2, "n2"), endpoint(9, "n2")];
-    let lines = show(&sandbox(around, &network, &blocks, &endpoints));
+    let lines = show(&sandbox(around, &network, &blocks, &endpoints, &Balancer::default()));
     let routes: Vec<&str> =
         lines.iter().filter(|line| line.contains("dev vx0")).map(String::as_str).collect();
     assert_eq!(
