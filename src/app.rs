@@ -4,6 +4,7 @@
 //! into kernel state. Requests of the API are transactions on the store first, then the dataplane
 //! does for this node at once what the watch would tell it a moment later.
 
+mod acknowledge;
 mod agent;
 mod check;
 mod counted;
@@ -227,6 +228,7 @@ async fn start_agent(
     metrics.bring(Networks(agent.clone()));
     tokio::spawn(forward_view(view.clone(), dataplane.clone()));
     tokio::spawn(stay_alive(cluster.clone(), dataplane.clone(), node.clone(), config.lease));
+    tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
     if config.rest < config.lease * LEASES_OF_REST {

@@ -6,6 +6,7 @@
 
 mod admission;
 pub mod check;
+pub mod drain;
 pub mod endpoints;
 mod keys;
 pub mod networks;

@@ -15,6 +15,7 @@
 //! | `members/<network>/reservations/<name>` | a [`crate::model::Reservation`] |
 //! | `members/<network>/reservations-guard` | nothing; written with every reservation that is made or grows |
 //! | `base/services/<name>` | a [`crate::model::Service`] |
+//! | `members/<network>/acks/<endpoint>/<node name>` | a [`super::drain::Ack`] of a drained endpoint |
 //! | `members/<network>/blocks/<range>` | the name of the node that has this block of addresses |
 //! | `local/<node name>/<network>/<endpoint>` | nothing; finds a node's networks without reading all |
 //!
@@ -80,6 +81,10 @@ pub(super) fn blocks(network: NetworkId) -> String {
 
 pub(super) fn block(network: NetworkId, range: IpNetwork) -> String {
     format!("members/{network}/blocks/{range}")
+}
+
+pub(super) fn ack(network: NetworkId, endpoint: EndpointId, node: &NodeName) -> String {
+    format!("members/{network}/acks/{endpoint}/{node}")
 }
 
 pub(super) fn usage(network: NetworkId) -> String {

@@ -145,9 +145,9 @@ impl Slot {
         balancing.converge(&self.sandbox, balancer)
     }
 
-    /// What each backend has.
-    pub(super) fn loads(&mut self) -> Result<Vec<Load>, kernel::Error> {
-        self.balancing.as_mut().map_or(Ok(Vec::new()), |balancing| balancing.loads(&self.sandbox))
+    /// What each backend has; `None`: IPVS is not open.
+    pub(super) fn loads(&mut self) -> Option<Result<Vec<Load>, kernel::Error>> {
+        self.balancing.as_mut().map(|balancing| balancing.loads(&self.sandbox))
     }
 
     /// Makes the sandbox what it should be. Goes on after a failure.

@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::super::balancing::Load;
 use super::super::changes::Endpoints;
+use super::super::slot::Slot;
 use super::Worker;
 use crate::kernel;
 use crate::lb::{self, Balancer};
@@ -77,6 +78,13 @@ impl Worker {
 
     /// What each backend of a network has on this node; nothing where nothing is balanced.
     pub(super) fn loads(&mut self, id: NetworkId) -> Result<Vec<Load>, kernel::Error> {
-        self.slots.get_mut(&id).map_or(Ok(Vec::new()), |slot| slot.loads())
+        if self.me.lb != Engine::Ipvs || self.network(id).is_none() {
+            return Ok(Vec::new());
+        }
+        let loads = self.slots.get_mut(&id).and_then(Slot::loads);
+        loads.unwrap_or_else(|| {
+            let source = std::io::Error::other("the network is not complete on this node yet");
+            Err(kernel::Error::System { action: "read what is balanced", source })
+        })
     }
 }
