@@ -45,7 +45,7 @@ use counted::Counted;
 use dataplane::{Dataplane, Settings, Tally};
 use front::Front;
 use identity::Identity;
-use metrics::{Metrics, Networks};
+use metrics::{Metrics, Networks, Services};
 use pressure::Pressure;
 
 /// How often the node's record is compared with its interfaces and routes.
@@ -204,6 +204,7 @@ async fn start_agent(
     let boot = kernel::boot_id()?;
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
+    let loads = tally.loads.clone();
     let settings = Settings { boot: boot.clone(), resync: config.resync, tally };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
@@ -226,6 +227,7 @@ async fn start_agent(
 
     metrics.follow(view.clone());
     metrics.bring(Networks(agent.clone()));
+    metrics.bring(Services(agent.clone(), loads));
     tokio::spawn(forward_view(view.clone(), dataplane.clone()));
     tokio::spawn(stay_alive(cluster.clone(), dataplane.clone(), node.clone(), config.lease));
     tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));

@@ -22,7 +22,7 @@ use crate::kernel::{self, Notice};
 use crate::model::{Endpoint, EndpointId, NetworkId, Node};
 
 pub use balancing::Load;
-pub use tally::Tally;
+pub use tally::{Loads, Tally};
 pub use worker::Settings;
 
 /// What the dataplane is asked for.

@@ -1,11 +1,11 @@
 //! The balancer of one sandbox: its table of IPVS, as far as it is known, and what it should be.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use tracing::{debug, warn};
 
 use super::table::{self, Table};
-use crate::kernel::ipvs::{Ipvs, Timeouts};
+use crate::kernel::ipvs::{Entry, Ipvs, Timeouts};
 use crate::kernel::{self, Sandbox};
 use crate::lb::{Balancer, Front};
 
@@ -48,21 +48,23 @@ impl Balancing {
     /// Opens the IPVS of a sandbox and reads what is in its table.
     pub(super) fn open(sandbox: &Sandbox) -> Result<Self, kernel::Error> {
         let mut ipvs = sandbox.open_ipvs()?;
-        let (table, timeouts) = read(sandbox, &mut ipvs)?;
+        let (entries, timeouts) = read(sandbox, &mut ipvs)?;
+        let table = table::observed(&entries);
         let balancer = Balancer::default();
         Ok(Self { ipvs, table, timeouts, balancer, tracked: None, drifted: 0, mended: 0 })
     }
 
-    /// Reads the table again: somebody may have changed it.
-    pub(super) fn reread(&mut self, sandbox: &Sandbox) -> Result<(), kernel::Error> {
-        let (table, timeouts) = read(sandbox, &mut self.ipvs)?;
+    /// Reads the table again: somebody may have changed it. Gives what the backends have.
+    pub(super) fn reread(&mut self, sandbox: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
+        let (entries, timeouts) = read(sandbox, &mut self.ipvs)?;
+        let (table, loads) = (table::observed(&entries), self.loads_of(&entries));
         let changed = table::changes(&table, &self.table).len() as u64;
         if changed > 0 {
             warn!(sandbox = sandbox.name(), changed, "table of IPVS was changed: it is put back");
         }
         (self.drifted, self.table, self.timeouts) = (changed, table, timeouts);
         self.tracked = None;
-        Ok(())
+        Ok(loads)
     }
 
     /// What it balances.
@@ -127,17 +129,20 @@ impl Balancing {
     /// What each backend has of each front, as the kernel counts now.
     pub(super) fn loads(&mut self, sandbox: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
         let entries = self.ipvs.table().map_err(kernel::Error::ipvs(sandbox.name()))?;
+        Ok(self.loads_of(&entries))
+    }
+
+    fn loads_of(&self, entries: &[Entry]) -> Vec<Load> {
         let mut loads = Vec::new();
         for front in self.balancer.fronts.keys() {
             let Some(key) = table::key_of(front) else { continue };
             let entry = entries.iter().find(|entry| entry.state.service.key == key);
             let states = entry.into_iter().flat_map(|entry| &entry.destinations);
             loads.extend(states.map(|state| {
-                let (address, port): (IpAddr, u16) =
-                    (state.destination.key.address, state.destination.key.port);
+                let key = state.destination.key;
                 Load {
                     front: *front,
-                    backend: SocketAddr::new(address, port),
+                    backend: SocketAddr::new(key.address, key.port),
                     weight: state.destination.weight,
                     active: state.active,
                     inactive: state.inactive,
@@ -147,11 +152,11 @@ impl Balancing {
                 }
             }));
         }
-        Ok(loads)
+        loads
     }
 }
 
-fn read(sandbox: &Sandbox, ipvs: &mut Ipvs) -> Result<(Table, Timeouts), kernel::Error> {
+fn read(sandbox: &Sandbox, ipvs: &mut Ipvs) -> Result<(Vec<Entry>, Timeouts), kernel::Error> {
     let failed = |error| kernel::Error::ipvs(sandbox.name())(error);
-    Ok((table::observed(&ipvs.table().map_err(failed)?), ipvs.timeouts().map_err(failed)?))
+    Ok((ipvs.table().map_err(failed)?, ipvs.timeouts().map_err(failed)?))
 }

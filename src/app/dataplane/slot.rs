@@ -98,8 +98,8 @@ impl Slot {
         host.ensure_uplink(&mut self.sandbox, uplink)
     }
 
-    /// Reads everything again: somebody may have changed it.
-    pub(super) fn reread(&mut self) -> Result<(), kernel::Error> {
+    /// Reads everything again: somebody may have changed it. Gives what the backends have.
+    pub(super) fn reread(&mut self) -> Result<Vec<Load>, kernel::Error> {
         if self.sandbox.netns().ensure_named(self.sandbox.name())? {
             warn!(sandbox = self.sandbox.name(), "sandbox lost its name: it has it again");
             self.mended += 1;
@@ -113,11 +113,12 @@ impl Slot {
             self.firewall = None;
             self.mended += 1;
         }
-        if let Some(Err(error)) = self.balancing.as_mut().map(|b| b.reread(&self.sandbox)) {
+        let Some(balancing) = &mut self.balancing else { return Ok(Vec::new()) };
+        Ok(balancing.reread(&self.sandbox).unwrap_or_else(|error| {
             warn!(sandbox = self.sandbox.name(), %error, "IPVS cannot be read: it is opened anew");
             self.balancing = None;
-        }
-        Ok(())
+            Vec::new()
+        }))
     }
 
     /// How many things that somebody else had changed were put right since this was asked last.

@@ -268,10 +268,12 @@ impl Worker {
                 None => self.read_host_again(),
                 Some(id) => {
                     self.changed.insert(id);
-                    let reread = self.slots.get_mut(&id).map_or(Ok(()), Slot::reread);
-                    if let Err(error) = reread {
-                        warn!(network = %id, %error, "sandbox cannot be read: it is opened anew");
-                        self.close(id);
+                    match self.slots.get_mut(&id).map_or(Ok(Vec::new()), Slot::reread) {
+                        Ok(loads) => self.settings.tally.loads.keep(id, loads),
+                        Err(error) => {
+                            warn!(network = %id, %error, "sandbox cannot be read: it is opened anew");
+                            self.close(id);
+                        }
                     }
                 }
             }
@@ -427,6 +429,7 @@ impl Worker {
 
     fn close(&mut self, id: NetworkId) {
         self.monitor.remove(&sandbox_name(id));
+        self.settings.tally.loads.keep(id, Vec::new());
         self.slots.remove(&id);
     }
 

@@ -14,19 +14,20 @@ use std::net::IpAddr;
 use crate::lb::{Balancer, Front};
 use crate::model::Network;
 
-/// The families: the keyword, the type of an address, and whether it is IPv4.
-const FAMILIES: [(&str, &str, bool); 2] = [("ip", "ipv4_addr", true), ("ip6", "ipv6_addr", false)];
+/// The families: the keyword, its number, and whether it is IPv4.
+const FAMILIES: [(&str, u8, bool); 2] = [("ip", 4, true), ("ip6", 6, false)];
 
 /// The sets and maps that the rules ask.
 pub(super) fn sets(network: &Network, balancer: &Balancer) -> String {
     let mut text = String::new();
-    for (family, kind, ipv4) in FAMILIES {
+    for (_, number, ipv4) in FAMILIES {
+        let kind = format!("ipv{number}_addr");
         let marks = marks(balancer, ipv4);
         if !marks.is_empty() {
             let marks = marks.join(", ");
             let _ = writeln!(
                 text,
-                "    map {family}-marks {{ type {kind} : mark; elements = {{ {marks} }}; }}"
+                "    map marks{number} {{ type {kind} : mark; elements = {{ {marks} }}; }}"
             );
         }
         let tracked = tracked(network, balancer, ipv4);
@@ -34,7 +35,7 @@ pub(super) fn sets(network: &Network, balancer: &Balancer) -> String {
             let tracked = tracked.into_iter().collect::<Vec<_>>().join(", ");
             let _ = writeln!(
                 text,
-                "    set {family}-own {{ type {kind} . {kind}; elements = {{ {tracked} }}; }}"
+                "    set own{number} {{ type {kind} . {kind}; elements = {{ {tracked} }}; }}"
             );
         }
     }
@@ -44,9 +45,9 @@ pub(super) fn sets(network: &Network, balancer: &Balancer) -> String {
 /// The rules of the prerouting chain: after the check of the source, before what is not tracked.
 pub(super) fn prerouting(network: &Network, balancer: &Balancer) -> String {
     let mut rules = String::new();
-    for (family, _, ipv4) in FAMILIES {
+    for (family, number, ipv4) in FAMILIES {
         if !marks(balancer, ipv4).is_empty() {
-            let _ = writeln!(rules, "        meta mark set {family} daddr map @{family}-marks");
+            let _ = writeln!(rules, "        meta mark set {family} daddr map @marks{number}");
         }
         if !tracked(network, balancer, ipv4).is_empty() {
             let gateways = network.subnets.iter().map(|subnet| subnet.gateway());
@@ -57,7 +58,7 @@ pub(super) fn prerouting(network: &Network, balancer: &Balancer) -> String {
                 rules,
                 "        {family} daddr {{ {gateways} }} meta l4proto {{ tcp, udp }} th dport 53 notrack accept"
             );
-            let _ = writeln!(rules, "        {family} saddr . {family} daddr @{family}-own accept");
+            let _ = writeln!(rules, "        {family} saddr . {family} daddr @own{number} accept");
         }
     }
     rules
