@@ -4,11 +4,13 @@
 //! into kernel state. Requests of the API are transactions on the store first, then the dataplane
 //! does for this node at once what the watch would tell it a moment later.
 
+mod acknowledge;
 mod agent;
 mod check;
 mod counted;
 mod dataplane;
 mod drain;
+mod engine;
 mod errors;
 mod front;
 mod gate;
@@ -45,7 +47,7 @@ use counted::Counted;
 use dataplane::{Dataplane, Settings, Tally};
 use front::Front;
 use identity::Identity;
-use metrics::{Metrics, Networks};
+use metrics::{Metrics, Networks, Services};
 use pressure::Pressure;
 
 /// How often the node's record is compared with its interfaces and routes.
@@ -79,7 +81,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     kernel::probe()?;
     let mut identity = Identity::load(&config.state_dir)?;
     let node = join::describe(config, &identity)?;
-    info!(node = %node.name, underlay = %node.underlay, mtu = node.mtu, version = node.version, "netctld starts");
+    info!(node = %node.name, underlay = %node.underlay, mtu = node.mtu, lb = %node.lb, version = node.version, "netctld starts");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -204,6 +206,7 @@ async fn start_agent(
     let boot = kernel::boot_id()?;
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
+    let loads = tally.loads.clone();
     let settings = Settings { boot: boot.clone(), resync: config.resync, tally };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
@@ -226,8 +229,10 @@ async fn start_agent(
 
     metrics.follow(view.clone());
     metrics.bring(Networks(agent.clone()));
+    metrics.bring(Services(agent.clone(), loads));
     tokio::spawn(forward_view(view.clone(), dataplane.clone()));
     tokio::spawn(stay_alive(cluster.clone(), dataplane.clone(), node.clone(), config.lease));
+    tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
     if config.rest < config.lease * LEASES_OF_REST {

@@ -71,6 +71,8 @@ pub struct Config {
     pub address_alarm: u8,
     /// How often kernel and desired state are compared without a cause.
     pub resync: Duration,
+    /// What is to balance the connections of services.
+    pub lb: EngineChoice,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.
     pub log: String,
     /// The form of the log's lines.
@@ -97,6 +99,27 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// What is to balance the connections of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// IPVS where the kernel has it.
+    Auto,
+    /// IPVS; the agent does not start without it.
+    Ipvs,
+    /// Nothing: services keep their addresses, and nothing answers there on this node.
+    None,
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Ipvs => "ipvs",
+            Self::None => "none",
+        })
+    }
 }
 
 /// Where the cluster's state is.

@@ -5,6 +5,7 @@
 
 pub mod balancing;
 pub mod endpoint;
+pub mod engine;
 pub mod finding;
 pub mod health;
 pub mod id;
@@ -19,6 +20,7 @@ pub mod update;
 
 pub use balancing::{Balancing, BalancingError, Prefer, Protocol, Scheduler, ServicePort};
 pub use endpoint::{Attachment, Endpoint};
+pub use engine::Engine;
 pub use finding::{Finding, FindingKind};
 pub use health::{EndpointState, HealthCheck, HealthTest};
 pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use crate::lb::Balancer;
 use crate::model::node::UplinkAddresses;
 use crate::model::object::{
     Device, Host, Link, LinkKind, Object, Plug, Route, Sandbox, Target, Uplink, uplink_name,
@@ -41,12 +42,13 @@ pub fn effective_mtu(me: &Node, network: &Network) -> u32 {
 /// Whose each block of a network's addresses is.
 pub type Blocks = BTreeMap<IpNetwork, NodeName>;
 
-/// All that a network needs on this node.
+/// All that a network needs on this node; `balancer` is empty where nothing is balanced.
 pub fn sandbox<'a>(
     around: Surroundings<'_>,
     network: &Network,
     blocks: &Blocks,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
+    balancer: &Balancer,
 ) -> Sandbox {
     let mtu = effective_mtu(around.me, network);
     let mut objects = skeleton(around.me, network, mtu);
@@ -54,12 +56,20 @@ pub fn sandbox<'a>(
     for endpoint in endpoints {
         objects.extend(endpoint_objects(around, network, blocks, endpoint));
     }
+    let held =
+        |address: &IpAddr| Object::Address { device: Device::Loopback, address: host_net(*address) };
+    objects.extend(balancer.addresses.iter().map(held));
     Sandbox {
         network: network.id,
         objects,
-        firewall: firewall::sandbox(network),
+        firewall: firewall::sandbox(network, balancer),
         uplink: (!network.internal).then(|| uplink(network, mtu)),
     }
+}
+
+/// The nftables table of a network's sandbox.
+pub fn sandbox_firewall(network: &Network, balancer: &Balancer) -> String {
+    firewall::sandbox(network, balancer)
 }
 
 /// What a sandbox has before any endpoint.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser as _;
-use netctl::config::{Config, ConfigError, Flags, StoreConfig};
+use netctl::config::{Config, ConfigError, EngineChoice, Flags, StoreConfig};
 
 /// Loads with flags, variables and a file's text. The node is named, so that the host's name does
 /// not matter.
@@ -64,6 +64,21 @@ fn the_metrics_are_served_where_every_layer_can_say() {
     assert_eq!(metrics(&[], &[], file).as_deref(), Some("[::1]:1"));
     assert_eq!(metrics(&[], &variables, file).as_deref(), Some("127.0.0.1:2"));
     assert_eq!(metrics(&["--metrics", "0.0.0.0:3"], &variables, file).as_deref(), Some("0.0.0.0:3"));
+}
+
+#[test]
+fn what_balances_is_chosen_in_every_layer_and_what_is_not_there_is_refused() {
+    let lb = |flags: &[&str], variables: &[(&str, &str)], file: &str| {
+        load(flags, variables, file).unwrap().lb
+    };
+    assert_eq!(lb(&[], &[], ""), EngineChoice::Auto);
+    let (file, variables) = ("lb = \"ipvs\"", [("NETCTLD_LB", "none")]);
+    assert_eq!(lb(&[], &[], file), EngineChoice::Ipvs);
+    assert_eq!(lb(&[], &variables, file), EngineChoice::None);
+    assert_eq!(lb(&["--lb", "auto"], &variables, file), EngineChoice::Auto);
+    let refused = errors(&["--lb", "ebpf"], &[], "");
+    assert!(refused.contains("--lb: ebpf is not there yet in this version"), "{refused}");
+    assert!(errors(&[], &[], "lb = \"haproxy\"").contains("give auto, ipvs or none"));
 }
 
 #[test]

@@ -109,6 +109,9 @@ impl Config {
             ("run_dir".to_owned(), path("run")),
             ("socket".to_owned(), path("netctl.sock")),
             ("log".to_owned(), "\"info,netctl=debug\"".to_owned()),
+            // What balances is tested where the kernel has it (balance.rs); the addresses of
+            // services are also tested where it has not.
+            ("lb".to_owned(), "\"none\"".to_owned()),
         ]);
         keys.extend(self.keys.clone());
         let lines = |keys: &BTreeMap<String, String>| {

@@ -13,6 +13,8 @@
 
 #[path = "netns/addresses.rs"]
 mod addresses;
+#[path = "netns/balance.rs"]
+mod balance;
 #[path = "netns/cluster.rs"]
 mod cluster;
 #[path = "netns/drain.rs"]

@@ -4,9 +4,11 @@
 //! and works off what has queued up as one piece, so a burst costs few system calls. Nothing else
 //! in the agent touches the kernel's objects.
 
+mod balancing;
 mod batch;
 mod changes;
 mod slot;
+mod table;
 mod tally;
 mod worker;
 
@@ -19,7 +21,8 @@ use crate::cluster::view::Published;
 use crate::kernel::{self, Notice};
 use crate::model::{Endpoint, EndpointId, NetworkId, Node};
 
-pub use tally::Tally;
+pub use balancing::Load;
+pub use tally::{Loads, Tally};
 pub use worker::Settings;
 
 /// What the dataplane is asked for.
@@ -30,6 +33,8 @@ enum Command {
     Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), PlugError>>),
     /// Take an endpoint of this node out; it was released at this revision.
     Unplug(NetworkId, EndpointId, u64, oneshot::Sender<Result<(), kernel::Error>>),
+    /// Say what the backends of a network have on this node.
+    Loads(NetworkId, batch::LoadsReply),
     /// Say when the kernel shows everything that was published before.
     Settle(oneshot::Sender<()>),
     /// The kernel says that something has changed which we did not do.
@@ -134,6 +139,17 @@ impl Dataplane {
     pub async fn settle(&self) -> Result<(), Stopped> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Settle(reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// What each backend of a network's services has on this node: its weight in the kernel, and its
+    /// connections. Nothing where this node does not use the network, or balances nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn loads(&self, network: NetworkId) -> Result<Result<Vec<Load>, kernel::Error>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Loads(network, reply)).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tracing::{error, warn};
 
+use super::engine;
 use super::front::Front;
 use super::identity::Identity;
 use crate::api::ApiError;
@@ -70,6 +71,7 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         mtu: inner_mtu(chosen.address, chosen.mtu),
         subnets_in_use: subnets(&inventory),
         labels: config.labels.clone(),
+        lb: engine::choose(config.lb)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

@@ -3,6 +3,8 @@
 //! What they say is known already when they are asked for: nothing is read from the store or the
 //! kernel for them.
 
+mod services;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -16,6 +18,8 @@ use super::pressure::followed;
 use crate::api::{Level, Usage};
 use crate::cluster::{Health, View};
 use crate::model::NodeName;
+
+pub(super) use services::Services;
 
 /// What the names of all metrics begin with.
 const PREFIX: &str = "netctl";

@@ -5,19 +5,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::agent::Agent;
+use super::engine;
 use crate::api::{ApiError, BackendView, Connections, ReserveRequest, ServiceView, TimeoutsView};
 use crate::cluster::ClusterError;
 use crate::lb::{self, Backend, Out};
-use crate::model::{Endpoint, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot};
+use crate::model::{Endpoint, Engine, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot};
 
 /// Endpoints of networks that were read.
 type Members = BTreeMap<NetworkId, Vec<Arc<Endpoint>>>;
 
 impl Agent {
     pub(super) async fn create_service(&self, spec: &ServiceSpec) -> Result<ServiceView, ApiError> {
+        engine::check(self.me.lb, spec.endpoint_mode)?;
         let service = self.cluster().create_service(spec, &self.snapshot().alive).await?;
         info!(service = %service.name, replicas = service.replicas, addresses = ?service.addresses, "service created");
         self.service_view(service).await
@@ -93,7 +95,7 @@ impl Agent {
             let found = lb::backends(&self.me, &snapshot, &service, endpoints);
             let here = found.iter().filter(|b| matches!(b.out, None | Some(Out::Far))).count() as u64;
             ready = Some(ready.map_or(here, |fewest| fewest.min(here)));
-            let open = self.open_connections(*id);
+            let open = self.open_connections(*id).await;
             let view = |backend: &Backend<'_>| backend_view(backend, &network_name, open.as_ref());
             backends.extend(found.iter().map(view));
             network_names.push(network_name);
@@ -129,8 +131,24 @@ impl Agent {
 
     /// The connections that this node has to backends on a network, by their addresses; `None`: it
     /// balances nothing there.
-    fn open_connections(&self, _network: NetworkId) -> Option<BTreeMap<IpAddr, Connections>> {
-        None
+    async fn open_connections(&self, network: NetworkId) -> Option<BTreeMap<IpAddr, Connections>> {
+        if self.me.lb != Engine::Ipvs {
+            return None;
+        }
+        let loads = match self.dataplane.loads(network).await.ok()? {
+            Ok(loads) => loads,
+            Err(error) => {
+                warn!(%network, %error, "connections cannot be counted");
+                return None;
+            }
+        };
+        let mut open: BTreeMap<IpAddr, Connections> = BTreeMap::new();
+        for load in loads {
+            let of_backend = open.entry(load.backend.ip()).or_default();
+            of_backend.active += u64::from(load.active);
+            of_backend.inactive += u64::from(load.inactive);
+        }
+        Some(open)
     }
 }
 

@@ -135,6 +135,7 @@ fn details(view: &NodeView) -> Details {
         .with("VTEP MAC", node.vtep_mac)
         .with("Inner MTU", node.mtu)
         .with_all("Subnets in use", &node.subnets_in_use)
+        .with("Balancing", node.lb)
         .with("Version", &node.version)
         .with_all("Labels", output::labels(&node.labels))
 }

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Group};
 use tracing_subscriber::EnvFilter;
 
 use super::source::{Settings, Text};
-use super::{Config, LogFormat, Problem, SocketGroup, duration};
+use super::{Config, EngineChoice, LogFormat, Problem, SocketGroup, duration};
 use crate::model::subnet::overlap;
 use crate::model::{NodeName, Subnet, Vni};
 
@@ -44,6 +44,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let rest = check.duration("rest", "1m", "0s", "1h");
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
+    let lb = check.value("lb", EngineChoice::Auto, engine);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
     let underlay = check.value("underlay", None, |text| parse(text).map(Some));
@@ -72,6 +73,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         address_warning,
         address_alarm,
         resync,
+        lb,
         log,
         log_format,
         labels,
@@ -294,6 +296,16 @@ fn group(text: &str) -> Result<SocketGroup, String> {
 
 fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| format!("{text:?}: {error}"))
+}
+
+fn engine(text: &str) -> Result<EngineChoice, String> {
+    match text {
+        "auto" => Ok(EngineChoice::Auto),
+        "ipvs" => Ok(EngineChoice::Ipvs),
+        "none" => Ok(EngineChoice::None),
+        "ebpf" => Err("ebpf is not there yet in this version: give auto, ipvs or none".to_owned()),
+        other => Err(format!("{other:?} is not a balancer: give auto, ipvs or none")),
+    }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

@@ -97,6 +97,10 @@ pub struct Flags {
     /// How often the kernel is compared with what it should be: 1s to 10m [default: 10s]
     #[arg(long, value_name = "DURATION")]
     resync: Option<String>,
+    /// What balances the connections of services: auto, ipvs or none (this node balances nothing)
+    /// [default: auto, which is ipvs where the kernel has it]
+    #[arg(long, value_name = "ENGINE")]
+    lb: Option<String>,
     /// What is logged: error, warn, info, debug, trace, also by module [default: info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -164,6 +168,7 @@ impl Flags {
             one("address_warning", &self.address_warning),
             one("address_alarm", &self.address_alarm),
             one("resync", &self.resync),
+            one("lb", &self.lb),
             one("log", &self.log),
             one("log_format", &self.log_format),
             many("labels", &self.labels),

@@ -37,6 +37,7 @@ pub(super) fn print(config: &Config) -> String {
     set("address_warning", i64::from(config.address_warning).into());
     set("address_alarm", i64::from(config.address_alarm).into());
     set("resync", text(Shown(config.resync)));
+    set("lb", text(config.lb));
     set("log", text(&config.log));
     set("log_format", text(format_name(config.log_format)));
     let labels: Table = config.labels.iter().map(|(key, value)| (key.clone(), text(value))).collect();

@@ -18,7 +18,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 32] = [
+const KEYS: [(&str, Shape); 33] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -38,6 +38,7 @@ const KEYS: [(&str, Shape); 32] = [
     ("address_warning", Shape::One),
     ("address_alarm", Shape::One),
     ("resync", Shape::One),
+    ("lb", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),
     ("labels", Shape::Pairs),

@@ -97,6 +97,14 @@ pub enum Error {
         /// What `nft` said.
         message: String,
     },
+    /// IPVS refused, or is not there.
+    #[error("{sandbox}: {source}")]
+    Ipvs {
+        /// In which sandbox.
+        sandbox: String,
+        /// Why.
+        source: Box<super::ipvs::Error>,
+    },
     /// The `nft` program is not installed.
     #[error("the program nft was not found: install the package nftables")]
     NftMissing,
@@ -117,6 +125,12 @@ impl Error {
             Self::NotNetns { .. } | Self::Replaced { .. } => true,
             _ => false,
         }
+    }
+
+    /// For `map_err`: IPVS refused in a sandbox.
+    pub fn ipvs(sandbox: impl Into<String>) -> impl FnOnce(super::ipvs::Error) -> Self {
+        let sandbox = sandbox.into();
+        move |source| Self::Ipvs { sandbox, source: Box::new(source) }
     }
 
     /// For `map_err`: the kernel refused to do `action` in `namespace`.

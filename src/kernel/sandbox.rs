@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
+use super::ipvs::Ipvs;
 use super::message::{self, Dev, Hop};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
@@ -49,6 +50,18 @@ const SETTINGS6: [(&str, &str); 13] = [
     // No link-local addresses: neighbours are permanent, and the kernel would only talk to itself.
     ("ipv6/conf/default/addr_gen_mode", "1"),
 ];
+
+/// What must hold where IPVS balances (Documentation/networking/ipvs-sysctl.rst): connections and
+/// affinity to a backend that has gone, or takes nothing, end; a client's port that comes again is a
+/// new connection; only a SYN begins one of TCP.
+const SETTINGS_IPVS: [(&str, &str); 4] = [
+    ("ipv4/vs/expire_nodest_conn", "1"),
+    ("ipv4/vs/expire_quiescent_template", "1"),
+    ("ipv4/vs/conn_reuse_mode", "1"),
+    ("ipv4/vs/sloppy_tcp", "0"),
+];
+/// Whether IPVS leaves its packets to connection tracking.
+const IPVS_TRACKS: &str = "ipv4/vs/conntrack";
 
 /// An open sandbox: its namespace and a socket in it.
 pub struct Sandbox {
@@ -100,6 +113,21 @@ impl Sandbox {
                 .iter()
                 .chain(settings6)
                 .try_for_each(|(setting, value)| sysctl::write(setting, value))
+        })?
+    }
+
+    /// Opens the sandbox's IPVS.
+    pub fn open_ipvs(&self) -> Result<Ipvs, Error> {
+        self.netns.enter(Ipvs::open)?.map_err(Error::ipvs(&self.name))
+    }
+
+    /// Puts the settings of the sandbox's IPVS right where they differ. `tracked`: connection tracking
+    /// follows the packets that nftables lets it see.
+    pub fn set_ipvs(&self, tracked: bool) -> Result<(), Error> {
+        self.netns.enter(|| {
+            let tracks = (IPVS_TRACKS, if tracked { "1" } else { "0" });
+            let mut settings = SETTINGS_IPVS.iter().chain([&tracks]);
+            settings.try_for_each(|(setting, value)| sysctl::write(setting, value))
         })?
     }
 

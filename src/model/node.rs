@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{MacAddr, NodeId, NodeName};
+use super::{Engine, MacAddr, NodeId, NodeName};
 
 /// Bytes that VXLAN adds to an inner IP packet over an IPv4 underlay: inner Ethernet 14, VXLAN 8,
 /// UDP 8, IPv4 20 (RFC 7348, section 5).
@@ -38,6 +38,9 @@ pub struct Node {
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What balances the connections of services there.
+    #[serde(default)]
+    pub lb: Engine,
     /// The version of its agent.
     #[serde(default)]
     pub version: String,

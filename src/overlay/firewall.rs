@@ -3,11 +3,14 @@
 //! A script replaces the whole table in one transaction, so there is no moment without rules.
 //! Every drop has a counter and, as its comment, the reason.
 
+mod services;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::Surroundings;
+use crate::lb::Balancer;
 use crate::model::node::{UPLINKS4, UPLINKS6};
 use crate::model::object::{TABLE, UPLINK_PREFIX};
 use crate::model::{Network, Subnet};
@@ -22,10 +25,11 @@ use crate::model::{Network, Subnet};
 ///
 /// Every packet between containers passes these rules: names of devices are costly to compare, so
 /// there are few, and none once a packet is known to stay within the network.
-pub(super) fn sandbox(network: &Network) -> String {
-    let mut rules = String::from(
-        r#"
-    chain prerouting {
+/// - What services need is in [`services`].
+pub(super) fn sandbox(network: &Network, balancer: &Balancer) -> String {
+    let mut rules = format!("\n{}", services::sets(network, balancer));
+    rules.push_str(
+        r#"    chain prerouting {
         type filter hook prerouting priority raw; policy accept;
         iif "lo" accept
         iifname "up0" accept
@@ -33,7 +37,9 @@ pub(super) fn sandbox(network: &Network) -> String {
         fib saddr . iif oif missing jump foreign
 "#,
     );
-    if !network.internal {
+    rules.push_str(&services::prerouting(network, balancer));
+    // Where nothing is tracked at all nothing needs to be kept from it.
+    if !network.internal || !balancer.own.is_empty() {
         for (family, ipv4) in [("ip", true), ("ip6", false)] {
             let subnets = network.subnets.iter().map(|s| s.cidr()).filter(|c| c.is_ipv4() == ipv4);
             let subnets: Vec<String> = subnets.map(|cidr| cidr.to_string()).collect();
@@ -60,6 +66,8 @@ pub(super) fn sandbox(network: &Network) -> String {
     }
 "#,
     );
+    rules.push_str(&services::input(balancer));
+    let mut translated = services::postrouting(network, balancer);
     if !network.internal {
         rules.push_str(
             r#"    chain forward {
@@ -68,11 +76,14 @@ pub(super) fn sandbox(network: &Network) -> String {
         iifname "vx0" oifname "up0" counter drop comment "remote-to-uplink"
         iifname "up0" ct state != { established, related } counter drop comment "unsolicited"
     }
-    chain postrouting {
-        type nat hook postrouting priority srcnat; policy accept;
-        oifname "up0" masquerade
-    }
 "#,
+        );
+        translated.push_str("        oifname \"up0\" masquerade\n");
+    }
+    if !translated.is_empty() {
+        let _ = write!(
+            rules,
+            "    chain postrouting {{\n        type nat hook postrouting priority srcnat; policy accept;\n{translated}    }}\n"
         );
     }
     table(&rules)

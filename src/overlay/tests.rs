@@ -1,5 +1,8 @@
+use std::net::SocketAddr;
+
 use super::*;
-use crate::model::{Name, NodeName};
+use crate::lb::{Front, Spread};
+use crate::model::{Name, NodeName, Protocol, Scheduler};
 
 fn node(name: &str, underlay: &str, mtu: u32) -> Arc<Node> {
     let last = underlay.as_bytes().last().copied().unwrap_or(0);
@@ -59,7 +62,13 @@ fn a_remote_node_is_one_neighbour_per_family_and_one_fdb_entry_however_many_endp
     let nodes = nodes(&[n1.clone(), n2]);
     let around = Surroundings { me: &n1, nodes: &nodes };
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2"), endpoint(4, "n2")];
-    let lines = show(&sandbox(around, &network(serde_json::json!({})), &Blocks::new(), &endpoints));
+    let lines = show(&sandbox(
+        around,
+        &network(serde_json::json!({})),
+        &Blocks::new(),
+        &endpoints,
+        &Balancer::default(),
+    ));
     assert_eq!(
         lines,
         [
@@ -96,7 +105,7 @@ fn an_internal_network_has_no_uplink_and_no_default_route() {
     let nodes = nodes(std::slice::from_ref(&n1));
     let around = Surroundings { me: &n1, nodes: &nodes };
     let network = network(serde_json::json!({"internal": true}));
-    let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")]);
+    let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")], &Balancer::default());
     let lines = show(&sandbox);
     assert!(!lines.iter().any(|line| line.contains("up0") || line.contains("/0 ")), "{lines:?}");
     assert_eq!(sandbox.uplink, None);
@@ -112,11 +121,21 @@ fn a_node_with_a_smaller_underlay_lowers_the_mtu_of_the_routes_to_it() {
     let nodes = nodes(&[n1.clone(), n2.clone()]);
     let network = network(serde_json::json!({}));
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2")];
-    let lines =
-        show(&sandbox(Surroundings { me: &n1, nodes: &nodes }, &network, &Blocks::new(), &endpoints));
+    let lines = show(&sandbox(
+        Surroundings { me: &n1, nodes: &nodes },
+        &network,
+        &Blocks::new(),
+        &endpoints,
+        &Balancer::default(),
+    ));
     assert!(lines.contains(&"route 10.9.0.3/32 via 192.0.2.2 dev vx0 mtu 1350".to_owned()), "{lines:?}");
-    let lines =
-        show(&sandbox(Surroundings { me: &n2, nodes: &nodes }, &network, &Blocks::new(), &endpoints));
+    let lines = show(&sandbox(
+        Surroundings { me: &n2, nodes: &nodes },
+        &network,
+        &Blocks::new(),
+        &endpoints,
+        &Balancer::default(),
+    ));
     assert!(lines.contains(&"route 10.9.0.2/32 via 192.0.2.1 dev vx0".to_owned()), "{lines:?}");
 }
 
@@ -185,7 +204,9 @@ fn names_do_not_reach_the_scripts() {
     let mut network = network(serde_json::json!({}));
     network.name = "evil-name".parse::<Name>().unwrap();
     let around = Surroundings { me: &n1, nodes: &nodes };
-    assert!(!sandbox(around, &network, &Blocks::new(), &[]).firewall.contains("evil"));
+    assert!(
+        !sandbox(around, &network, &Blocks::new(), &[], &Balancer::default()).firewall.contains("evil")
+    );
     assert!(!host(around, [&network]).firewall.contains("evil"));
 }
 
@@ -204,7 +225,7 @@ fn a_block_of_another_node_is_one_route_and_its_endpoints_none() {
     ]);
     // 2 is in a block of n1, 9 in one of n2; both have IPv6 addresses in a block of n2.
     let endpoints = [endpoint(2, "n2"), endpoint(9, "n2")];
-    let lines = show(&sandbox(around, &network, &blocks, &endpoints));
+    let lines = show(&sandbox(around, &network, &blocks, &endpoints, &Balancer::default()));
     let routes: Vec<&str> =
         lines.iter().filter(|line| line.contains("dev vx0")).map(String::as_str).collect();
     assert_eq!(
@@ -217,4 +238,101 @@ fn a_block_of_another_node_is_one_route_and_its_endpoints_none() {
             "route fd00:9::/120 via fe80::ff:fe00:32 dev vx0",
         ]
     );
+}
+
+/// A balancer of one front, whose address is `10.9.0.200`, or `fd00:9::200`.
+fn balancer(front: impl Fn(IpAddr) -> Front, own: bool, silent: bool) -> Balancer {
+    let mut balancer = Balancer::default();
+    for (address, backend) in [("10.9.0.200", "10.9.0.2"), ("fd00:9::200", "fd00:9::2")] {
+        let (address, backend): (IpAddr, IpAddr) = (address.parse().unwrap(), backend.parse().unwrap());
+        let backends = BTreeMap::from([(SocketAddr::new(backend, 0), 1)]);
+        let spread = Spread { scheduler: Scheduler::Rr, affinity: None, backends };
+        balancer.addresses.insert(address);
+        balancer.fronts.insert(front(address), spread);
+        balancer.own.extend(own.then_some((backend, address)));
+        balancer.silent.extend(silent.then_some(address));
+    }
+    balancer
+}
+
+fn port(address: IpAddr) -> Front {
+    Front::Port { protocol: Protocol::Tcp, address, port: 80 }
+}
+
+fn all(address: IpAddr) -> Front {
+    Front::All { address, mark: 9 }
+}
+
+/// The lines that one balancer adds to a sandbox's table.
+fn added(network: &Network, balancer: &Balancer) -> Vec<String> {
+    let plain = sandbox_firewall(network, &Balancer::default());
+    let script = sandbox_firewall(network, balancer);
+    let new = script.lines().filter(|line| !plain.lines().any(|known| known == *line));
+    new.map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn ports_of_backends_elsewhere_add_addresses_and_no_rule() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let nodes = nodes(std::slice::from_ref(&n1));
+    let around = Surroundings { me: &n1, nodes: &nodes };
+    let (network, balancer) = (network(serde_json::json!({})), balancer(port, false, false));
+    assert_eq!(added(&network, &balancer), Vec::<String>::new());
+    let lines = show(&sandbox(around, &network, &Blocks::new(), &[], &balancer));
+    for line in ["addr 10.9.0.200/32 dev lo", "addr fd00:9::200/128 dev lo"] {
+        assert!(lines.iter().any(|found| found == line), "{line}: {lines:?}");
+    }
+}
+
+#[test]
+fn packets_to_an_address_with_all_ports_bear_its_mark_after_their_source_was_checked() {
+    let network = network(serde_json::json!({}));
+    let balancer = balancer(all, false, false);
+    assert_eq!(
+        added(&network, &balancer),
+        [
+            "map marks4 { type ipv4_addr : mark; elements = { 10.9.0.200 : 0x00000009 }; }",
+            "map marks6 { type ipv6_addr : mark; elements = { fd00:9::200 : 0x00000009 }; }",
+            "meta mark set ip daddr map @marks4",
+            "meta mark set ip6 daddr map @marks6",
+        ]
+    );
+    let script = sandbox_firewall(&network, &balancer);
+    let place = |text: &str| script.find(text).unwrap();
+    assert!(place("fib saddr . iif") < place("meta mark set") && place("mark set") < place("notrack"));
+}
+
+#[test]
+fn a_backend_that_meets_itself_sees_the_gateway_and_only_its_own_packets_are_tracked() {
+    for internal in [false, true] {
+        let network = network(serde_json::json!({ "internal": internal }));
+        let script = sandbox_firewall(&network, &balancer(port, true, false));
+        for line in [
+            "set own4 { type ipv4_addr . ipv4_addr; elements = { 10.9.0.2 . 10.9.0.1, 10.9.0.2 . 10.9.0.200 }; }",
+            "ip daddr { 10.9.0.1 } meta l4proto { tcp, udp } th dport 53 notrack accept",
+            "ip saddr . ip daddr @own4 accept",
+            "ip6 saddr . ip6 daddr @own6 accept",
+            "ip saddr . ip daddr { 10.9.0.2 . 10.9.0.2 } snat ip to 10.9.0.1",
+            "ip6 saddr . ip6 daddr { fd00:9::2 . fd00:9::2 } snat ip6 to fd00:9::1",
+            "ip daddr 10.9.0.0/24 notrack",
+        ] {
+            assert!(script.lines().any(|found| found.trim() == line), "{line}: {script}");
+        }
+        let place = |text: &str| script.find(text).unwrap();
+        assert!(place("dport 53 notrack") < place("@own4 accept"), "{script}");
+        assert!(place("@own4 accept") < place("ip daddr 10.9.0.0/24 notrack"), "{script}");
+        assert_eq!(script.contains("masquerade"), !internal);
+    }
+}
+
+#[test]
+fn an_address_without_a_ready_backend_refuses_pings() {
+    let network = network(serde_json::json!({}));
+    let script = sandbox_firewall(&network, &balancer(port, false, true));
+    for line in [
+        "ip daddr { 10.9.0.200 } icmp type echo-request counter reject with icmp host-unreachable comment \"no-backend\"",
+        "ip6 daddr { fd00:9::200 } icmpv6 type echo-request counter reject with icmpv6 addr-unreachable comment \"no-backend\"",
+    ] {
+        assert!(script.lines().any(|found| found.trim() == line), "{line}: {script}");
+    }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Command, PlugError};
+use super::{Command, Load, PlugError};
 use crate::kernel;
 use crate::model::object::SANDBOX_PREFIX;
 use crate::model::{Endpoint, EndpointId, NetworkId};
 
 pub(super) type Reply<E> = oneshot::Sender<Result<(), E>>;
+/// Who asked what the backends of a network have.
+pub(super) type LoadsReply = oneshot::Sender<Result<Vec<Load>, kernel::Error>>;
 /// An endpoint to plug in, and the revision that wrote it.
 pub(super) type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
 /// An endpoint to unplug, and the revision that released it.
@@ -23,6 +25,8 @@ pub(super) struct Batch {
     pub(super) unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
     /// Namespaces in which the kernel noticed something; `None` is the host's.
     pub(super) noticed: BTreeSet<Option<NetworkId>>,
+    /// Who asks what the backends of a network have.
+    pub(super) loads: Vec<(NetworkId, LoadsReply)>,
     /// Who waits until this batch is worked off.
     pub(super) waiting: Vec<oneshot::Sender<()>>,
     pub(super) stop: bool,
@@ -32,6 +36,7 @@ impl Batch {
     pub(super) fn add(&mut self, command: Command) {
         match command {
             Command::Sync => {}
+            Command::Loads(network, reply) => self.loads.push((network, reply)),
             Command::Settle(reply) => self.waiting.push(reply),
             Command::Plug(endpoint, revision, reply) => {
                 self.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::{Endpoint, EndpointId, Network, NetworkId, NodeName, Snapshot, Versioned};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
 use crate::overlay::Blocks;
 
 /// The endpoints of a network.
 pub(super) type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
+
+/// All nodes, as a snapshot has them.
+type Nodes = Arc<BTreeMap<NodeName, Arc<Node>>>;
 
 /// What this node did itself and the view may not show yet, each with its revision.
 #[derive(Default)]
@@ -57,6 +60,16 @@ pub(super) fn same_blocks(before: &Arc<Blocks>, now: &Arc<Blocks>, me: &NodeName
         of_others.map(|(range, node)| (*range, node.clone())).collect()
     };
     Arc::ptr_eq(before, now) || others(before) == others(now)
+}
+
+/// Whether the ways to all nodes are the same: what else their records tell concerns no route.
+pub(super) fn same_ways(before: &Nodes, now: &Nodes) -> bool {
+    let same = |(a, b): (&Arc<Node>, &Arc<Node>)| {
+        let way = |node: &Node| (node.underlay, node.vtep_mac, node.tunnel_port, node.mtu);
+        a.name == b.name && way(a) == way(b)
+    };
+    Arc::ptr_eq(before, now)
+        || (before.len() == now.len() && before.values().zip(now.values()).all(same))
 }
 
 /// The endpoints in which two versions of a network differ, as they were before.

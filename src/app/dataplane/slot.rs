@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use tracing::{debug, info, warn};
 
+use super::balancing::{Balancing, Load};
 use super::tally::Drift;
 use crate::kernel::{self, Host, Sandbox, nft};
+use crate::lb::Balancer;
 use crate::model::object::{
     self, Device, Link, Object, Plug, Route, Step, Target, Uplink, sandbox_name,
 };
@@ -17,6 +19,8 @@ pub(super) struct Slot {
     sandbox: Sandbox,
     observed: BTreeSet<Object>,
     firewall: Option<Firewall>,
+    /// Its IPVS; `None` where there is none, or until it is opened.
+    balancing: Option<Balancing>,
     /// Endpoints whose containers do not have the network's subnets yet.
     behind: BTreeSet<EndpointId>,
     /// What somebody else did here, as far as it is not put right.
@@ -73,7 +77,7 @@ impl Slot {
         let mut sandbox = Sandbox::create(&sandbox_name(network))?;
         let observed = sandbox.observe()?;
         let (behind, drift) = (BTreeSet::new(), Drift::default());
-        Ok(Self { sandbox, observed, firewall: None, behind, drift, mended: 0 })
+        Ok(Self { sandbox, observed, firewall: None, balancing: None, behind, drift, mended: 0 })
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {
@@ -94,8 +98,8 @@ impl Slot {
         host.ensure_uplink(&mut self.sandbox, uplink)
     }
 
-    /// Reads everything again: somebody may have changed it.
-    pub(super) fn reread(&mut self) -> Result<(), kernel::Error> {
+    /// Reads everything again: somebody may have changed it. Gives what the backends have.
+    pub(super) fn reread(&mut self) -> Result<Vec<Load>, kernel::Error> {
         if self.sandbox.netns().ensure_named(self.sandbox.name())? {
             warn!(sandbox = self.sandbox.name(), "sandbox lost its name: it has it again");
             self.mended += 1;
@@ -109,19 +113,49 @@ impl Slot {
             self.firewall = None;
             self.mended += 1;
         }
-        Ok(())
+        let Some(balancing) = &mut self.balancing else { return Ok(Vec::new()) };
+        Ok(balancing.reread(&self.sandbox).unwrap_or_else(|error| {
+            warn!(sandbox = self.sandbox.name(), %error, "IPVS cannot be read: it is opened anew");
+            self.balancing = None;
+            Vec::new()
+        }))
     }
 
     /// How many things that somebody else had changed were put right since this was asked last.
     pub(super) fn repaired(&mut self) -> u64 {
         let objects = std::mem::take(&mut self.drift).mended(&self.observed);
-        objects + std::mem::take(&mut self.mended)
+        let balancing = self.balancing.as_mut().map_or(0, Balancing::repaired);
+        objects + balancing + std::mem::take(&mut self.mended)
+    }
+
+    /// Whether the addresses of a balancer are those that are here.
+    pub(super) fn balances(&self, balancer: &Balancer) -> bool {
+        self.balancing.as_ref().is_some_and(|b| b.balancer().addresses == balancer.addresses)
+    }
+
+    /// Makes the rules and the table of IPVS what they should be; the addresses stay.
+    pub(super) fn balance(&mut self, firewall: &str, balancer: &Balancer) -> Result<(), kernel::Error> {
+        // By its rules a packet is known before the table is asked about it.
+        if !self.firewall.as_ref().is_some_and(|installed| installed.is(firewall)) {
+            self.firewall = Some(Firewall::install(self.sandbox.netns(), firewall)?);
+        }
+        let balancing = match &mut self.balancing {
+            Some(balancing) => balancing,
+            None => self.balancing.insert(Balancing::open(&self.sandbox)?),
+        };
+        balancing.converge(&self.sandbox, balancer)
+    }
+
+    /// What each backend has; `None`: IPVS is not open.
+    pub(super) fn loads(&mut self) -> Option<Result<Vec<Load>, kernel::Error>> {
+        self.balancing.as_mut().map(|balancing| balancing.loads(&self.sandbox))
     }
 
     /// Makes the sandbox what it should be. Goes on after a failure.
     pub(super) fn converge(
         &mut self,
         desired: &object::Sandbox,
+        balancer: Option<&Balancer>,
         host: &mut Host,
         plug_of: impl Fn(EndpointId) -> Option<Plug>,
     ) -> Left {
@@ -136,6 +170,10 @@ impl Slot {
                     return left;
                 }
             }
+        }
+        // An address that is balanced comes when the table knows it.
+        if let Some(balancer) = balancer {
+            left.note(self.balance(&desired.firewall, balancer));
         }
         let steps = reconcile::plan(&desired.objects, &self.observed);
         if steps.iter().any(is_of_subnet) {

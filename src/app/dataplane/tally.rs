@@ -1,10 +1,13 @@
 //! What the dataplane counts of its own work, and of what others do to its objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
+use super::Load;
+use crate::model::NetworkId;
 use crate::model::object::{Key, Object};
 
 /// Counters of the dataplane's work since the agent started.
@@ -16,6 +19,28 @@ pub struct Tally {
     pub(super) failures: Counter,
     /// Objects that somebody else changed and that are as they were again.
     pub(super) repairs: Counter,
+    /// What backends had when the tables of IPVS were read last.
+    pub loads: Loads,
+}
+
+/// What backends have on this node, by network, as it was read last; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Loads(Arc<Mutex<BTreeMap<NetworkId, Vec<Load>>>>);
+
+impl Loads {
+    /// All of it.
+    pub fn all(&self) -> BTreeMap<NetworkId, Vec<Load>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps what a network's backends have.
+    pub(super) fn keep(&self, network: NetworkId, loads: Vec<Load>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match loads.is_empty() {
+            true => drop(all.remove(&network)),
+            false => drop(all.insert(network, loads)),
+        }
+    }
 }
 
 impl Tally {

@@ -1,5 +1,8 @@
 //! The dataplane's thread: from the view and requests to the kernel.
 
+mod balance;
+mod plug;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -7,16 +10,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tracing::{info, warn};
 
-use super::batch::{Batch, PlugRequest, UnplugRequest};
-use super::changes::{Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks};
+use super::Command;
+use super::batch::Batch;
+use super::changes::{
+    Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks, same_ways,
+};
 use super::slot::{Firewall, Left, Slot};
 use super::tally::Tally;
-use super::{Command, PlugError};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
-use crate::model::object::{self, Device, Object, SANDBOX_PREFIX, Step, sandbox_name};
-use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, NodeName, Snapshot, Versioned};
+use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
+use crate::model::{Endpoint, EndpointId, Engine, Network, NetworkId, Node, Snapshot, Versioned};
 use crate::overlay::{self, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
@@ -25,10 +30,6 @@ const DEBOUNCE: Duration = Duration::from_millis(30);
 const HOST: &str = "host";
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// How long a new endpoint of this node may wait for its request to be plugged in, before it is
-/// plugged in without one.
-const PLUG_GRACE: Duration = Duration::from_secs(1);
 
 /// How soon an endpoint whose container is gone is reported again, if it is still there.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
@@ -63,6 +64,8 @@ pub(super) struct Worker {
     ahead: BTreeMap<NetworkId, Ahead>,
     /// Networks whose desired state may differ from what is known to be there.
     changed: BTreeSet<NetworkId>,
+    /// Networks in which something else is to be balanced.
+    rebalance: BTreeSet<NetworkId>,
     /// Endpoints that changed where nothing else did, as they were before.
     touched: BTreeMap<NetworkId, BTreeMap<EndpointId, Option<Arc<Endpoint>>>>,
     /// New endpoints of this node that somebody is about to have plugged in, and until when.
@@ -103,6 +106,7 @@ impl Worker {
             reported: BTreeMap::new(),
             ahead: BTreeMap::new(),
             changed: BTreeSet::new(),
+            rebalance: BTreeSet::new(),
             touched: BTreeMap::new(),
             expected: BTreeMap::new(),
             host_changed: true,
@@ -140,6 +144,10 @@ impl Worker {
             }
             self.read_again();
             self.converge();
+            for (network, reply) in batch.loads {
+                // Who asked may have given up.
+                let _ = reply.send(self.loads(network));
+            }
             for waiting in batch.waiting {
                 // Whoever waited too long is gone.
                 let _ = waiting.send(());
@@ -162,7 +170,7 @@ impl Worker {
         }
         self.trusted = published.health == Health::Current;
         let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
-        let nodes_changed = !Arc::ptr_eq(&old.nodes, &new.nodes) && old.nodes != new.nodes;
+        let nodes_changed = !same_ways(&old.nodes, &new.nodes);
         let mut reshaped = false;
         for (id, members) in &new.members {
             let same_network = match (old.networks.get(id), new.networks.get(id)) {
@@ -183,6 +191,10 @@ impl Worker {
                     if !Arc::ptr_eq(before, members) {
                         let touched = self.touched.entry(*id).or_default();
                         for (endpoint, before) in differences(&before.endpoints, &members.endpoints) {
+                            let now = members.endpoints.get(&endpoint);
+                            if before.iter().chain(now).any(|endpoint| endpoint.service.is_some()) {
+                                self.rebalance.insert(*id);
+                            }
                             touched.entry(endpoint).or_insert(before);
                         }
                     }
@@ -201,6 +213,7 @@ impl Worker {
             self.host_changed = true;
             self.remove_stale_sandboxes();
         }
+        self.follow_services(&old);
         let members = &self.snapshot.members;
         self.ahead.retain(|id, ahead| {
             ahead.is_unseen_after(members.get(id).map_or(0, |members| members.revision))
@@ -226,84 +239,6 @@ impl Worker {
         endpoints
     }
 
-    fn plug(&mut self, id: NetworkId, requests: Vec<PlugRequest>) {
-        let network = match self.ready_slot(id) {
-            Ok(network) => network,
-            Err(reason) => {
-                for (_, _, reply) in requests {
-                    let _ = reply.send(Err(PlugError::NotReady(reason.clone())));
-                }
-                return;
-            }
-        };
-        let (requests, early): (Vec<_>, _) =
-            requests.into_iter().partition(|(endpoint, ..)| has_place(&network, endpoint));
-        for (_, _, reply) in early {
-            let reason = format!("network {} has no such subnet on this node yet", network.name);
-            let _ = reply.send(Err(PlugError::NotReady(reason)));
-        }
-        let plugs: Vec<_> =
-            requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
-        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
-        let Some(slot) = self.slots.get_mut(&id) else { return };
-        let results = slot.plug(&plugs);
-        let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
-        let blocks = blocks_of(&self.snapshot, id);
-        let objects = objects.flat_map(|((endpoint, ..), _)| {
-            overlay::endpoint_objects(around, &network, &blocks, endpoint)
-        });
-        if let Err(error) = slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
-            self.failure = error.to_string();
-            self.retry(Some(id));
-        }
-        let ahead = self.ahead.entry(id).or_default();
-        for ((endpoint, revision, reply), result) in requests.into_iter().zip(results) {
-            if result.is_ok() && revision > 0 {
-                ahead.added.insert(endpoint.id, (endpoint, revision));
-            }
-            // The caller may have given up; then reconciliation finds what to do.
-            let _ = reply.send(result.map_err(PlugError::Refused));
-        }
-    }
-
-    /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
-    /// gives the network, or says what is missing.
-    fn ready_slot(&mut self, id: NetworkId) -> Result<Arc<Versioned<Network>>, String> {
-        let network = self.network(id).ok_or("the network is not known on this node yet")?;
-        if self.host_changed || self.firewall.is_none() {
-            self.converge_host();
-        }
-        // A change of the network comes before what may need it.
-        if self.changed.remove(&id) || !self.slots.get(&id).is_some_and(Slot::is_ready) {
-            self.converge_network(id);
-        }
-        if self.firewall.is_some() && self.slots.get(&id).is_some_and(Slot::is_ready) {
-            return Ok(network);
-        }
-        let (network, node) = (&network.name, &self.me.name);
-        Err(format!("network {network} is not complete on node {node}: {}", self.failure))
-    }
-
-    fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {
-        let ahead = self.ahead.entry(network).or_default();
-        for (id, revision, _) in &requests {
-            ahead.added.remove(id);
-            ahead.removed.insert(*id, *revision);
-        }
-        let ids: Vec<EndpointId> = requests.iter().map(|(id, ..)| *id).collect();
-        let result = self.slots.get_mut(&network).map_or(Ok(()), |slot| slot.unplug(&ids));
-        if result.is_err() {
-            self.retry(Some(network));
-        }
-        let failure = result.err().map(|error| error.to_string());
-        for (_, _, reply) in requests {
-            let result = failure.as_ref().map_or(Ok(()), |text| {
-                let source = std::io::Error::other(text.clone());
-                Err(kernel::Error::System { action: "unplug the endpoint", source })
-            });
-            let _ = reply.send(result);
-        }
-    }
     fn retry(&mut self, what: Option<NetworkId>) {
         self.dirty.insert(what);
         self.check_within(RETRY);
@@ -333,28 +268,15 @@ impl Worker {
                 None => self.read_host_again(),
                 Some(id) => {
                     self.changed.insert(id);
-                    let reread = self.slots.get_mut(&id).map_or(Ok(()), Slot::reread);
-                    if let Err(error) = reread {
-                        warn!(network = %id, %error, "sandbox cannot be read: it is opened anew");
-                        self.close(id);
+                    match self.slots.get_mut(&id).map_or(Ok(Vec::new()), Slot::reread) {
+                        Ok(loads) => self.settings.tally.loads.keep(id, loads),
+                        Err(error) => {
+                            warn!(network = %id, %error, "sandbox cannot be read: it is opened anew");
+                            self.close(id);
+                        }
                     }
                 }
             }
-        }
-    }
-
-    /// Endpoints that nobody asked for in time are plugged in with the rest of their network.
-    fn give_up_expecting(&mut self, now: Instant) {
-        let slots = &self.slots;
-        self.expected.retain(|id, (network, _)| {
-            slots.get(network).is_some_and(|slot| !slot.has_device(Device::Endpoint(*id)))
-        });
-        for (network, _) in self.expected.extract_if(.., |_, (_, until)| *until <= now).map(|(_, of)| of)
-        {
-            self.changed.insert(network);
-        }
-        if let Some(until) = self.expected.values().map(|(_, until)| *until).min() {
-            self.check_within(until.saturating_duration_since(now));
         }
     }
 
@@ -378,6 +300,11 @@ impl Worker {
         for (id, touched) in std::mem::take(&mut self.touched) {
             if !self.changed.contains(&id) && !self.converge_endpoints(id, &touched) {
                 self.changed.insert(id);
+            }
+        }
+        for id in std::mem::take(&mut self.rebalance) {
+            if !self.changed.contains(&id) {
+                self.balance(id);
             }
         }
         for id in std::mem::take(&mut self.changed) {
@@ -438,75 +365,6 @@ impl Worker {
         outcome
     }
 
-    /// An endpoint of a network: as the snapshot has it, or what this node did since.
-    fn endpoint(&self, network: NetworkId, id: EndpointId) -> Option<&Arc<Endpoint>> {
-        let ahead = self.ahead.get(&network);
-        if ahead.is_some_and(|ahead| ahead.removed.contains_key(&id)) {
-            return None;
-        }
-        let added = ahead.and_then(|ahead| ahead.added.get(&id)).map(|(endpoint, _)| endpoint);
-        added.or_else(|| self.snapshot.members.get(&network)?.endpoints.get(&id))
-    }
-
-    /// Brings what belongs to some endpoints to the desired state: the work does not grow with
-    /// the network. `false`: this is more than adding or removing, and the whole network must
-    /// converge.
-    fn converge_endpoints(
-        &mut self,
-        id: NetworkId,
-        touched: &BTreeMap<EndpointId, Option<Arc<Endpoint>>>,
-    ) -> bool {
-        let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
-        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
-        let blocks = blocks_of(&self.snapshot, id);
-        let objects =
-            |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, &blocks, endpoint);
-        let before: Vec<&Endpoint> = touched.values().flatten().map(Arc::as_ref).collect();
-        let now = touched.keys().filter_map(|endpoint| self.endpoint(id, *endpoint));
-        // One that was written just now: who wrote it is about to ask for it.
-        let is_new = |e: &Endpoint| touched.get(&e.id).is_some_and(Option::is_none);
-        let (expected, now): (Vec<_>, Vec<_>) = now.partition(|endpoint| {
-            endpoint.node == self.me.name
-                && is_new(endpoint)
-                && !slot.has_device(Device::Endpoint(endpoint.id))
-        });
-        let now_is = Instant::now();
-        let expected: Vec<_> = expected.into_iter().map(|e| (e.id, (id, now_is + PLUG_GRACE))).collect();
-        let wanted: BTreeSet<Object> = now.into_iter().flat_map(|endpoint| objects(endpoint)).collect();
-        let mut gone: BTreeSet<Object> = before.iter().flat_map(|endpoint| objects(endpoint)).collect();
-        gone.retain(|object| !wanted.contains(object) && slot.has(object));
-        if !gone.is_empty() {
-            // Endpoints and blocks of one node share the way to it.
-            for object in overlay::block_objects(around, &network, &blocks) {
-                gone.remove(&object);
-            }
-            let nodes: BTreeSet<&NodeName> = before.iter().map(|endpoint| &endpoint.node).collect();
-            let members = self.snapshot.members.get(&id).into_iter().flat_map(|m| m.endpoints.values());
-            for endpoint in members.filter(|endpoint| nodes.contains(&endpoint.node)) {
-                for object in objects(endpoint) {
-                    gone.remove(&object);
-                }
-            }
-        }
-        let missing: Vec<Object> = wanted.into_iter().filter(|object| !slot.has(object)).collect();
-        let devices = missing.iter().chain(&gone).any(|object| matches!(object, Object::Link(_)));
-        if devices || (!gone.is_empty() && !missing.is_empty()) {
-            return false;
-        }
-        let steps: Vec<Step> =
-            gone.into_iter().rev().map(Step::Remove).chain(missing.into_iter().map(Step::Add)).collect();
-        let done =
-            self.slots.get_mut(&id).is_some_and(|slot| slot.apply(&mut self.host, &steps).is_ok());
-        if !done {
-            self.retry(Some(id));
-        }
-        if !expected.is_empty() {
-            self.expected.extend(expected);
-            self.check_within(PLUG_GRACE);
-        }
-        true
-    }
-
     fn converge_network(&mut self, id: NetworkId) {
         let Some(network) = self.network(id) else { return };
         self.settings.tally.runs.inc();
@@ -526,7 +384,10 @@ impl Worker {
         let endpoints = self.endpoints(id);
         let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
         let blocks = blocks_of(&self.snapshot, id);
-        let desired = overlay::sandbox(around, &network, &blocks, endpoints.values().map(Arc::as_ref));
+        let balancer = self.balancer(&network, &endpoints);
+        let members = endpoints.values().map(Arc::as_ref);
+        let desired = overlay::sandbox(around, &network, &blocks, members, &balancer);
+        let balancer = (self.me.lb == Engine::Ipvs).then_some(&balancer);
         let Some(slot) = self.slots.get_mut(&id) else { return };
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
@@ -535,7 +396,7 @@ impl Worker {
             let placed = endpoint.filter(|endpoint| has_place(&network, endpoint));
             placed.map(|endpoint| overlay::plug(&self.me, &network, endpoint))
         };
-        let Left { failure, mut gone } = slot.converge(&desired, &mut self.host, plug_of);
+        let Left { failure, mut gone } = slot.converge(&desired, balancer, &mut self.host, plug_of);
         self.settings.tally.repairs.inc_by(slot.repaired());
         if let Some(failure) = failure {
             self.settings.tally.failures.inc();
@@ -568,6 +429,7 @@ impl Worker {
 
     fn close(&mut self, id: NetworkId) {
         self.monitor.remove(&sandbox_name(id));
+        self.settings.tally.loads.keep(id, Vec::new());
         self.slots.remove(&id);
     }
 

@@ -226,6 +226,7 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
         mtu: 1450,
         subnets_in_use: Vec::new(),
         labels: std::collections::BTreeMap::new(),
+        lb: Default::default(),
         version: String::new(),
     };
     cluster.join(&node).await.expect("the node is new");

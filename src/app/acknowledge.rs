@@ -1,0 +1,156 @@
+//! Tells the other nodes when this one gives a drained endpoint no new connections any more, and when
+//! the last one that it has there has ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::dataplane::{Dataplane, Load};
+use crate::cluster::{Cluster, View};
+use crate::model::{Endpoint, EndpointId, EndpointState, NetworkId, Snapshot};
+
+/// How often connections are counted while something drains.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What was written of an endpoint, and the record that it was written of.
+struct Said {
+    endpoint: Arc<Endpoint>,
+    connections: u64,
+}
+
+/// Acknowledges drained endpoints, until the view ends.
+pub(super) async fn watch(view: View, cluster: Arc<Cluster>, dataplane: Arc<Dataplane>) {
+    let mut published = view.subscribe();
+    let mut said = BTreeMap::new();
+    loop {
+        let latest = published.borrow_and_update().clone();
+        let draining = match latest.complete {
+            true => acknowledge(&latest.snapshot, &cluster, &dataplane, &mut said).await,
+            false => false,
+        };
+        let change = published.changed();
+        let changed = match draining {
+            // That nothing has changed for a while is no end.
+            true => tokio::time::timeout(LOOK, change).await.unwrap_or(Ok(())),
+            false => change.await,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes what is to be said by now; whether more will be.
+async fn acknowledge(
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+    dataplane: &Dataplane,
+    said: &mut BTreeMap<EndpointId, Said>,
+) -> bool {
+    said.retain(|_, said| {
+        let members = snapshot.members.get(&said.endpoint.network);
+        let record = members.and_then(|members| members.endpoints.get(&said.endpoint.id));
+        record.is_some_and(|record| Arc::ptr_eq(record, &said.endpoint) && drains(snapshot, record))
+    });
+    let mut more = false;
+    for (network, members) in &snapshot.members {
+        let open = |endpoint: &&Arc<Endpoint>| {
+            drains(snapshot, endpoint) && said.get(&endpoint.id).is_none_or(|said| said.connections > 0)
+        };
+        let open: Vec<&Arc<Endpoint>> = members.endpoints.values().filter(open).collect();
+        if open.is_empty() {
+            continue;
+        }
+        more = true;
+        let loads = match dataplane.loads(*network).await {
+            Ok(Ok(loads)) => loads,
+            Ok(Err(error)) => {
+                warn!(%network, %error, "drain not acknowledged yet");
+                continue;
+            }
+            // It is about to end.
+            Err(_) => return false,
+        };
+        for endpoint in open {
+            let Some(connections) = left(endpoint, &loads) else { continue };
+            if said.get(&endpoint.id).is_some_and(|_| connections > 0) {
+                continue;
+            }
+            match say(cluster, *network, endpoint.id, members.revision, connections).await {
+                true => drop(said.insert(endpoint.id, Said { endpoint: endpoint.clone(), connections })),
+                false => continue,
+            }
+        }
+    }
+    more
+}
+
+async fn say(
+    cluster: &Cluster,
+    network: NetworkId,
+    endpoint: EndpointId,
+    revision: u64,
+    connections: u64,
+) -> bool {
+    match cluster.acknowledge(network, endpoint, revision, connections).await {
+        Ok(()) => {
+            debug!(%endpoint, revision, connections, "drain acknowledged");
+            true
+        }
+        Err(error) => {
+            warn!(%endpoint, %error, "drain not acknowledged yet");
+            false
+        }
+    }
+}
+
+/// Whether an endpoint is to get no new connections because somebody said so.
+fn drains(snapshot: &Snapshot, endpoint: &Endpoint) -> bool {
+    endpoint.service.is_some()
+        && (endpoint.state == EndpointState::Draining || snapshot.drained.contains(&endpoint.node))
+}
+
+/// How many connections an endpoint still has; `None`: it may still get new ones.
+fn left(endpoint: &Endpoint, loads: &[Load]) -> Option<u64> {
+    let own = || loads.iter().filter(|load| endpoint.addresses.contains(&load.backend.ip()));
+    own().all(|load| load.weight == 0).then(|| own().map(|load| u64::from(load.active)).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lb::Front;
+    use crate::model::Protocol;
+
+    fn load(backend: &str, weight: u32, active: u32) -> Load {
+        let address = [10, 9, 0, 2].into();
+        Load {
+            front: Front::Port { protocol: Protocol::Tcp, address, port: 80 },
+            backend: backend.parse().unwrap(),
+            weight,
+            active,
+            inactive: 5,
+            connections: 9,
+            incoming_bytes: 0,
+            outgoing_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_left_counts_when_nothing_new_can_come() {
+        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
+            "id": "bbbbbbbbbbbb", "name": "e", "network": "aaaaaaaaaaaa", "node": "n1",
+            "addresses": ["10.9.0.5", "fd00:9::5"], "mac": "06:00:00:00:00:01",
+            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+        }))
+        .unwrap();
+        assert_eq!(left(&endpoint, &[]), Some(0));
+        let other = load("10.9.0.6:80", 1, 7);
+        let loads = [load("10.9.0.5:80", 0, 2), load("[fd00:9::5]:80", 0, 1), other.clone()];
+        assert_eq!(left(&endpoint, &loads), Some(3));
+        let loads = [load("10.9.0.5:80", 0, 2), load("[fd00:9::5]:80", 1, 1), other];
+        assert_eq!(left(&endpoint, &loads), None);
+    }
+}

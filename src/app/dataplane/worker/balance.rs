@@ -1,0 +1,90 @@
+//! What balances connections, followed by itself: who takes connections changes often, and costs no
+//! more than that.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::super::balancing::Load;
+use super::super::changes::Endpoints;
+use super::super::slot::Slot;
+use super::Worker;
+use crate::kernel;
+use crate::lb::{self, Balancer};
+use crate::model::{EndpointId, Engine, Network, NetworkId, Snapshot};
+use crate::overlay;
+
+impl Worker {
+    /// Marks the networks in which something else is to be balanced, but for what their own endpoints
+    /// mean.
+    pub(super) fn follow_services(&mut self, old: &Snapshot) {
+        let new = &self.snapshot;
+        let networks = |snapshot: &Snapshot| -> Vec<NetworkId> {
+            snapshot.services.values().flat_map(|service| service.addresses.keys().copied()).collect()
+        };
+        if !Arc::ptr_eq(&old.services, &new.services) {
+            for (here, there) in [(old, new), (new, old)] {
+                let differs = here.services.iter().filter(|(name, service)| {
+                    let other = there.services.get(*name);
+                    !other.is_some_and(|other| Arc::ptr_eq(service, other) || *service == other)
+                });
+                self.rebalance.extend(differs.flat_map(|(_, service)| service.addresses.keys()));
+            }
+        }
+        let same_nodes = Arc::ptr_eq(&old.nodes, &new.nodes) || old.nodes == new.nodes;
+        if !same_nodes || old.alive != new.alive || old.drained != new.drained {
+            self.rebalance.extend(networks(new));
+        }
+    }
+
+    /// Marks a network in which one of these endpoints belongs to a service.
+    pub(super) fn follow_backends(&mut self, network: NetworkId, endpoints: &[EndpointId]) -> bool {
+        let of_service = |id| self.endpoint(network, id).is_some_and(|e| e.service.is_some());
+        let any = endpoints.iter().any(|id| of_service(*id));
+        if any {
+            self.rebalance.insert(network);
+        }
+        any
+    }
+
+    /// What balances a network's connections on this node.
+    pub(super) fn balancer(&self, network: &Network, endpoints: &Endpoints) -> Balancer {
+        match self.me.lb {
+            Engine::Ipvs => {
+                let endpoints = endpoints.values().map(Arc::as_ref);
+                lb::balancer(&self.me, &self.snapshot, network, endpoints)
+            }
+            Engine::None | Engine::Missing => Balancer::default(),
+        }
+    }
+
+    /// Brings what balances a network's connections to the desired state. Where other addresses are
+    /// balanced than before the whole network converges.
+    pub(super) fn balance(&mut self, id: NetworkId) {
+        let (Some(network), true) = (self.network(id), self.me.lb == Engine::Ipvs) else { return };
+        let balancer = self.balancer(&network, &self.endpoints(id));
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if !slot.balances(&balancer) {
+            self.changed.insert(id);
+            return;
+        }
+        if let Err(error) = slot.balance(&overlay::sandbox_firewall(&network, &balancer), &balancer) {
+            warn!(network = %network.name, %error, "connections not balanced as they should be");
+            self.settings.tally.failures.inc();
+            self.failure = error.to_string();
+            self.retry(Some(id));
+        }
+    }
+
+    /// What each backend of a network has on this node; nothing where nothing is balanced.
+    pub(super) fn loads(&mut self, id: NetworkId) -> Result<Vec<Load>, kernel::Error> {
+        if self.me.lb != Engine::Ipvs || self.network(id).is_none() {
+            return Ok(Vec::new());
+        }
+        let loads = self.slots.get_mut(&id).and_then(Slot::loads);
+        loads.unwrap_or_else(|| {
+            let source = std::io::Error::other("the network is not complete on this node yet");
+            Err(kernel::Error::System { action: "read what is balanced", source })
+        })
+    }
+}

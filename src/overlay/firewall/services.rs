@@ -1,0 +1,133 @@
+//! What services add to a sandbox's table. Nothing where there is no service.
+//!
+//! - Packets for an address of which every port is balanced bear its mark, by which IPVS knows them.
+//!   It is set after the check of the source and means nothing to anything else.
+//! - A backend that its own service leads back to itself sees the gateway as the sender: from its own
+//!   address it would take no packet. That is address translation, so what a backend sends to its
+//!   services, and to the gateway as the answer, is tracked; all else stays untracked.
+//! - An address without a backend that takes connections refuses a ping.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use crate::lb::{Balancer, Front};
+use crate::model::Network;
+
+/// The families: the keyword, its number, and whether it is IPv4.
+const FAMILIES: [(&str, u8, bool); 2] = [("ip", 4, true), ("ip6", 6, false)];
+
+/// The sets and maps that the rules ask.
+pub(super) fn sets(network: &Network, balancer: &Balancer) -> String {
+    let mut text = String::new();
+    for (_, number, ipv4) in FAMILIES {
+        let kind = format!("ipv{number}_addr");
+        let marks = marks(balancer, ipv4);
+        if !marks.is_empty() {
+            let marks = marks.join(", ");
+            let _ = writeln!(
+                text,
+                "    map marks{number} {{ type {kind} : mark; elements = {{ {marks} }}; }}"
+            );
+        }
+        let tracked = tracked(network, balancer, ipv4);
+        if !tracked.is_empty() {
+            let tracked = tracked.into_iter().collect::<Vec<_>>().join(", ");
+            let _ = writeln!(
+                text,
+                "    set own{number} {{ type {kind} . {kind}; elements = {{ {tracked} }}; }}"
+            );
+        }
+    }
+    text
+}
+
+/// The rules of the prerouting chain: after the check of the source, before what is not tracked.
+pub(super) fn prerouting(network: &Network, balancer: &Balancer) -> String {
+    let mut rules = String::new();
+    for (family, number, ipv4) in FAMILIES {
+        if !marks(balancer, ipv4).is_empty() {
+            let _ = writeln!(rules, "        meta mark set {family} daddr map @marks{number}");
+        }
+        if !tracked(network, balancer, ipv4).is_empty() {
+            let gateways = network.subnets.iter().map(|subnet| subnet.gateway());
+            let gateways: Vec<String> =
+                gateways.filter(|a| a.is_ipv4() == ipv4).map(|gateway| gateway.to_string()).collect();
+            let gateways = gateways.join(", ");
+            let _ = writeln!(
+                rules,
+                "        {family} daddr {{ {gateways} }} meta l4proto {{ tcp, udp }} th dport 53 notrack accept"
+            );
+            let _ = writeln!(rules, "        {family} saddr . {family} daddr @own{number} accept");
+        }
+    }
+    rules
+}
+
+/// The input chain: pings of addresses without a backend that takes connections.
+pub(super) fn input(balancer: &Balancer) -> String {
+    let mut rules = String::new();
+    for (family, ipv4, icmp, refusal) in
+        [("ip", true, "icmp", "host-unreachable"), ("ip6", false, "icmpv6", "addr-unreachable")]
+    {
+        let silent = balancer.silent.iter().filter(|address| address.is_ipv4() == ipv4);
+        let silent: Vec<String> = silent.map(IpAddr::to_string).collect();
+        if !silent.is_empty() {
+            let silent = silent.join(", ");
+            let _ = writeln!(
+                rules,
+                "        {family} daddr {{ {silent} }} {icmp} type echo-request counter reject with {icmp} {refusal} comment \"no-backend\""
+            );
+        }
+    }
+    match rules.is_empty() {
+        true => rules,
+        false => format!(
+            "    chain input {{\n        type filter hook input priority filter; policy accept;\n{rules}    }}\n"
+        ),
+    }
+}
+
+/// The rules of the postrouting chain: what comes back to its own sender.
+pub(super) fn postrouting(network: &Network, balancer: &Balancer) -> String {
+    let mut rules = String::new();
+    let mut loops: BTreeMap<IpAddr, BTreeSet<IpAddr>> = BTreeMap::new();
+    for (backend, _) in &balancer.own {
+        if let Some(subnet) = network.subnet_of(*backend) {
+            loops.entry(subnet.gateway()).or_default().insert(*backend);
+        }
+    }
+    for (gateway, backends) in loops {
+        let family = if gateway.is_ipv4() { "ip" } else { "ip6" };
+        let pairs: Vec<String> =
+            backends.iter().map(|backend| format!("{backend} . {backend}")).collect();
+        let pairs = pairs.join(", ");
+        let _ = writeln!(
+            rules,
+            "        {family} saddr . {family} daddr {{ {pairs} }} snat {family} to {gateway}"
+        );
+    }
+    rules
+}
+
+/// The addresses of which every port is balanced, with their marks.
+fn marks(balancer: &Balancer, ipv4: bool) -> Vec<String> {
+    let mark = |front: &Front| match front {
+        Front::All { address, mark } if address.is_ipv4() == ipv4 => {
+            Some(format!("{address} : {mark:#010x}"))
+        }
+        Front::All { .. } | Front::Port { .. } => None,
+    };
+    balancer.fronts.keys().filter_map(mark).collect()
+}
+
+/// The pairs of source and destination whose packets are tracked.
+fn tracked(network: &Network, balancer: &Balancer, ipv4: bool) -> BTreeSet<String> {
+    let own = balancer.own.iter().filter(|(backend, _)| backend.is_ipv4() == ipv4);
+    own.flat_map(|(backend, address)| {
+        let gateway = network.subnet_of(*backend).map(|subnet| subnet.gateway());
+        let ways = [Some(*address), gateway].into_iter().flatten();
+        ways.map(move |destination| format!("{backend} . {destination}"))
+    })
+    .collect()
+}
