@@ -39,6 +39,8 @@ mod repair;
 mod rest;
 #[path = "netns/restart.rs"]
 mod restart;
+#[path = "netns/rolling.rs"]
+mod rolling;
 #[path = "netns/run.rs"]
 mod run;
 #[path = "netns/security.rs"]
@@ -113,7 +115,9 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         let mut tests = SUITES.iter().flat_map(|&(suite, tests)| trials(suite, tests));
         tests.find(|trial| trial.name() == wanted).unwrap_or_else(|| panic!("no test is {wanted}"))
     });
-    let rest = trials("vm", vm::TESTS).chain(again).collect();
+    let own = [("vm", vm::TESTS), ("balance", balance::TESTS), ("rolling", rolling::TESTS)];
+    let own = own.into_iter().flat_map(|(suite, tests)| trials(suite, tests));
+    let rest = own.chain(again).collect();
     let second = libtest_mimic::run(arguments, rest);
     if first.has_failed() { first.exit_code() } else { second.exit_code() }
 }
