@@ -56,12 +56,13 @@ struct Ground {
 
 fn ground(balancing: Value) -> Ground {
     let nodes = [("n1", "east"), ("n2", "east"), ("n3", "west")].map(|(name, zone)| node(name, zone));
-    let mut snapshot = Snapshot::default();
-    snapshot.alive = Arc::new(nodes.iter().map(|node| node.name.clone()).collect());
-    snapshot.nodes =
-        Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect());
     let web = service("web", 100, balancing);
-    snapshot.services = Arc::new([(web.name.clone(), Arc::new(web))].into());
+    let snapshot = Snapshot {
+        alive: Arc::new(nodes.iter().map(|node| node.name.clone()).collect()),
+        nodes: Arc::new(nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect()),
+        services: Arc::new([(web.name.clone(), Arc::new(web))].into()),
+        ..Snapshot::default()
+    };
     let endpoints = vec![
         endpoint(11, "n1", "web"),
         endpoint(12, "n2", "web"),
