@@ -28,7 +28,7 @@ pub enum Transport {
     Sctp,
 }
 
-/// A server of both families that answers every line with its name and the client's address, until it
+/// A server (of both families, but for SCTP) that answers every line with its name and the client's address, until it
 /// is dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -47,7 +47,11 @@ pub struct Answer {
 impl Server {
     /// Serves connections at a port.
     pub fn start(space: &Space, transport: Transport, port: u16, name: &str) -> Self {
-        let address = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+        // An SCTP server of both families would tell clients of its other address.
+        let address = match transport {
+            Transport::Tcp => SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port)),
+            Transport::Sctp => SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, port)),
+        };
         let listener = space.enter(|| listener(transport, address));
         let listener = listener.unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
         listener.set_nonblocking(true).expect("a socket can be asked not to block");

@@ -67,6 +67,7 @@ pub(super) fn sandbox(network: &Network, balancer: &Balancer) -> String {
 "#,
     );
     rules.push_str(&services::input(balancer));
+    rules.push_str(&services::output(balancer));
     let mut translated = services::postrouting(network, balancer);
     if !network.internal {
         rules.push_str(

@@ -315,6 +315,9 @@ fn a_backend_that_meets_itself_sees_the_gateway_and_only_its_own_packets_are_tra
             "ip saddr . ip daddr { 10.9.0.2 . 10.9.0.2 } snat ip to 10.9.0.1",
             "ip6 saddr . ip6 daddr { fd00:9::2 . fd00:9::2 } snat ip6 to fd00:9::1",
             "ip daddr 10.9.0.0/24 notrack",
+            "ip saddr . ip daddr { 10.9.0.2 . 10.9.0.2 } accept",
+            "ip saddr { 10.9.0.2 } notrack",
+            "ip6 saddr { fd00:9::2 } notrack",
         ] {
             assert!(script.lines().any(|found| found.trim() == line), "{line}: {script}");
         }

@@ -36,6 +36,9 @@ struct Sum {
     outgoing: u64,
 }
 
+/// A counter: its name, what it means, and its value.
+type Counted = (&'static str, &'static str, fn(&Sum) -> u64);
+
 impl Collector for Services {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let sums = sums(&self.0.snapshot(), self.1.all());
@@ -47,7 +50,7 @@ fn encode(encoder: &mut DescriptorEncoder<'_>, sums: &BTreeMap<Labels, Sum>) -> 
     let help = "Connections that are established from this node to a service's backend.";
     let active = sums.iter().map(|(labels, sum)| (labels.clone(), sum.active));
     gauge(encoder, ("service_active_connections", help, None), active)?;
-    let counters: [(&str, &str, fn(&Sum) -> u64); 3] = [
+    let counters: [Counted; 3] = [
         ("service_connections", "Connections from this node to a service's backend.", |s| s.connections),
         ("service_sent_bytes", "Bytes from this node to a service's backend.", |s| s.incoming),
         ("service_received_bytes", "Bytes to this node from a service's backend.", |s| s.outgoing),

@@ -88,6 +88,30 @@ pub(super) fn input(balancer: &Balancer) -> String {
     }
 }
 
+/// The output chain, which packets pass whose backend is chosen. Of what a backend sent to its services
+/// the answers of others are not tracked, so after the first packet its connection looks like none, and
+/// would be taken for another that is in the way of the first.
+pub(super) fn output(balancer: &Balancer) -> String {
+    let mut rules = String::new();
+    for (family, _, ipv4) in FAMILIES {
+        let own = balancer.own.iter().map(|(backend, _)| backend);
+        let own: BTreeSet<&IpAddr> = own.filter(|backend| backend.is_ipv4() == ipv4).collect();
+        if !own.is_empty() {
+            let own: Vec<String> = own.into_iter().map(IpAddr::to_string).collect();
+            let looped: Vec<String> = own.iter().map(|own| format!("{own} . {own}")).collect();
+            let (own, looped) = (own.join(", "), looped.join(", "));
+            let _ = writeln!(rules, "        {family} saddr . {family} daddr {{ {looped} }} accept");
+            let _ = writeln!(rules, "        {family} saddr {{ {own} }} notrack");
+        }
+    }
+    match rules.is_empty() {
+        true => rules,
+        false => format!(
+            "    chain output {{\n        type filter hook output priority raw; policy accept;\n{rules}    }}\n"
+        ),
+    }
+}
+
 /// The rules of the postrouting chain: what comes back to its own sender.
 pub(super) fn postrouting(network: &Network, balancer: &Balancer) -> String {
     let mut rules = String::new();
