@@ -65,6 +65,7 @@ pub fn node(number: usize) -> Node {
         subnets_in_use: Vec::new(),
         labels: BTreeMap::new(),
         version: String::new(),
+        lb: Default::default(),
     }
 }
 

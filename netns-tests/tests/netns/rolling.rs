@@ -54,7 +54,12 @@ fn no_request_fails_while_containers_are_replaced(world: &World) {
     });
     let failures = load.failures.into_inner().unwrap();
     let done = load.done.into_inner();
-    assert!(failures.is_empty(), "{} of {done} requests failed: {:?}", failures.len(), &failures[..failures.len().min(5)]);
+    assert!(
+        failures.is_empty(),
+        "{} of {done} requests failed: {:?}",
+        failures.len(),
+        &failures[..failures.len().min(5)]
+    );
     for web in running {
         web.leave();
     }
@@ -71,7 +76,8 @@ impl<'a> Web<'a> {
     fn start(node: &'a Node, number: usize) -> Self {
         let name = format!("web{number}");
         let server = world::binary("web");
-        let mut command = node.netctl_command(&["run", "--network", "shop", "--service", "web", "--name", &name]);
+        let mut command =
+            node.netctl_command(&["run", "--network", "shop", "--service", "web", "--name", &name]);
         command.arg("--").arg(server).args(["8080", &name]);
         let log = std::fs::File::create(node.dir().join(format!("{name}.log"))).unwrap();
         Self { node, process: Process::start(&mut command, &log), name }
