@@ -115,7 +115,10 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         let mut tests = SUITES.iter().flat_map(|&(suite, tests)| trials(suite, tests));
         tests.find(|trial| trial.name() == wanted).unwrap_or_else(|| panic!("no test is {wanted}"))
     });
-    let own = [("vm", vm::TESTS), ("balance", balance::TESTS), ("rolling", rolling::TESTS)];
+    let mut own = vec![("vm", vm::TESTS), ("balance", balance::TESTS)];
+    if std::env::var_os("NETCTL_LONG").is_some() {
+        own.extend([("balance", balance::LONG), ("rolling", rolling::TESTS)]);
+    }
     let own = own.into_iter().flat_map(|(suite, tests)| trials(suite, tests));
     let rest = own.chain(again).collect();
     let second = libtest_mimic::run(arguments, rest);

@@ -16,8 +16,18 @@ crate::tests![
     one_machine_balances_and_a_backend_meets_itself,
     connections_go_to_each_backend_in_turn_and_show_the_clients_own_address,
     every_port_is_balanced_over_every_protocol,
-    who_is_drained_or_not_ready_gets_no_new_connections_and_keeps_its_old_ones,
-    an_agents_death_ends_no_connection_and_what_others_change_comes_back,
+];
+
+/// Those that take many minutes in there.
+pub(crate) const LONG: &[crate::Test] = &[
+    (
+        "who_is_drained_or_not_ready_gets_no_new_connections_and_keeps_its_old_ones",
+        who_is_drained_or_not_ready_gets_no_new_connections_and_keeps_its_old_ones,
+    ),
+    (
+        "an_agents_death_ends_no_connection_and_what_others_change_comes_back",
+        an_agents_death_ends_no_connection_and_what_others_change_comes_back,
+    ),
 ];
 
 /// A network `shop` over three machines with a service `web`, and a backend of it on each machine.
