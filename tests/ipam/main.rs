@@ -54,8 +54,8 @@ fn trials() -> Vec<Trial> {
     vec![
         Trial::test("histories::over_embedded", histories_over_embedded),
         Trial::test("histories::over_etcd", histories_over_etcd),
-        Trial::test("run::over_embedded", || over_embedded(20_000)),
-        Trial::test("run::over_etcd", || over_etcd(5_000)),
+        Trial::test("run::over_embedded", || over_embedded(8_000)),
+        Trial::test("run::over_etcd", || over_etcd(2_000)),
         // By `scripts/test --long`.
         Trial::test("run::long_over_embedded", || over_embedded(1_000_000)).with_ignored_flag(true),
         Trial::test("run::long_over_etcd", || over_etcd(100_000)).with_ignored_flag(true),
