@@ -12,6 +12,7 @@ mod keys;
 pub mod networks;
 pub mod nodes;
 mod reading;
+mod request;
 mod rest;
 pub mod services;
 pub mod subnets;
@@ -30,8 +31,9 @@ use crate::model::network::NetworkError;
 use crate::model::{Endpoint, EndpointId, Name, NetworkId, NodeName, Snapshot, Versioned, Vni};
 use crate::store::{Entry, Outcome, Revision, Store, StoreError, Transaction, schema};
 
-pub use endpoints::{Claimed, EndpointRequest};
+pub use endpoints::Claimed;
 pub use networks::Defaults;
+pub use request::EndpointRequest;
 pub use subnets::Expanded;
 pub use survey::Survey;
 pub use view::{Health, View};

@@ -1,7 +1,7 @@
 //! Endpoints: an address is taken and the endpoint that uses it is written in one transaction, and
 //! released likewise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,37 +10,15 @@ use rand::Rng as _;
 use tracing::warn;
 
 use super::admission::{Ticket, exhausted};
-use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
+use super::rest::freeing;
+use super::{BATCH, Cluster, ClusterError, EndpointRequest, TRIES, encode, keys};
 use crate::ipam::{Block, Ledger, Proposal};
 use crate::model::snapshot::Holder;
 use crate::model::{
-    Attachment, Endpoint, EndpointId, EndpointState, MacAddr, Name, Network, NetworkId, NodeName,
-    Reservation, ServiceId, Versioned,
+    Endpoint, EndpointId, EndpointState, MacAddr, Name, Network, NetworkId, NodeName, Reservation,
+    ServiceId, Versioned,
 };
 use crate::store::{Entry, Outcome, Revision, Transaction};
-
-/// A request for an endpoint on this node.
-#[derive(Debug, Clone)]
-pub struct EndpointRequest {
-    /// The name; `None`: the endpoint's id.
-    pub name: Option<Name>,
-    /// Addresses that it must have, at most one of each family.
-    pub addresses: Vec<IpAddr>,
-    /// The Ethernet address that it must have.
-    pub mac: Option<MacAddr>,
-    /// Where it is plugged in.
-    pub attachment: Attachment,
-    /// Whether the interface's name was left open: then any is right.
-    pub any_interface: bool,
-    /// The service that it belongs to: it gets what is kept for that.
-    pub service: Option<Name>,
-    /// Its share of the service's connections.
-    pub weight: u16,
-    /// Whether it takes connections of the service at once.
-    pub state: EndpointState,
-    /// Free text by key.
-    pub labels: BTreeMap<String, String>,
-}
 
 /// What a claim got.
 #[derive(Debug, Clone)]
@@ -357,11 +335,7 @@ impl Cluster {
                 .delete(keys::name(found.network, &found.name))
                 .delete(keys::local(&found.node, found.network, found.id));
             for address in &found.addresses {
-                let key = keys::address(found.network, *address);
-                transaction = match rest {
-                    Some(lease) => transaction.put_leased(key, [], lease),
-                    None => transaction.delete(key),
-                };
+                transaction = freeing(transaction, found.network, *address, rest);
             }
             if let Some(service) = &found.drawn {
                 transaction = self.give_back(&found, *service, transaction).await?;

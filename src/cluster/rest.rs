@@ -1,11 +1,27 @@
 //! Freed addresses rest before they are given out again.
 
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::endpoints::lock;
-use super::{Cluster, ClusterError};
-use crate::store::{Lease, StoreError};
+use super::{Cluster, ClusterError, keys};
+use crate::model::NetworkId;
+use crate::store::{Lease, StoreError, Transaction};
+
+/// Adds to a transaction that an address is freed: it rests under the lease, or is free at once.
+pub(super) fn freeing(
+    transaction: Transaction,
+    network: NetworkId,
+    address: IpAddr,
+    rest: Option<Lease>,
+) -> Transaction {
+    let key = keys::address(network, address);
+    match rest {
+        Some(lease) => transaction.put_leased(key, [], lease),
+        None => transaction.delete(key),
+    }
+}
 
 /// The lease under which freed addresses rest.
 ///

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::endpoints::{Chosen, holder, is_only_chosen, taken, taking_blocks};
+use super::rest::freeing;
 use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys};
 use crate::ipam::Count;
 use crate::model::service::MAX_REPLICAS;
@@ -278,11 +279,7 @@ impl Cluster {
             for id in &found.networks {
                 transaction = transaction.delete(keys::reservation(*id, name));
                 for address in found.addresses.get(id).into_iter().flatten() {
-                    let key = keys::address(*id, *address);
-                    transaction = match rest {
-                        Some(lease) => transaction.put_leased(key, [], lease),
-                        None => transaction.delete(key),
-                    };
+                    transaction = freeing(transaction, *id, *address, rest);
                 }
             }
             match self.commit(transaction).await {

@@ -142,20 +142,14 @@ async fn claim(
     address: &str,
 ) -> Result<Endpoint, ClusterError> {
     let claim = EndpointRequest {
-        name: None,
         addresses: address.parse().into_iter().collect(),
-        mac: None,
-        attachment: Attachment {
+        any_interface: true,
+        ..EndpointRequest::new(Attachment {
             netns: "/run/netns/c".into(),
             inode: 1,
             boot: "b".to_owned(),
             interface: "eth0".parse().unwrap(),
-        },
-        any_interface: true,
-        service: None,
-        weight: 1,
-        state: Default::default(),
-        labels: Default::default(),
+        })
     };
     let claimed = cluster.claim(network, &claim, &BTreeSet::new()).await?;
     let (Claimed::New(endpoint, _) | Claimed::Existing(endpoint)) = claimed;

@@ -275,22 +275,12 @@ async fn call(member: Arc<Member>, until: Instant) -> u64 {
 }
 
 fn claim() -> EndpointRequest {
-    EndpointRequest {
-        name: None,
-        addresses: Vec::new(),
-        mac: None,
-        attachment: Attachment {
-            netns: "/run/netns/c1".into(),
-            inode: 4_026_532_000,
-            boot: "11111111-2222-3333-4444-555555555555".into(),
-            interface: "eth0".parse().expect("it is an interface's name"),
-        },
-        any_interface: false,
-        service: None,
-        weight: 1,
-        state: Default::default(),
-        labels: Default::default(),
-    }
+    EndpointRequest::new(Attachment {
+        netns: "/run/netns/c1".into(),
+        inode: 4_026_532_000,
+        boot: "11111111-2222-3333-4444-555555555555".into(),
+        interface: "eth0".parse().expect("it is an interface's name"),
+    })
 }
 
 /// A store that counts how its transactions end.

@@ -235,18 +235,12 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
         let claim = EndpointRequest {
             name: Some(format!("remote{index}").parse().expect("it is a name")),
             addresses: vec![Ipv4Addr::from(FIRST_REMOTE + index).into()],
-            mac: None,
-            attachment: Attachment {
+            ..EndpointRequest::new(Attachment {
                 netns: Path::new("/run/netns").join(format!("c{endpoint}")),
                 inode: 4_026_532_000 + u64::from(index),
                 boot: "11111111-2222-3333-4444-555555555555".into(),
                 interface: "eth0".parse().expect("it is an interface's name"),
-            },
-            any_interface: false,
-            service: None,
-            weight: 1,
-            state: Default::default(),
-            labels: std::collections::BTreeMap::new(),
+            })
         };
         let claimed = cluster.claim(&network, &claim, &std::collections::BTreeSet::new()).await;
         claimed.expect("the address is free");
