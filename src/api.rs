@@ -416,7 +416,7 @@ pub enum Expanded {
     Unchanged(NetworkView),
 }
 
-/// Which endpoints a drain is about.
+/// Which endpoints are drained or activated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// One, by name or id; a name may need its network.
@@ -495,6 +495,6 @@ pub trait Service: Send + Sync + 'static {
     async fn drain(&self, target: Target) -> Result<DrainView, ApiError>;
     /// How far a drain is.
     async fn drain_state(&self, target: Target) -> Result<DrainView, ApiError>;
-    /// Has a drained node's endpoints get connections again.
-    async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError>;
+    /// Has what is drained get connections again.
+    async fn activate(&self, target: Target) -> Result<(), ApiError>;
 }

@@ -243,7 +243,7 @@ async fn start_agent(
     tokio::spawn(pressure::watch(agent.clone()));
     let checks = health::Tally::default();
     metrics.change(|registry| checks.register(registry));
-    tokio::spawn(health::follow(agent.clone(), checks));
+    tokio::spawn(health::follow(agent.clone(), config.health_user.clone(), checks));
 
     let mut known = view.subscribe();
     known

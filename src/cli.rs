@@ -74,10 +74,10 @@ enum Command {
     /// Make, list, show and remove networks
     #[command(subcommand, visible_alias = "net")]
     Network(network::Command),
-    /// List, show, attach, drain and detach endpoints: interfaces of containers on a network
+    /// List, show, attach, drain, activate and detach endpoints: interfaces of containers on a network
     #[command(subcommand, visible_alias = "ep")]
     Endpoint(endpoint::Command),
-    /// Make, list, show, change, drain and remove services
+    /// Make, list, show, change, drain, activate and remove services
     #[command(subcommand, visible_alias = "svc")]
     Service(service::Command),
     /// Run a command in namespaces of its own, plugged into a network

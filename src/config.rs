@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use nix::unistd::Gid;
+use nix::unistd::{Gid, Uid};
 
 use crate::model::{NodeName, Vni};
 
@@ -73,6 +73,8 @@ pub struct Config {
     pub resync: Duration,
     /// What is to balance the connections of services.
     pub lb: EngineChoice,
+    /// As whom the commands of health checks run.
+    pub health_user: HealthUser,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.
     pub log: String,
     /// The form of the log's lines.
@@ -89,6 +91,17 @@ pub struct SocketGroup {
     /// As it was given: a name or a number.
     pub name: String,
     /// The group's number on this machine.
+    pub gid: Gid,
+}
+
+/// The user as whom the commands of health checks run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthUser {
+    /// As it was given: a name or a number.
+    pub name: String,
+    /// The user's number on this machine.
+    pub uid: Uid,
+    /// The number of the user's first group; of no other one are the commands.
     pub gid: Gid,
 }
 

@@ -131,7 +131,7 @@ pub fn backends<'a>(
                 _ if endpoint.node != me.name && !snapshot.alive.contains(&endpoint.node) => {
                     Some(Out::NodeDead)
                 }
-                EndpointState::Ready if snapshot.drained.contains(&endpoint.node) => {
+                EndpointState::Ready if snapshot.drained.contains_key(&endpoint.node) => {
                     Some(Out::NodeDrained)
                 }
                 EndpointState::Ready => None,

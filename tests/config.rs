@@ -34,6 +34,8 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/netctl"));
     assert_eq!(config.socket, PathBuf::from("/run/netctl/netctl.sock"));
     assert_eq!((config.socket_group, config.metrics), (None, None));
+    let user = config.health_user;
+    assert_eq!((user.name.as_str(), user.uid.as_raw()), ("nobody", 65534));
     assert_eq!(config.tunnel_port, 4789);
     assert_eq!(config.pools[0].to_string(), "10.128.0.0/9");
     assert_eq!((config.pool_prefix, config.pool6_prefix), (24, 64));
@@ -160,6 +162,7 @@ fn values_that_do_not_fit_each_other_are_refused() {
         ("lease = \"2500ms\"", "whole seconds"),
         ("log = \"info,=x=y\"", "c.toml:1: log:"),
         ("socket_group = \"no-such-group-here\"", "no group"),
+        ("health_user = \"no-such-user-here\"", "no user"),
         ("metrics = \"9980\"", "c.toml:1: metrics:"),
         ("metrics = \"localhost:9980\"", "give such as 127.0.0.1:9980"),
         ("metrics = \"127.0.0.1:0\"", "127.0.0.1:9980"),

@@ -356,7 +356,7 @@ impl Client {
     /// # Errors
     /// See [`Client::version`].
     pub async fn drain(&self, target: &Target) -> Result<DrainView, ClientError> {
-        let path = drain_path(target);
+        let path = target_path(target, "drain");
         let (status, body) = self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await?;
         self.decode(status, &body)
     }
@@ -366,17 +366,16 @@ impl Client {
     /// # Errors
     /// See [`Client::version`].
     pub async fn drain_state(&self, target: &Target) -> Result<DrainView, ClientError> {
-        self.get(&drain_path(target)).await
+        self.get(&target_path(target, "drain")).await
     }
 
-    /// Has a drained node's endpoints get connections again.
+    /// Has what is drained get connections again.
     ///
     /// # Errors
     /// See [`Client::version`].
-    pub async fn activate_node(&self, name: &str) -> Result<NodeView, ClientError> {
-        let path = format!("/v1/nodes/{}/activate", encoded(name));
-        let (status, body) = self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await?;
-        self.decode(status, &body)
+    pub async fn activate(&self, target: &Target) -> Result<(), ClientError> {
+        let path = target_path(target, "activate");
+        self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await.map(|_| ())
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -502,14 +501,14 @@ fn endpoint_path(reference: &str, network: Option<&str>) -> String {
     with_query(&format!("/v1/endpoints/{}", encoded(reference)), &[("network", network)])
 }
 
-fn drain_path(target: &Target) -> String {
+fn target_path(target: &Target, action: &str) -> String {
     match target {
         Target::Endpoint { reference, network } => {
-            let path = format!("/v1/endpoints/{}/drain", encoded(reference));
+            let path = format!("/v1/endpoints/{}/{action}", encoded(reference));
             with_query(&path, &[("network", network.as_deref())])
         }
-        Target::Service(name) => format!("/v1/services/{}/drain", encoded(name.as_str())),
-        Target::Node(name) => format!("/v1/nodes/{}/drain", encoded(name.as_str())),
+        Target::Service(name) => format!("/v1/services/{}/{action}", encoded(name.as_str())),
+        Target::Node(name) => format!("/v1/nodes/{}/{action}", encoded(name.as_str())),
     }
 }
 

@@ -17,7 +17,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What was written of an endpoint, and the record that it was written of.
 struct Said {
     endpoint: Arc<Endpoint>,
+    drain: Drain,
     connections: u64,
+}
+
+/// What says that an endpoint is to get no new connections. One that is activated and drained again
+/// is drained by another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    /// Its own state.
+    Own,
+    /// The mark of its node, of this revision.
+    Node(u64),
 }
 
 /// Acknowledges drained endpoints, until the view ends.
@@ -52,14 +63,18 @@ async fn acknowledge(
     said.retain(|_, said| {
         let members = snapshot.members.get(&said.endpoint.network);
         let record = members.and_then(|members| members.endpoints.get(&said.endpoint.id));
-        record.is_some_and(|record| Arc::ptr_eq(record, &said.endpoint) && drains(snapshot, record))
+        record.is_some_and(|record| {
+            Arc::ptr_eq(record, &said.endpoint) && drain(snapshot, record) == Some(said.drain)
+        })
     });
     let mut more = false;
     for (network, members) in &snapshot.members {
-        let open = |endpoint: &&Arc<Endpoint>| {
-            drains(snapshot, endpoint) && said.get(&endpoint.id).is_none_or(|said| said.connections > 0)
-        };
-        let open: Vec<&Arc<Endpoint>> = members.endpoints.values().filter(open).collect();
+        let open: Vec<(&Arc<Endpoint>, Drain)> = members
+            .endpoints
+            .values()
+            .filter(|endpoint| said.get(&endpoint.id).is_none_or(|said| said.connections > 0))
+            .filter_map(|endpoint| Some((endpoint, drain(snapshot, endpoint)?)))
+            .collect();
         if open.is_empty() {
             continue;
         }
@@ -73,13 +88,15 @@ async fn acknowledge(
             // It is about to end.
             Err(_) => return false,
         };
-        for endpoint in open {
+        for (endpoint, drain) in open {
             let Some(connections) = left(endpoint, &loads) else { continue };
             if said.get(&endpoint.id).is_some_and(|_| connections > 0) {
                 continue;
             }
             match say(cluster, *network, endpoint.id, members.revision, connections).await {
-                true => drop(said.insert(endpoint.id, Said { endpoint: endpoint.clone(), connections })),
+                true => {
+                    said.insert(endpoint.id, Said { endpoint: endpoint.clone(), drain, connections });
+                }
                 false => continue,
             }
         }
@@ -107,9 +124,12 @@ async fn say(
 }
 
 /// Whether an endpoint is to get no new connections because somebody said so.
-fn drains(snapshot: &Snapshot, endpoint: &Endpoint) -> bool {
-    endpoint.service.is_some()
-        && (endpoint.state == EndpointState::Draining || snapshot.drained.contains(&endpoint.node))
+fn drain(snapshot: &Snapshot, endpoint: &Endpoint) -> Option<Drain> {
+    endpoint.service.as_ref()?;
+    match endpoint.state {
+        EndpointState::Draining => Some(Drain::Own),
+        _ => snapshot.drained.get(&endpoint.node).copied().map(Drain::Node),
+    }
 }
 
 /// How many connections an endpoint still has; `None`: it may still get new ones.

@@ -388,7 +388,7 @@ impl Agent {
         let view = |node: &Arc<Node>| NodeView {
             node: Node::clone(node),
             alive: snapshot.alive.contains(&node.name),
-            drained: snapshot.drained.contains(&node.name),
+            drained: snapshot.drained.contains_key(&node.name),
             this: node.name == self.me.name,
         };
         snapshot.nodes.values().map(view).collect()

@@ -44,14 +44,17 @@ enum Command {
 }
 
 /// Why an endpoint was not plugged in.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum PlugError {
     /// The network's sandbox or the host's rules are not complete: trying again may help.
     #[error("{0}")]
     NotReady(String),
+    /// They cannot be completed on this machine as it is.
+    #[error("{0}")]
+    Unsupported(String),
     /// The kernel refused; nothing of the endpoint is left in it.
     #[error(transparent)]
-    Refused(#[from] kernel::Error),
+    Refused(#[from] Arc<kernel::Error>),
 }
 
 /// The agent's handle on the dataplane's thread.

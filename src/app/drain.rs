@@ -3,9 +3,8 @@
 use tracing::info;
 
 use super::agent::Agent;
-use crate::api::{ApiError, DrainView, NodeView, Target};
+use crate::api::{ApiError, DrainView, Target};
 use crate::cluster::drain::{Drain, Scope};
-use crate::model::NodeName;
 
 impl Agent {
     pub(super) async fn drain(&self, target: &Target) -> Result<DrainView, ApiError> {
@@ -20,11 +19,11 @@ impl Agent {
         self.drain_view(&scope).await
     }
 
-    pub(super) async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
-        self.cluster().set_drained(name, false).await?;
-        info!(node = %name, "node activated");
-        // The view may show the mark for another moment.
-        Ok(NodeView { drained: false, ..self.node(name)? })
+    pub(super) async fn activate(&self, target: &Target) -> Result<(), ApiError> {
+        let scope = self.scope(target).await?;
+        self.cluster().activate(&scope).await?;
+        info!(?target, "activated");
+        Ok(())
     }
 
     async fn scope(&self, target: &Target) -> Result<Scope, ApiError> {

@@ -53,20 +53,25 @@ impl From<PlugError> for ApiError {
     fn from(error: PlugError) -> Self {
         match error {
             PlugError::NotReady(reason) => Self::new(ErrorCode::Timeout, reason),
-            PlugError::Refused(error) => error.into(),
+            PlugError::Unsupported(reason) => Self::new(ErrorCode::Unsupported, reason),
+            PlugError::Refused(error) => Self::from(&*error),
         }
     }
 }
 
 impl From<kernel::Error> for ApiError {
     fn from(error: kernel::Error) -> Self {
-        let code = match &error {
+        Self::from(&error)
+    }
+}
+
+impl From<&kernel::Error> for ApiError {
+    fn from(error: &kernel::Error) -> Self {
+        let code = match error {
             // A container that ends while it is attached.
             gone if gone.namespace_is_gone() => ErrorCode::Invalid,
             kernel::Error::Conflict { .. } => ErrorCode::Conflict,
-            kernel::Error::Unsupported { .. } | kernel::Error::NftMissing | kernel::Error::Probe(_) => {
-                ErrorCode::Unsupported
-            }
+            lacking if lacking.is_unsupported() => ErrorCode::Unsupported,
             _ => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())

@@ -156,7 +156,7 @@ impl Service for Front {
         self.agent()?.drain_state(&target).await
     }
 
-    async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
-        self.agent()?.activate_node(name).await
+    async fn activate(&self, target: Target) -> Result<(), ApiError> {
+        self.agent()?.activate(&target).await
     }
 }

@@ -26,6 +26,7 @@ use self::course::Course;
 use self::reports::Reports;
 use super::agent::Agent;
 use crate::cluster::{Cluster, ClusterError};
+use crate::config::HealthUser;
 use crate::config::duration::Shown;
 use crate::model::{
     Endpoint, EndpointId, EndpointState, HealthCheck, HealthTest, Name, NodeName, Service, Snapshot,
@@ -83,6 +84,8 @@ struct Context {
     cluster: Arc<Cluster>,
     reports: Arc<Reports>,
     tally: Tally,
+    /// As whom commands run.
+    user: HealthUser,
     connections: Semaphore,
     commands: Semaphore,
 }
@@ -104,7 +107,7 @@ impl Context {
         // They are never closed, so this waits for a place and nothing else.
         let _place = places.acquire().await;
         let (began, limit) = (Instant::now(), Duration::from_secs(check.timeout.into()));
-        let result = match tokio::time::timeout(limit, subject.examine(&check.test)).await {
+        let result = match tokio::time::timeout(limit, subject.examine(&check.test, &self.user)).await {
             Ok(result) => result.map_err(|error| brief(&error.to_string())),
             Err(_) => Err(format!("no result within {}", Shown(limit))),
         };
@@ -159,7 +162,7 @@ impl Subject {
     }
 
     /// Does what a check says; whatever is under way ends with the future.
-    async fn examine(&self, test: &HealthTest) -> anyhow::Result<()> {
+    async fn examine(&self, test: &HealthTest, user: &HealthUser) -> anyhow::Result<()> {
         let network = self.endpoint.network;
         let address = self.address.context("it has no address");
         match test {
@@ -172,7 +175,7 @@ impl Subject {
                 connect::http(network, self.source, target, path).await?;
             }
             HealthTest::Command { command } => {
-                command::run(&self.endpoint.attachment, command, self.environment()).await?;
+                command::run(user, &self.endpoint.attachment, command, self.environment()).await?;
             }
         }
         Ok(())
@@ -216,11 +219,12 @@ impl Drop for Task {
 }
 
 /// Checks this node's endpoints as the view shows them, for ever.
-pub(super) async fn follow(agent: Arc<Agent>, tally: Tally) {
+pub(super) async fn follow(agent: Arc<Agent>, user: HealthUser, tally: Tally) {
     let context = Arc::new(Context {
         cluster: agent.cluster.clone(),
         reports: Arc::default(),
         tally,
+        user,
         connections: Semaphore::new(CONNECTIONS),
         commands: Semaphore::new(COMMANDS),
     });

@@ -62,6 +62,21 @@ pub(super) async fn drain(
     Ok(tally.exit())
 }
 
+/// Ends drains; prints the names of what is not drained any more.
+pub(super) async fn activate(
+    session: &Session,
+    targets: Vec<(String, Result<Target, Failure>)>,
+) -> Result<ExitCode, Failure> {
+    let mut tally = Tally::new();
+    for (name, target) in targets {
+        let Some(target) = tally.take(target) else { continue };
+        if tally.take(session.client.activate(&target).await).is_some() {
+            output::print_line(&name)?;
+        }
+    }
+    Ok(tally.exit())
+}
+
 async fn wait_for(
     client: &Client,
     name: &str,

@@ -1,4 +1,4 @@
-//! `netctl endpoint`: list, show, attach, drain, wait for and detach endpoints.
+//! `netctl endpoint`: list, show, attach, drain, activate, wait for and detach endpoints.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -37,8 +37,15 @@ Examples:
   netctl endpoint drain box --network web --wait && netctl endpoint detach box --network web
 
 Any node's endpoints can be drained from here. One that is detached is drained; one that is drained
-stays so until it is detached. Exit status 6: with --wait, when something is left at the end of the
-time.";
+stays so until it is detached or activated. Exit status 6: with --wait, when something is left at the
+end of the time.";
+const ACTIVATE_EXAMPLES: &str = "\
+Examples:
+  netctl endpoint activate box
+  netctl endpoint activate box --network web && netctl endpoint wait box --network web
+
+One whose service has a health check gets connections when it is ready; on a node that is drained it
+gets none before that is activated too.";
 const DETACH_EXAMPLES: &str = "\
 Examples:
   netctl endpoint detach box
@@ -73,6 +80,9 @@ pub(super) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Have drained endpoints get new connections again
+    #[command(after_help = ACTIVATE_EXAMPLES)]
+    Activate(Reference),
     /// Wait until endpoints are ready, or gone
     #[command(after_help = wait::EXAMPLES)]
     Wait(wait::Wait),
@@ -133,7 +143,12 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
         }
         Command::Inspect(reference) => inspect(session, &reference).await,
         Command::Attach(attach) => self::attach(session, *attach).await,
-        Command::Drain { reference, wait } => self::drain(session, reference, &wait).await,
+        Command::Drain { reference, wait } => {
+            drain::drain(session, targets(session, reference).await, &wait).await
+        }
+        Command::Activate(reference) => {
+            drain::activate(session, targets(session, reference).await).await
+        }
         Command::Wait(wait) => wait::wait(session, &wait).await,
         Command::Detach(reference) => detach(session, &reference).await,
     }
@@ -235,10 +250,10 @@ async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> 
     Ok(Exit::Done.into())
 }
 
-async fn drain(session: &Session, reference: Reference, wait: &Wait) -> Result<ExitCode, Failure> {
+/// What is to be drained or activated, by ids: a name may be another's before a drain is at its end.
+async fn targets(session: &Session, reference: Reference) -> Vec<(String, Result<Target, Failure>)> {
     let mut targets = Vec::new();
     for name in reference.endpoints {
-        // By their ids: a name may be another's before the drain is at its end.
         let found = session.client.endpoint(&name, reference.network.as_deref()).await;
         let target = found.map(|view| Target::Endpoint {
             reference: view.endpoint.id.to_string(),
@@ -246,7 +261,7 @@ async fn drain(session: &Session, reference: Reference, wait: &Wait) -> Result<E
         });
         targets.push((name, target.map_err(Failure::from)));
     }
-    drain::drain(session, targets, wait).await
+    targets
 }
 
 async fn detach(session: &Session, reference: &Reference) -> Result<ExitCode, Failure> {

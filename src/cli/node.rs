@@ -43,7 +43,7 @@ pub(super) enum Command {
     Activate {
         /// Names
         #[arg(required = true, value_name = "NODE")]
-        nodes: Vec<String>,
+        nodes: Vec<NodeName>,
     },
 }
 
@@ -60,11 +60,8 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
     match command {
         Command::Ls { quiet } => ls(session, quiet).await,
         Command::Inspect { nodes } => inspect(session, &nodes).await,
-        Command::Drain { nodes, wait } => {
-            let target = |name: NodeName| (name.to_string(), Ok(Target::Node(name)));
-            drain::drain(session, nodes.into_iter().map(target).collect(), &wait).await
-        }
-        Command::Activate { nodes } => activate(session, &nodes).await,
+        Command::Drain { nodes, wait } => drain::drain(session, targets(nodes), &wait).await,
+        Command::Activate { nodes } => drain::activate(session, targets(nodes)).await,
     }
 }
 
@@ -112,14 +109,8 @@ fn yes_or_no(fact: bool) -> &'static str {
     if fact { "yes" } else { "no" }
 }
 
-async fn activate(session: &Session, nodes: &[String]) -> Result<ExitCode, Failure> {
-    let mut tally = Tally::new();
-    for name in nodes {
-        if tally.take(session.client.activate_node(name).await).is_some() {
-            output::print_line(name)?;
-        }
-    }
-    Ok(tally.exit())
+fn targets(nodes: Vec<NodeName>) -> Vec<(String, Result<Target, Failure>)> {
+    nodes.into_iter().map(|name| (name.to_string(), Ok(Target::Node(name)))).collect()
 }
 
 fn details(view: &NodeView) -> Details {

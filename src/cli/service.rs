@@ -1,4 +1,4 @@
-//! `netctl service`: make, list, show, change, drain and remove services.
+//! `netctl service`: make, list, show, change, drain, activate and remove services.
 
 mod policy;
 mod show;
@@ -46,8 +46,14 @@ Examples:
   netctl service drain shop
   netctl service drain shop --wait --timeout 10m
 
-Those that it has now are drained, not those that come. What is drained stays so until it is detached.
-Exit status 6: with --wait, when something is left at the end of the time.";
+Those that it has now are drained, not those that come. What is drained stays so until it is detached
+or activated. Exit status 6: with --wait, when something is left at the end of the time.";
+const ACTIVATE_EXAMPLES: &str = "\
+Examples:
+  netctl service activate shop
+
+Where the service has a health check they get connections when they are ready; on a node that is
+drained they get none before that is activated too.";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -88,6 +94,13 @@ pub(super) enum Command {
     /// Have all containers of services get no new connections; open ones go on
     #[command(after_help = DRAIN_EXAMPLES)]
     Drain(Drain),
+    /// Have drained containers of services get new connections again
+    #[command(after_help = ACTIVATE_EXAMPLES)]
+    Activate {
+        /// Names
+        #[arg(required = true, value_name = "SERVICE")]
+        services: Vec<Name>,
+    },
     /// Remove services; their containers keep their addresses
     #[command(alias = "remove", after_help = "Examples:\n  netctl service rm shop")]
     Rm {
@@ -195,7 +208,8 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
         Command::Ls { quiet } => show::ls(session, quiet).await,
         Command::Inspect { services } => show::inspect(session, &services).await,
         Command::Update(update) => self::update(session, *update).await,
-        Command::Drain(drain) => self::drain(session, drain).await,
+        Command::Drain(drain) => drain::drain(session, targets(drain.services), &drain.wait).await,
+        Command::Activate { services } => drain::activate(session, targets(services)).await,
         Command::Scale { services } => rescale(session, &services).await,
         Command::Rm { services } => rm(session, &services).await,
     }
@@ -242,9 +256,8 @@ async fn update(session: &Session, update: Update) -> Result<ExitCode, Failure> 
     Ok(Exit::Done.into())
 }
 
-async fn drain(session: &Session, drain: Drain) -> Result<ExitCode, Failure> {
-    let target = |name: Name| (name.to_string(), Ok(Target::Service(name)));
-    drain::drain(session, drain.services.into_iter().map(target).collect(), &drain.wait).await
+fn targets(services: Vec<Name>) -> Vec<(String, Result<Target, Failure>)> {
+    services.into_iter().map(|name| (name.to_string(), Ok(Target::Service(name)))).collect()
 }
 
 async fn rescale(session: &Session, services: &[(Name, u32)]) -> Result<ExitCode, Failure> {

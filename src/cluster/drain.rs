@@ -89,6 +89,55 @@ impl Cluster {
         }
     }
 
+    /// Has the endpoints get new connections again. Of an endpoint or a service those that were
+    /// drained themselves; on a node that is drained they get none before that is activated too.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoNode`] and [`ClusterError::NoEndpoint`] when there is no such thing.
+    pub async fn activate(&self, scope: &Scope) -> Result<(), ClusterError> {
+        match scope {
+            Scope::Node(node) => self.set_drained(node, false).await,
+            Scope::Endpoint(network, id) => match self.activate_endpoint(*network, *id).await? {
+                true => Ok(()),
+                false => Err(ClusterError::NoEndpoint(id.to_string())),
+            },
+            Scope::Service(service) => {
+                for network in &service.networks {
+                    let endpoints = self.endpoints(*network).await?;
+                    for endpoint in endpoints.iter().filter(|endpoint| scope.has(endpoint)) {
+                        // One that was detached meanwhile needs nothing.
+                        self.activate_endpoint(*network, endpoint.id).await?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Has a drained endpoint be what a new one would be; `false`: it is gone.
+    async fn activate_endpoint(&self, network: NetworkId, id: EndpointId) -> Result<bool, ClusterError> {
+        let key = keys::endpoint(network, id);
+        for _ in 0..TRIES {
+            let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(false) };
+            let mut endpoint = found.value;
+            if endpoint.state != EndpointState::Draining {
+                return Ok(true);
+            }
+            let service = match &endpoint.service {
+                Some(name) => self.read::<Service>(&keys::service(name)).await?,
+                None => None,
+            };
+            let is_checked = service.is_some_and(|service| service.health.is_some());
+            endpoint.state = if is_checked { EndpointState::Pending } else { EndpointState::Ready };
+            endpoint.reason.clear();
+            let transaction = Transaction::new().modified(&key, Revision(found.revision));
+            if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(&endpoint))).await? {
+                return Ok(true);
+            }
+        }
+        Err(ClusterError::Contention(format!("endpoint {id}")))
+    }
+
     /// How far a drain is.
     ///
     /// # Errors

@@ -514,7 +514,7 @@ fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry, known: &Networks)
     } else if let Some(name) = key.strip_prefix(keys::ALIVE).and_then(|name| name.parse().ok()) {
         Arc::make_mut(&mut snapshot.alive).insert(name);
     } else if let Some(name) = key.strip_prefix(keys::DRAINED).and_then(|name| name.parse().ok()) {
-        Arc::make_mut(&mut snapshot.drained).insert(name);
+        Arc::make_mut(&mut snapshot.drained).insert(name, entry.modified.0);
     }
 }
 
@@ -538,7 +538,7 @@ fn delete_base(snapshot: &mut Snapshot, key: &str) {
     } else if let Some(name) =
         key.strip_prefix(keys::DRAINED).and_then(|name| name.parse::<NodeName>().ok())
     {
-        let drained: &mut BTreeSet<NodeName> = Arc::make_mut(&mut snapshot.drained);
+        let drained: &mut BTreeMap<NodeName, u64> = Arc::make_mut(&mut snapshot.drained);
         drained.remove(&name);
     }
 }

@@ -12,11 +12,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, Uid, User};
 use tracing_subscriber::EnvFilter;
 
 use super::source::{Settings, Text};
-use super::{Config, EngineChoice, LogFormat, Problem, SocketGroup, duration};
+use super::{Config, EngineChoice, HealthUser, LogFormat, Problem, SocketGroup, duration};
 use crate::model::subnet::overlap;
 use crate::model::{NodeName, Subnet, Vni};
 
@@ -45,6 +45,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
     let lb = check.value("lb", EngineChoice::Auto, engine);
+    let health_user = check.value("health_user", nobody(), user);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
     let underlay = check.value("underlay", None, |text| parse(text).map(Some));
@@ -74,6 +75,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         address_alarm,
         resync,
         lb,
+        health_user,
         log,
         log_format,
         labels,
@@ -291,6 +293,32 @@ fn group(text: &str) -> Result<SocketGroup, String> {
         Ok(Some(group)) => Ok(named(group.gid)),
         Ok(None) => Err(format!("there is no group {text:?}: groupadd --system {text}")),
         Err(error) => Err(format!("group {text:?} cannot be looked up: {error}")),
+    }
+}
+
+/// The user who owns nothing; the kernel has a number for it where the machine has no name
+/// (user_namespaces(7), overflow user).
+fn nobody() -> HealthUser {
+    const NUMBER: u32 = 65534;
+    user("nobody").unwrap_or_else(|_| HealthUser {
+        name: NUMBER.to_string(),
+        uid: Uid::from_raw(NUMBER),
+        gid: Gid::from_raw(NUMBER),
+    })
+}
+
+fn user(text: &str) -> Result<HealthUser, String> {
+    let named = |uid, gid| HealthUser { name: text.to_owned(), uid, gid };
+    let failed = |error| format!("user {text:?} cannot be looked up: {error}");
+    if let Ok(number) = text.parse() {
+        let found = User::from_uid(Uid::from_raw(number)).map_err(failed)?;
+        let gid = found.map_or(Gid::from_raw(number), |user| user.gid);
+        return Ok(named(Uid::from_raw(number), gid));
+    }
+    match User::from_name(text) {
+        Ok(Some(user)) => Ok(named(user.uid, user.gid)),
+        Ok(None) => Err(format!("there is no user {text:?}: useradd --system {text}")),
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -101,6 +101,9 @@ pub struct Flags {
     /// [default: auto, which is ipvs where the kernel has it]
     #[arg(long, value_name = "ENGINE")]
     lb: Option<String>,
+    /// As whom the commands of health checks run: a name or a number [default: nobody]
+    #[arg(long, value_name = "USER")]
+    health_user: Option<String>,
     /// What is logged: error, warn, info, debug, trace, also by module [default: info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -169,6 +172,7 @@ impl Flags {
             one("address_alarm", &self.address_alarm),
             one("resync", &self.resync),
             one("lb", &self.lb),
+            one("health_user", &self.health_user),
             one("log", &self.log),
             one("log_format", &self.log_format),
             many("labels", &self.labels),

@@ -38,6 +38,7 @@ pub(super) fn print(config: &Config) -> String {
     set("address_alarm", i64::from(config.address_alarm).into());
     set("resync", text(Shown(config.resync)));
     set("lb", text(config.lb));
+    set("health_user", text(&config.health_user.name));
     set("log", text(&config.log));
     set("log_format", text(format_name(config.log_format)));
     let labels: Table = config.labels.iter().map(|(key, value)| (key.clone(), text(value))).collect();

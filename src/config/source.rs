@@ -18,7 +18,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 33] = [
+const KEYS: [(&str, Shape); 34] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -39,6 +39,7 @@ const KEYS: [(&str, Shape); 33] = [
     ("address_alarm", Shape::One),
     ("resync", Shape::One),
     ("lb", Shape::One),
+    ("health_user", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),
     ("labels", Shape::Pairs),

@@ -127,6 +127,11 @@ impl Error {
         }
     }
 
+    /// Whether this machine lacks something, so that trying again does not help.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Unsupported { .. } | Self::NftMissing | Self::Probe(_))
+    }
+
     /// For `map_err`: IPVS refused in a sandbox.
     pub fn ipvs(sandbox: impl Into<String>) -> impl FnOnce(super::ipvs::Error) -> Self {
         let sandbox = sandbox.into();

@@ -148,7 +148,7 @@ fn who_is_out_takes_no_new_connections() {
     }
     ground.endpoints[1].state = EndpointState::Ready;
     ground.endpoints[1].weight = 7;
-    ground.snapshot.drained = Arc::new(["n3".parse().unwrap()].into());
+    ground.snapshot.drained = Arc::new([("n3".parse().unwrap(), 7)].into());
     assert_eq!(ground.weights("n1")[1..], weights(&[("10.9.0.12:80", 7), ("10.9.0.13:80", 0)]));
     Arc::make_mut(&mut ground.snapshot.alive).remove(&"n2".parse::<NodeName>().unwrap());
     assert_eq!(ground.weights("n1"), weights(&[("10.9.0.11:80", 1), ("10.9.0.13:80", 0)]));

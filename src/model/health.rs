@@ -51,7 +51,7 @@ pub enum HealthTest {
         /// The path, with a slash.
         path: String,
     },
-    /// It runs a command of its own machine's, as the agent's user, in the endpoint's network
+    /// It runs a command of its own machine's, as the user `health_user`, in the endpoint's network
     /// namespace; exit status 0 is well. The environment has `PATH`, `NETCTL_ENDPOINT`,
     /// `NETCTL_SERVICE` (names) and `NETCTL_ADDRESS` (with commas between several).
     Command {

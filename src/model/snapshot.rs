@@ -39,8 +39,9 @@ pub struct Snapshot {
     pub nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
     /// The nodes whose lease is alive.
     pub alive: Arc<BTreeSet<NodeName>>,
-    /// The nodes that are drained: their endpoints get no new connections of services.
-    pub drained: Arc<BTreeSet<NodeName>>,
+    /// The nodes that are drained, each with the store's revision that marked it: their endpoints get
+    /// no new connections of services.
+    pub drained: Arc<BTreeMap<NodeName, u64>>,
     /// All services.
     pub services: Arc<BTreeMap<Name, Arc<Service>>>,
     /// The members of the networks that this node uses.

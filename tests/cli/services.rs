@@ -258,6 +258,9 @@ fn a_node_is_drained_and_activated() {
     assert_eq!(drained(&agent), ("yes".to_owned(), true));
     assert_eq!(done(&agent, "node activate n2"), "n2\n");
     assert_eq!(drained(&agent), ("no".to_owned(), false));
-    failed(&agent, "node drain none", 4);
-    failed(&agent, "node activate none", 4);
+    for line in
+        ["node drain none", "node activate none", "endpoint activate none", "service activate none"]
+    {
+        failed(&agent, line, 4);
+    }
 }

@@ -503,11 +503,11 @@ impl Service for Memory {
         Ok(state.drains.pop_front().unwrap_or_else(|| drain(true)))
     }
 
-    async fn activate_node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
+    async fn activate(&self, target: Target) -> Result<(), ApiError> {
         let mut state = self.call()?;
-        state.find(&Target::Node(name.clone()))?;
-        state.drained.retain(|target| *target != Target::Node(name.clone()));
-        Ok(state.node(name.as_str()))
+        state.find(&target)?;
+        state.drained.retain(|drained| *drained != target);
+        Ok(())
     }
 }
 

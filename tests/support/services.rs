@@ -33,7 +33,7 @@ pub async fn show(api: &mut Checked<'_>) {
     api.failures("get", "/v1/services", none.clone(), &[500, 503]).await;
 
     show_update(api).await;
-    show_drain(api, "/v1/services/{shop}/drain").await;
+    show_drain(api, "/v1/services/{shop}").await;
 
     let scale = "/v1/services/{shop}/scale";
     let scaled = api.exchange("put", scale, json!({"replicas": 7}), 200).await;
@@ -84,17 +84,21 @@ async fn show_update(api: &mut Checked<'_>) {
     api.failures("patch", path, update, &[409, 500, 503]).await;
 }
 
-/// Drains what the path names, and looks how far that is.
+/// Drains what the path names, looks how far that is, and ends it.
 pub async fn show_drain(api: &mut Checked<'_>, path: &str) {
     let none = Value::Null;
-    let begun = api.exchange("post", path, none.clone(), 200).await;
+    let drain = format!("{path}/drain");
+    let begun = api.exchange("post", &drain, none.clone(), 200).await;
     assert_eq!((&begun["done"], &begun["waiting"]), (&json!(false), &json!(["n2"])));
-    let ended = api.exchange("get", path, none.clone(), 200).await;
+    let ended = api.exchange("get", &drain, none.clone(), 200).await;
     assert_eq!(ended, json!({"done": true, "endpoints": 1, "waiting": [], "connections": 0}));
+    assert_eq!(api.agent.memory.state().drained.len(), 1);
+    api.exchange("post", &format!("{path}/activate"), none.clone(), 204).await;
+    assert!(api.agent.memory.state().drained.is_empty());
     let (kind, _) = path.split_once("/{").unwrap();
-    for method in ["get", "post"] {
-        api.failures(method, path, none.clone(), &[500, 503]).await;
-        api.exchange(method, &format!("{kind}/{{no}}/drain"), none.clone(), 404).await;
-        api.exchange(method, &format!("{kind}/{{A}}/drain"), none.clone(), 400).await;
+    for (method, action) in [("get", "drain"), ("post", "drain"), ("post", "activate")] {
+        api.failures(method, &format!("{path}/{action}"), none.clone(), &[500, 503]).await;
+        api.exchange(method, &format!("{kind}/{{no}}/{action}"), none.clone(), 404).await;
+        api.exchange(method, &format!("{kind}/{{A}}/{action}"), none.clone(), 400).await;
     }
 }

@@ -10,6 +10,7 @@ crate::tests![
     a_drain_waits_for_every_live_node_and_its_last_connection,
     a_drained_node_is_waited_for_anew_each_time,
     what_was_acknowledged_goes_with_the_endpoint,
+    what_is_activated_takes_connections_again,
 ];
 
 /// Two machines whose leases outlast the test, with an endpoint of the service `web` on each.
@@ -131,6 +132,15 @@ fn a_drained_node_is_waited_for_anew_each_time(world: &World) {
         wait_for("the node is active", || !is_drained());
         assert_eq!(endpoint(&n1, "w1").get("state"), None, "its endpoints are as they were");
     }
+    // Also when somebody does not see that it was active meanwhile.
+    cluster.thaw(1);
+    n1.ok("node drain n1 --wait");
+    cluster.freeze(1);
+    n1.ok("node activate n1");
+    n1.ok("node drain n1");
+    cluster.thaw(1);
+    n1.ok("node drain n1 --wait");
+    n1.ok("node activate n1");
     let look = n1.client().call("GET", "/v1/nodes/n1/drain", None).unwrap();
     assert_eq!((&look.body["done"], &look.body["endpoints"]), (&json!(false), &json!(0)));
 }
@@ -152,4 +162,32 @@ fn what_was_acknowledged_goes_with_the_endpoint(world: &World) {
     assert!(found.code == Some(1) && found.stdout.contains("leaked acknowledgement"), "{found}");
     n1.ok("ipam check --repair");
     assert_eq!(acks(), 0);
+}
+
+fn what_is_activated_takes_connections_again(world: &World) {
+    let (cluster, _web) = ground(world, "");
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    let weights = || -> Vec<u64> {
+        let service = n1.ok("-o json service inspect web").json();
+        let backends = service[0]["backends"].as_array().unwrap().iter();
+        backends.map(|backend| backend["weight"].as_u64().unwrap()).collect()
+    };
+    n1.ok("endpoint drain w1 --wait");
+    wait_for("it is out", || weights() == [0, 1]);
+    // From any node; what is not drained stays as it is.
+    assert_eq!(n2.ok("endpoint activate w1 w2").stdout, "w1\nw2\n");
+    assert_eq!(endpoint(n1, "w1").get("state"), None, "it is ready, as a new one would be");
+    wait_for("it is in", || weights() == [1, 1]);
+    n1.ok("service drain web --wait");
+    wait_for("both are out", || weights() == [0, 0]);
+    assert_eq!(n1.ok("service activate web").stdout, "web\n");
+    wait_for("both are in", || weights() == [1, 1]);
+    // Who is to be looked after proves itself first.
+    n1.ok("service update web --health-tcp 80 --health-interval 1s --health-start-period 1h");
+    n1.ok("endpoint drain w1");
+    n1.ok("endpoint activate w1");
+    assert_eq!(endpoint(n1, "w1")["state"], "pending");
+    // A drain after that is another one.
+    n1.ok("endpoint drain w1 --wait");
+    assert_eq!(endpoint(n1, "w1")["state"], "draining");
 }

@@ -248,8 +248,9 @@ fn a_command_runs_in_the_endpoints_network_and_its_output_is_the_reason(world: &
     let cluster = shop(world);
     let n1 = cluster.n1();
     let (seen, well) = (n1.dir().join("seen"), n1.dir().join("well"));
+    nobodys(&seen);
     let script = format!(
-        "{{ env; ip -o -4 address show dev eth0; }} > {}; test -e {} || {{ echo first; echo not well >&2; exit 3; }}",
+        "{{ env; id; ip -o -4 address show dev eth0; grep NoNewPrivs /proc/self/status; }} > {}; test -e {} || {{ echo first; echo not well >&2; exit 3; }}",
         seen.display(),
         well.display(),
     );
@@ -273,6 +274,8 @@ fn a_command_runs_in_the_endpoints_network_and_its_output_is_the_reason(world: &
     let ipv4 = addresses.iter().find(|address| address.contains('.')).unwrap();
     assert!(seen.contains(&format!("inet {ipv4}/24")), "{seen}");
     for line in [
+        "uid=65534(nobody) gid=65534(nogroup) groups=65534(nogroup)".to_owned(),
+        "NoNewPrivs:\t1".to_owned(),
         "NETCTL_ENDPOINT=w".to_owned(),
         "NETCTL_SERVICE=web".to_owned(),
         format!("NETCTL_ADDRESS={}", addresses.join(",")),
@@ -281,6 +284,12 @@ fn a_command_runs_in_the_endpoints_network_and_its_output_is_the_reason(world: &
     }
     // What the agent itself was started with is nobody's business.
     assert!(!seen.contains("NOTIFY_SOCKET"), "{seen}");
+}
+
+/// Makes an empty file in which the user of health checks can write.
+fn nobodys(path: &std::path::Path) {
+    std::fs::write(path, "").unwrap();
+    std::os::unix::fs::chown(path, Some(65534), None).unwrap();
 }
 
 /// Whether the process with this number is a `sleep`.
@@ -294,6 +303,7 @@ fn nothing_of_a_command_is_left_however_it_ends(world: &World) {
     let mut cluster = shop(world);
     let n1 = cluster.nodes[0].clone();
     let files = ["hang", "well", "long"].map(|name| (name, n1.dir().join(name)));
+    files.iter().for_each(|(_, file)| nobodys(file));
     for (name, file) in &files {
         let child = format!("sleep 1000 & echo $! >> {}", file.display());
         let check = match *name {
@@ -342,6 +352,7 @@ fn only_so_many_commands_run_at_once(world: &World) {
     let cluster = shop(world);
     let n1 = cluster.n1();
     let log = n1.dir().join("log");
+    nobodys(&log);
     let shown = log.display();
     // Pending for ever, so each is begun again as soon as there is a place.
     let mut check = command(&format!("echo + >> {shown}; sleep 2; echo - >> {shown}; exit 1"), 60);

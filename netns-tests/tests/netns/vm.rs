@@ -85,8 +85,7 @@ fn without_vxlan_an_attach_is_refused_and_leaves_nothing(world: &World) {
     let without = WithoutModule::new("vxlan");
     let attach = format!("endpoint attach --network shop --name c1 --netns {}", c1.path);
     let output = n1.ctl(&attach);
-    // Not in time: the agent has waited for what may yet come.
-    assert_eq!(output.code, Some(6), "{output}");
+    assert_eq!(output.code, Some(1), "{output}");
     tells_of_vxlan(&output.stderr);
     assert!(output.stderr.contains("node n1"), "the machine that lacks it is named: {output}");
     let left = || kernel.difference(&n1.kernel_state());

@@ -1,15 +1,16 @@
-//! What the paths of drains do.
+//! What the paths of drains and of their end do.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Parameters, Segment};
 use super::routes::{Agent, Answer, Missing, ParameterErrors, Scope, StoreErrors, whole};
-use crate::api::{ApiError, DrainView, NodeView, Service, Target};
+use crate::api::{ApiError, DrainView, Service, Target};
 use crate::model::{Name, NodeName};
 
 pub(super) fn router() -> OpenApiRouter<Arc<dyn Service>> {
@@ -17,6 +18,8 @@ pub(super) fn router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(drain_endpoint, endpoint_drain))
         .routes(routes!(drain_service, service_drain))
         .routes(routes!(drain_node, node_drain))
+        .routes(routes!(activate_endpoint))
+        .routes(routes!(activate_service))
         .routes(routes!(activate_node))
 }
 
@@ -92,12 +95,42 @@ async fn node_drain(State(agent): Agent, Segment(name): Segment<NodeName>) -> An
     Ok(Json(agent.drain_state(Target::Node(name)).await?))
 }
 
+/// Has a drained endpoint get connections again, as soon as it is ready.
+#[utoipa::path(post, path = "/v1/endpoints/{endpoint}/activate",
+    params(("endpoint" = Name, Path, description = "The endpoint's name or id."), Scope),
+    responses(
+        (status = 204, description = "It is not drained."),
+        (status = 409, body = ApiError, description = "Several networks have that name."),
+        ParameterErrors, Missing, StoreErrors))]
+async fn activate_endpoint(
+    State(agent): Agent,
+    Segment(reference): Segment<Name>,
+    Parameters(scope): Parameters<Scope>,
+) -> Answer<StatusCode> {
+    activate(agent, endpoint(&reference, scope)).await
+}
+
+/// Has those endpoints of a service that were drained get connections again.
+#[utoipa::path(post, path = "/v1/services/{service}/activate",
+    params(("service" = Name, Path, description = "The service's name.")),
+    responses(
+        (status = 204, description = "None of them is drained."),
+        ParameterErrors, Missing, StoreErrors))]
+async fn activate_service(State(agent): Agent, Segment(name): Segment<Name>) -> Answer<StatusCode> {
+    activate(agent, Target::Service(name)).await
+}
+
 /// Has a drained node's endpoints get connections again, but for those that are drained themselves.
 #[utoipa::path(post, path = "/v1/nodes/{node}/activate",
     params(("node" = NodeName, Path, description = "The node's name.")),
     responses(
-        (status = 200, body = NodeView, description = "It is not drained."),
+        (status = 204, description = "It is not drained."),
         ParameterErrors, Missing, StoreErrors))]
-async fn activate_node(State(agent): Agent, Segment(name): Segment<NodeName>) -> Answer<Json<NodeView>> {
-    Ok(Json(whole(async move { agent.activate_node(&name).await }).await?))
+async fn activate_node(State(agent): Agent, Segment(name): Segment<NodeName>) -> Answer<StatusCode> {
+    activate(agent, Target::Node(name)).await
+}
+
+async fn activate(agent: Arc<dyn Service>, target: Target) -> Answer<StatusCode> {
+    whole(async move { agent.activate(target).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

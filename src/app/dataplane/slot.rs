@@ -58,7 +58,7 @@ impl Firewall {
 #[derive(Debug, Default)]
 pub(super) struct Left {
     /// What failed and must be tried again.
-    pub(super) failure: Option<String>,
+    pub(super) failure: Option<kernel::Error>,
     /// Endpoints whose container does not exist any more.
     pub(super) gone: Vec<EndpointId>,
 }
@@ -66,7 +66,7 @@ pub(super) struct Left {
 impl Left {
     fn note(&mut self, result: Result<(), kernel::Error>) {
         if let Err(error) = result {
-            self.failure = Some(error.to_string());
+            self.failure = Some(error);
         }
     }
 }
@@ -166,7 +166,7 @@ impl Slot {
                 Ok(firewall) => self.firewall = Some(firewall),
                 Err(error) => {
                     warn!(sandbox = self.sandbox.name(), %error, "nftables table not installed");
-                    left.failure = Some(error.to_string());
+                    left.failure = Some(error);
                     return left;
                 }
             }

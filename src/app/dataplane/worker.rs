@@ -76,7 +76,7 @@ pub(super) struct Worker {
     check_at: Option<Instant>,
     resync_at: Instant,
     /// What failed last, for requests that cannot be fulfilled because of it.
-    failure: String,
+    failure: Option<kernel::Error>,
 }
 
 impl Worker {
@@ -113,7 +113,7 @@ impl Worker {
             dirty: BTreeSet::new(),
             check_at: None,
             resync_at,
-            failure: String::new(),
+            failure: None,
         })
     }
 
@@ -338,7 +338,7 @@ impl Worker {
         if let Err(error) = self.apply_host(&desired) {
             warn!(%error, "host's namespace not as it should be");
             self.settings.tally.failures.inc();
-            self.failure = error.to_string();
+            self.failure = Some(error);
             self.host_changed = true;
             self.retry(None);
         }
@@ -374,7 +374,7 @@ impl Worker {
                 Err(error) => {
                     warn!(network = %network.name, %error, "sandbox not made");
                     self.settings.tally.failures.inc();
-                    self.failure = error.to_string();
+                    self.failure = Some(error);
                     self.changed.insert(id);
                     self.retry(Some(id));
                     return;
@@ -400,7 +400,7 @@ impl Worker {
         self.settings.tally.repairs.inc_by(slot.repaired());
         if let Some(failure) = failure {
             self.settings.tally.failures.inc();
-            self.failure = failure;
+            self.failure = Some(failure);
             self.retry(Some(id));
         }
         let local = endpoints.values().filter(|e| e.node == self.me.name);

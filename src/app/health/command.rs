@@ -5,15 +5,16 @@ use std::process::{ExitStatus, Stdio};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setgid, setgroups, setuid};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::{self, Receiver};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::config::HealthUser;
 use crate::kernel::{self, Netns};
 use crate::model::Attachment;
 
@@ -33,10 +34,11 @@ pub(super) enum CommandError {
     Failed(ExitStatus, String),
 }
 
-/// Runs a program with its arguments in an endpoint's network namespace; status 0 is well. The
-/// environment has `PATH` and what is given, nothing else. When it has ended, or is not waited for
+/// Runs a program with its arguments as a user in an endpoint's network namespace; status 0 is well.
+/// The environment has `PATH` and what is given, nothing else. When it has ended, or is not waited for
 /// any longer, it is killed with all of its process group.
 pub(super) async fn run(
+    user: &HealthUser,
     attachment: &Attachment,
     words: &[String],
     environment: impl IntoIterator<Item = (&'static str, String)>,
@@ -50,9 +52,15 @@ pub(super) async fn run(
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", PATH).envs(environment);
     command.stdin(Stdio::null()).stdout(stdout).stderr(errors).process_group(0).kill_on_drop(true);
+    command.current_dir("/");
+    let (uid, gid) = (user.uid, user.gid);
     let prepare = move || {
         setns(&netns, CloneFlags::CLONE_NEWNET)?;
-        // Should the agent be killed, nobody else would end it.
+        setgroups(&[])?;
+        setgid(gid)?;
+        setuid(uid)?;
+        set_no_new_privs()?;
+        // Should the agent be killed, nobody else would end it. Another user forgets that.
         set_pdeathsig(Signal::SIGKILL)?;
         Ok(())
     };

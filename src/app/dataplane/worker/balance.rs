@@ -32,7 +32,7 @@ impl Worker {
             }
         }
         let same_nodes = Arc::ptr_eq(&old.nodes, &new.nodes) || old.nodes == new.nodes;
-        if !same_nodes || old.alive != new.alive || old.drained != new.drained {
+        if !same_nodes || old.alive != new.alive || !old.drained.keys().eq(new.drained.keys()) {
             self.rebalance.extend(networks(new));
         }
     }
@@ -71,7 +71,7 @@ impl Worker {
         if let Err(error) = slot.balance(&overlay::sandbox_firewall(&network, &balancer), &balancer) {
             warn!(network = %network.name, %error, "connections not balanced as they should be");
             self.settings.tally.failures.inc();
-            self.failure = error.to_string();
+            self.failure = Some(error);
             self.retry(Some(id));
         }
     }

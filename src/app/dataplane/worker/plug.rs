@@ -22,9 +22,9 @@ impl Worker {
     pub(super) fn plug(&mut self, id: NetworkId, requests: Vec<PlugRequest>) {
         let network = match self.ready_slot(id) {
             Ok(network) => network,
-            Err(reason) => {
+            Err(error) => {
                 for (_, _, reply) in requests {
-                    let _ = reply.send(Err(PlugError::NotReady(reason.clone())));
+                    let _ = reply.send(Err(error.clone()));
                 }
                 return;
             }
@@ -46,7 +46,7 @@ impl Worker {
             overlay::endpoint_objects(around, &network, &blocks, endpoint)
         });
         if let Err(error) = slot.add(&mut self.host, objects.collect::<Vec<_>>()) {
-            self.failure = error.to_string();
+            self.failure = Some(error);
             self.retry(Some(id));
         }
         let plugged: Vec<EndpointId> = requests.iter().map(|(endpoint, ..)| endpoint.id).collect();
@@ -56,15 +56,16 @@ impl Worker {
                 ahead.added.insert(endpoint.id, (endpoint, revision));
             }
             // The caller may have given up; then reconciliation finds what to do.
-            let _ = reply.send(result.map_err(PlugError::Refused));
+            let _ = reply.send(result.map_err(|error| Arc::new(error).into()));
         }
         self.follow_backends(id, &plugged);
     }
 
     /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
     /// gives the network, or says what is missing.
-    pub(super) fn ready_slot(&mut self, id: NetworkId) -> Result<Arc<Versioned<Network>>, String> {
-        let network = self.network(id).ok_or("the network is not known on this node yet")?;
+    pub(super) fn ready_slot(&mut self, id: NetworkId) -> Result<Arc<Versioned<Network>>, PlugError> {
+        let unknown = || PlugError::NotReady("the network is not known on this node yet".to_owned());
+        let network = self.network(id).ok_or_else(unknown)?;
         if self.host_changed || self.firewall.is_none() {
             self.converge_host();
         }
@@ -76,7 +77,12 @@ impl Worker {
             return Ok(network);
         }
         let (network, node) = (&network.name, &self.me.name);
-        Err(format!("network {network} is not complete on node {node}: {}", self.failure))
+        let reason = self.failure.as_ref().map(ToString::to_string).unwrap_or_default();
+        let text = format!("network {network} is not complete on node {node}: {reason}");
+        Err(match self.failure.as_ref().is_some_and(kernel::Error::is_unsupported) {
+            true => PlugError::Unsupported(text),
+            false => PlugError::NotReady(text),
+        })
     }
 
     pub(super) fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {
