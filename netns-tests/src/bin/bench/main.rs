@@ -22,6 +22,7 @@ mod plan;
 mod report;
 mod rest;
 mod scale;
+mod services;
 mod traffic;
 
 use std::fs::{self, File};
@@ -41,12 +42,13 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
     Bench { name: "plan", help: plan::HELP, run: plan::run },
     Bench { name: "ipam", help: ipam::HELP, run: ipam::run },
+    Bench { name: "services", help: services::HELP, run: services::run },
 ];
 
 /// Where a benchmark runs.

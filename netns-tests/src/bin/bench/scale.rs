@@ -176,21 +176,26 @@ fn routes() -> usize {
     text.lines().count().saturating_sub(1)
 }
 
+/// The store that an agent with this etcd has.
+pub fn store_of(etcd: &Etcd) -> Store {
+    let config = EtcdConfig {
+        endpoints: vec![etcd.endpoint()],
+        prefix: "netctl/".into(),
+        ca: None,
+        certificate: None,
+        key: None,
+        user: None,
+        password: None,
+        timeout: Duration::from_secs(20),
+    };
+    Store::new(config).expect("the configuration is right")
+}
+
 /// Writes nodes with endpoints, as their agents do.
 fn fill(etcd: &Etcd) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime can be made").block_on(async {
-        let config = EtcdConfig {
-            endpoints: vec![etcd.endpoint()],
-            prefix: "netctl/".into(),
-            ca: None,
-            certificate: None,
-            key: None,
-            user: None,
-            password: None,
-            timeout: Duration::from_secs(10),
-        };
-        let store = Arc::new(Store::new(config).expect("the configuration is right"));
+        let store = Arc::new(store_of(etcd));
         let member = |name: &str| {
             let (store, name) = (Arc::clone(&store), name.parse().expect("it is a name"));
             async move { Cluster::new(store, name, Duration::ZERO).await.expect("etcd answers") }

@@ -19,14 +19,18 @@ use world::{Process, Space, output, wait_for};
 /// What is not counted at the beginning.
 const WARM_UP: Duration = Duration::from_millis(300);
 const IPERF_PORT: u16 = 5201;
-const PORT: u16 = 7100;
+/// Where the servers of the probes listen.
+pub const PORT: u16 = 7100;
 
 /// Two containers and the way between them; dropping it ends its iperf3 server.
 pub struct Path {
     client: Space,
     server: Space,
+    /// Where the server listens.
     address: String,
-    _iperf: Process,
+    /// Where the client finds it.
+    target: String,
+    _iperf: Option<Process>,
 }
 
 impl Path {
@@ -43,7 +47,20 @@ impl Path {
                 listener("/proc/thread-self/net/tcp6") || listener("/proc/thread-self/net/tcp")
             })
         });
-        Self { client: client.clone(), server: server.clone(), address: address.into(), _iperf: iperf }
+        Self {
+            client: client.clone(),
+            server: server.clone(),
+            address: address.into(),
+            target: address.into(),
+            _iperf: Some(iperf),
+        }
+    }
+
+    /// The way between the same two through another address, for probes of connections.
+    pub fn through(&self, target: &str) -> Self {
+        let Self { client, server, address, .. } = self;
+        let (client, server, address) = (client.clone(), server.clone(), address.clone());
+        Self { client, server, address, target: target.into(), _iperf: None }
     }
 
     /// TCP throughput, Gb/s. The congestion control is set, because the kernel's may be BBR, which
@@ -105,8 +122,8 @@ impl Path {
     /// another core that is measured.
     pub fn round_trips(&self, connections: usize, time: Duration) -> f64 {
         let single = connections == 1;
-        let address = self.at(PORT);
-        let listener = self.server.enter(|| TcpListener::bind(address)).expect("the port is free");
+        let address = self.target();
+        let listener = self.listen();
         let (stop, count) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let mut ends = Vec::with_capacity(2 * connections);
         for _ in 0..connections {
@@ -127,21 +144,38 @@ impl Path {
 
     /// TCP connections that are opened and closed per second, one after the other on one core.
     pub fn connects(&self, time: Duration) -> f64 {
-        let address = self.at(PORT);
-        let listener = self.server.enter(|| TcpListener::bind(address)).expect("the port is free");
+        self.connections(time, false)
+    }
+
+    /// The same, with a request and an answer of 64 bytes on each.
+    pub fn requests(&self, time: Duration) -> f64 {
+        self.connections(time, true)
+    }
+
+    fn connections(&self, time: Duration, ask: bool) -> f64 {
+        let (address, listener) = (self.target(), self.listen());
         let stop = Arc::<AtomicBool>::default();
         let ended = Arc::clone(&stop);
         let server = thread::spawn(move || {
             pin(0);
             // The client's last connection finds the end.
             while !ended.load(Ordering::Relaxed) {
-                drop(listener.accept().expect("a connection comes"));
+                let (mut stream, _) = listener.accept().expect("a connection comes");
+                let mut buffer = [0; 64];
+                if ask && stream.read_exact(&mut buffer).is_ok() {
+                    stream.write_all(&buffer).expect("the client is there");
+                }
             }
         });
         let client = self.client.spawn(move || {
             pin(0);
             let connect = || {
                 let mut stream = TcpStream::connect(address).expect("the server accepts");
+                if ask {
+                    let mut buffer = [0; 64];
+                    stream.write_all(&buffer).expect("the server is there");
+                    stream.read_exact(&mut buffer).expect("the server answers");
+                }
                 // The server closes first; the reset then leaves no socket behind on either side.
                 stream.read_exact(&mut [0]).expect_err("the server says nothing");
                 let now = libc::linger { l_onoff: 1, l_linger: 0 };
@@ -164,6 +198,15 @@ impl Path {
         let rate = client.join().expect("the client did not panic");
         server.join().expect("the server did not panic");
         rate
+    }
+
+    fn listen(&self) -> TcpListener {
+        let address = self.at(PORT);
+        self.server.enter(|| TcpListener::bind(address)).expect("the port is free")
+    }
+
+    fn target(&self) -> SocketAddr {
+        SocketAddr::new(self.target.parse().expect("it is an address"), PORT)
     }
 
     fn at(&self, port: u16) -> SocketAddr {
