@@ -218,14 +218,16 @@ fn remote_name(number: usize) -> String {
     format!("remote{number}")
 }
 
-/// Writes one node and its endpoints.
-async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: usize) {
-    let name: NodeName = remote_name(number).parse().expect("it is a name");
-    let [high, low] = (number as u16).to_be_bytes();
-    let node = netctl::model::Node {
+/// A node that is not there.
+pub fn stranger(name: NodeName, underlay: IpAddr) -> netctl::model::Node {
+    let [.., high, low] = match underlay {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(_) => [0; 4],
+    };
+    netctl::model::Node {
         id: NodeId::random(&mut rand::rng()),
         name,
-        underlay: IpAddr::from([192, 168, 60 + high, low]),
+        underlay,
         vtep_mac: MacAddr([2, 0, 0, 1, high, low]),
         tunnel_port: 4789,
         mtu: 1450,
@@ -233,7 +235,14 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
         labels: std::collections::BTreeMap::new(),
         lb: Default::default(),
         version: String::new(),
-    };
+    }
+}
+
+/// Writes one node and its endpoints.
+async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: usize) {
+    let name: NodeName = remote_name(number).parse().expect("it is a name");
+    let [high, low] = (number as u16).to_be_bytes();
+    let node = stranger(name, IpAddr::from([192, 168, 60 + high, low]));
     cluster.join(&node).await.expect("the node is new");
     for endpoint in 0..PER_NODE {
         let index = (number * PER_NODE + endpoint) as u32;

@@ -12,12 +12,15 @@ use netctl::cluster::{Claimed, Cluster, EndpointRequest};
 use netctl::kernel::ipvs::{
     Change, Destination, DestinationKey, Forwarding, Ipvs, Protocol, Scheduler, Service, ServiceKey,
 };
-use netctl::model::{Attachment, Endpoint, EndpointState, Network, NetworkId, ServiceSpec, Versioned};
+use netctl::model::{
+    Attachment, Endpoint, EndpointState, Network, NetworkId, NodeName, ServiceSpec, Versioned,
+};
+use netctl::store::etcd::Etcd;
 use tokio::task::JoinSet;
 use world::{Config, Node, Space};
 
 use crate::report::{Better, Metric, Report};
-use crate::scale::store_of;
+use crate::scale::{store_of, stranger};
 use crate::traffic::Path;
 use crate::{Ground, plain, progress};
 
@@ -192,8 +195,7 @@ fn agent(ground: &Ground, report: &mut Report) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime can be made");
     let store = Arc::new(store_of(&etcd));
-    let member = || Cluster::new(store.clone(), node.name().parse().expect("a name"), Duration::ZERO);
-    let cluster = Arc::new(node.space.enter(|| runtime.block_on(member())).expect("etcd answers"));
+    let cluster = Arc::new(node.space.enter(|| runtime.block_on(remote(store))));
     let filled = node.space.enter(|| runtime.block_on(fill(&cluster, services)));
     let sandbox = node.sandbox(NETWORK);
     let all = services as usize * usize::from(BACKENDS + 1);
@@ -247,6 +249,16 @@ fn wait(what: &str, condition: &impl Fn() -> bool) {
 
 /// An endpoint with an address of its service and its network.
 type Filled = (IpAddr, NetworkId, Endpoint);
+
+/// Joins as a node that is not there, and is taken for alive as long as this lasts.
+async fn remote(store: Arc<Etcd>) -> Cluster {
+    let name: NodeName = "remote".parse().expect("it is a name");
+    let cluster = Cluster::new(store, name.clone(), Duration::ZERO).await.expect("etcd answers");
+    let node = stranger(name, IpAddr::from([192, 168, 60, 1]));
+    cluster.join(&node).await.expect("the node is new");
+    cluster.come_alive(node.id, LIMIT * 4).await.expect("etcd grants a lease");
+    cluster
+}
 
 /// Writes services and their endpoints, as if they were all on one node.
 async fn fill(cluster: &Arc<Cluster>, services: u32) -> Vec<Filled> {
