@@ -116,6 +116,17 @@ impl Backend<'_> {
     }
 }
 
+/// Why an endpoint takes no connections of its service, wherever they come from.
+pub fn out(me: &Node, snapshot: &Snapshot, endpoint: &Endpoint) -> Option<Out> {
+    match endpoint.state {
+        // What this node knows of itself needs no lease.
+        _ if endpoint.node != me.name && !snapshot.alive.contains(&endpoint.node) => Some(Out::NodeDead),
+        EndpointState::Ready if snapshot.drained.contains_key(&endpoint.node) => Some(Out::NodeDrained),
+        EndpointState::Ready => None,
+        state => Some(Out::NotReady(state, endpoint.reason.clone())),
+    }
+}
+
 /// The endpoints of a service on one network, as backends for the clients on this node.
 pub fn backends<'a>(
     me: &Node,
@@ -124,22 +135,8 @@ pub fn backends<'a>(
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Vec<Backend<'a>> {
     let of_service = endpoints.into_iter().filter(|e| e.service.as_ref() == Some(&service.name));
-    let mut backends: Vec<Backend<'a>> = of_service
-        .map(|endpoint| {
-            let out = match endpoint.state {
-                // What this node knows of itself needs no lease.
-                _ if endpoint.node != me.name && !snapshot.alive.contains(&endpoint.node) => {
-                    Some(Out::NodeDead)
-                }
-                EndpointState::Ready if snapshot.drained.contains_key(&endpoint.node) => {
-                    Some(Out::NodeDrained)
-                }
-                EndpointState::Ready => None,
-                state => Some(Out::NotReady(state, endpoint.reason.clone())),
-            };
-            Backend { endpoint, out }
-        })
-        .collect();
+    let backend = |endpoint| Backend { endpoint, out: out(me, snapshot, endpoint) };
+    let mut backends: Vec<Backend<'a>> = of_service.map(backend).collect();
     if let Some(prefer) = &service.balancing.prefer {
         let is_near = |node: &NodeName| near(me, snapshot, prefer, node);
         if backends.iter().any(|b| b.out.is_none() && is_near(&b.endpoint.node)) {

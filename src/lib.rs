@@ -3,7 +3,7 @@
 //! The layers, lowest first; a module uses only what stands below it:
 //!
 //! - [`model`]: what a network, a node and an endpoint are, and the kernel objects they need.
-//! - `ipam`, [`plan`], `overlay`, `reconcile`: pure decisions over the model. No clock, no socket, no
+//! - `ipam`, [`plan`], `lb`, `dns`, `overlay`, `reconcile`: pure decisions over the model. No clock, no socket, no
 //!   kernel: they are tested without root.
 //! - [`store`], `kernel`, [`api`], `config`: the edges, one module each; they do not know each
 //!   other.
@@ -17,6 +17,7 @@ pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod dns;
 pub mod ipam;
 pub mod kernel;
 pub mod lb;

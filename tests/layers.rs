@@ -10,11 +10,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, lowest first, with what each may use.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("ipam", &["model"]),
     ("plan", &["model", "ipam"]),
     ("lb", &["model"]),
+    ("dns", &["model", "lb"]),
     ("overlay", &["model", "lb"]),
     ("reconcile", &["model"]),
     ("store", &["model", "ipam", "lb", "overlay", "reconcile"]),
@@ -24,13 +25,25 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("cluster", &["model", "ipam", "lb", "overlay", "reconcile", "store"]),
     (
         "app",
-        &["model", "ipam", "lb", "overlay", "reconcile", "store", "kernel", "api", "config", "cluster"],
+        &[
+            "model",
+            "ipam",
+            "lb",
+            "dns",
+            "overlay",
+            "reconcile",
+            "store",
+            "kernel",
+            "api",
+            "config",
+            "cluster",
+        ],
     ),
     ("cli", &["model", "plan", "api", "config"]),
 ];
 
 /// The modules that decide without doing.
-const PURE: [&str; 6] = ["model", "ipam", "plan", "lb", "overlay", "reconcile"];
+const PURE: [&str; 7] = ["model", "ipam", "plan", "lb", "dns", "overlay", "reconcile"];
 
 /// What the pure modules must not name, as whole words or paths.
 const IMPURE: [&str; 24] = [

@@ -1,0 +1,12 @@
+//! Names: what the containers of a network can ask for, and what is answered.
+//!
+//! A [`Zone`] is a pure function of what is known of one network. [`Names`] are the zones of one
+//! client: a container finds the names of all networks that it is on, and of no other.
+
+mod name;
+mod names;
+mod zone;
+
+pub use name::DomainName;
+pub use names::{Found, Names};
+pub use zone::{Entry, Kind, Srv, Zone};

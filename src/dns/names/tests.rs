@@ -1,0 +1,230 @@
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::super::Kind;
+use super::*;
+use crate::model::snapshot::Members;
+use crate::model::{Network, Node, Snapshot, Versioned};
+
+/// The networks `shop` and `mail` as the node n1 knows them.
+struct Ground {
+    domain: DomainName,
+    zones: Vec<Arc<Zone>>,
+}
+
+fn node(name: &str) -> Node {
+    serde_json::from_value(json!({
+        "id": "cccccccccccc", "name": name, "underlay": "192.0.2.1", "vtep_mac": "02:00:00:00:00:01",
+        "tunnel_port": 4789, "mtu": 1450, "subnets_in_use": [], "version": "",
+    }))
+    .unwrap()
+}
+
+fn network(id: &str, name: &str, subnets: &[&str]) -> Network {
+    let subnets: Vec<_> = subnets.iter().map(|cidr| json!({"cidr": cidr})).collect();
+    serde_json::from_value(
+        json!({"id": id, "name": name, "vni": 4097, "uplink": 3, "subnets": subnets, "internal": name == "mail"}),
+    )
+    .unwrap()
+}
+
+impl Ground {
+    /// Endpoints: name, node, state, service and addresses.
+    fn new() -> Self {
+        let me = node("n1");
+        let mut snapshot = Snapshot::default();
+        snapshot.alive = Arc::new(["n1", "n2", "n4"].map(|name| name.parse().unwrap()).into());
+        snapshot.drained = Arc::new([("n4".parse().unwrap(), 7)].into());
+        let shop = network("aaaaaaaaaaaa", "shop", &["10.9.0.0/24", "fd00:9::/64"]);
+        let mail = network("bbbbbbbbbbbb", "mail", &["10.8.0.0/24"]);
+        let service = |name: &str, mode: &str, networks: &[&str], addresses: serde_json::Value| {
+            serde_json::from_value(json!({
+                "id": "dddddddddddd", "name": name, "networks": networks, "replicas": 1,
+                "addresses": addresses, "endpoint_mode": mode, "update_order": "stop-first",
+                "update_parallelism": 1,
+            }))
+            .unwrap()
+        };
+        let both = ["aaaaaaaaaaaa", "bbbbbbbbbbbb"];
+        let vips = json!({"aaaaaaaaaaaa": ["10.9.0.80", "fd00:9::80"], "bbbbbbbbbbbb": ["10.8.0.80"]});
+        let services: [crate::model::Service; 3] = [
+            service("web", "vip", &both, vips),
+            service("db", "dnsrr", &both[..1], json!({})),
+            service("none", "dnsrr", &both[..1], json!({})),
+        ];
+        snapshot.services =
+            Arc::new(services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect());
+        let endpoint = |number: u64,
+                        name: &str,
+                        network: &str,
+                        node: &str,
+                        state: &str,
+                        service: &str| {
+            let prefix = if network == "aaaaaaaaaaaa" { "10.9.0" } else { "10.8.0" };
+            let mut addresses = vec![format!("{prefix}.{number}")];
+            if prefix == "10.9.0" {
+                addresses.push(format!("fd00:9::{number}"));
+            }
+            let mut value = json!({
+                "id": format!("{number:012x}"), "name": name, "network": network, "node": node,
+                "addresses": addresses, "mac": "06:00:00:00:00:01", "state": state,
+                "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+            });
+            if !service.is_empty() {
+                value["service"] = json!(service);
+            }
+            Arc::new(serde_json::from_value::<crate::model::Endpoint>(value).unwrap())
+        };
+        let (a, b) = ("aaaaaaaaaaaa", "bbbbbbbbbbbb");
+        let of_shop = [
+            endpoint(2, "a", a, "n1", "ready", ""),
+            endpoint(3, "db1", a, "n1", "ready", "db"),
+            endpoint(4, "db2", a, "n2", "ready", "db"),
+            endpoint(5, "db3", a, "n2", "unhealthy", "db"),
+            endpoint(6, "db4", a, "n3", "ready", "db"),
+            endpoint(7, "db5", a, "n2", "draining", "db"),
+            endpoint(8, "db6", a, "n4", "ready", "db"),
+            endpoint(9, "web1", a, "n1", "ready", "web"),
+            // It has the name of a service.
+            endpoint(10, "web", a, "n1", "ready", ""),
+        ];
+        let of_mail =
+            [endpoint(2, "a", b, "n1", "ready", ""), endpoint(3, "only", b, "n2", "ready", "")];
+        let members = |endpoints: &[Arc<crate::model::Endpoint>]| Members {
+            endpoints: endpoints.iter().map(|e| (e.id, e.clone())).collect::<BTreeMap<_, _>>(),
+            ..Members::default()
+        };
+        let zone = |network: Network, members| {
+            let network = Versioned { value: network, revision: 1 };
+            Arc::new(Zone::new(&me, &snapshot, &network, &members))
+        };
+        let zones = vec![zone(shop, members(&of_shop)), zone(mail, members(&of_mail))];
+        Self { domain: DomainName::parse("netctl.internal").unwrap(), zones }
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names { domain: &self.domain, zones: &self.zones }
+    }
+
+    /// What is found, as text.
+    fn find(&self, name: &str) -> String {
+        show(&self.names().find(&DomainName::parse(name).unwrap()))
+    }
+}
+
+fn show(found: &Found<'_>) -> String {
+    match found {
+        Found::Entry(zone, entry) => {
+            let v4 = entry.v4.iter().map(ToString::to_string);
+            let addresses: Vec<_> = v4.chain(entry.v6.iter().map(ToString::to_string)).collect();
+            format!("{:?} in {zone}: {}", entry.kind, addresses.join(" ")).trim_end().to_owned()
+        }
+        Found::Address(name) => name.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn services_tasks_and_endpoints_have_names_in_every_form() {
+    let ground = Ground::new();
+    let forms =
+        |name: &str| ["", ".shop", ".shop.netctl.internal"].map(|suffix| format!("{name}{suffix}"));
+    for (name, expected) in [
+        ("web", "Service in 0: 10.9.0.80 fd00:9::80"),
+        ("WEB", "Service in 0: 10.9.0.80 fd00:9::80"),
+        ("tasks.web", "Tasks in 0: 10.9.0.9 fd00:9::9"),
+        // Neither the unhealthy, nor that of a dead node, nor the drained ones.
+        ("db", "Tasks in 0: 10.9.0.3 10.9.0.4 fd00:9::3 fd00:9::4"),
+        ("tasks.db", "Tasks in 0: 10.9.0.3 10.9.0.4 fd00:9::3 fd00:9::4"),
+        ("none", "Tasks in 0:"),
+        ("a", "Endpoint in 0: 10.9.0.2 fd00:9::2"),
+        // What does not take connections now can be asked why.
+        ("db3", "Endpoint in 0: 10.9.0.5 fd00:9::5"),
+        ("db4", "Endpoint in 0: 10.9.0.6 fd00:9::6"),
+        ("gateway", "Gateway in 0: 10.9.0.1 fd00:9::1"),
+    ] {
+        for form in forms(name) {
+            assert_eq!(ground.find(&form), expected, "{form}");
+        }
+    }
+}
+
+#[test]
+fn what_is_drained_has_no_name() {
+    let ground = Ground::new();
+    for name in ["db5", "db6"] {
+        assert_eq!(ground.find(name), "Foreign");
+        assert_eq!(ground.find(&format!("{name}.shop.netctl.internal")), "Missing");
+    }
+}
+
+#[test]
+fn the_network_on_which_is_asked_comes_first() {
+    let ground = Ground::new();
+    assert_eq!(ground.find("only"), "Endpoint in 1: 10.8.0.3");
+    assert_eq!(ground.find("a.mail"), "Endpoint in 1: 10.8.0.2");
+    assert_eq!(ground.find("web.mail.netctl.internal"), "Service in 1: 10.8.0.80");
+    let zones: Vec<_> = ground.zones.iter().rev().cloned().collect();
+    let names = Names { zones: &zones, ..ground.names() };
+    let a = DomainName::parse("a").unwrap();
+    assert_eq!(show(&names.find(&a)), "Endpoint in 0: 10.8.0.2");
+}
+
+#[test]
+fn names_of_a_network_that_the_client_is_not_on_are_not_there() {
+    let ground = Ground::new();
+    let names = Names { zones: &ground.zones[..1], ..ground.names() };
+    let find = |name: &str| show(&names.find(&DomainName::parse(name).unwrap()));
+    assert_eq!(find("only"), "Foreign");
+    assert_eq!(find("a.mail"), "Foreign");
+    assert_eq!(find("a.mail.netctl.internal"), "Missing");
+    assert_eq!(find("2.0.8.10.in-addr.arpa"), "Foreign");
+}
+
+#[test]
+fn names_above_others_have_nothing_and_what_is_not_below_ours_is_foreign() {
+    let ground = Ground::new();
+    assert_eq!(ground.find("netctl.internal"), "Branch");
+    assert_eq!(ground.find("shop.netctl.internal"), "Branch");
+    for missing in ["x.shop.netctl.internal", "x.web.shop.netctl.internal", "x.netctl.internal"] {
+        assert_eq!(ground.find(missing), "Missing", "{missing}");
+    }
+    for foreign in ["x", "shop", "x.shop", "internal", "www.example.com", "arpa", "a.b.mail"] {
+        assert_eq!(ground.find(foreign), "Foreign", "{foreign}");
+    }
+}
+
+#[test]
+fn addresses_have_the_names_of_those_who_have_them() {
+    let ground = Ground::new();
+    let v6 = |tail: &str| format!("{tail}.{}9.0.0.0.0.0.d.f.ip6.arpa", "0.".repeat(24 - tail.split('.').count()));
+    for (name, expected) in [
+        ("2.0.9.10.in-addr.arpa".to_owned(), "a.shop.netctl.internal."),
+        ("80.0.9.10.in-addr.arpa".to_owned(), "web.shop.netctl.internal."),
+        ("1.0.9.10.IN-ADDR.ARPA".to_owned(), "gateway.shop.netctl.internal."),
+        ("3.0.8.10.in-addr.arpa".to_owned(), "only.mail.netctl.internal."),
+        // One that is drained still has its address.
+        ("7.0.9.10.in-addr.arpa".to_owned(), "db5.shop.netctl.internal."),
+        ("99.0.9.10.in-addr.arpa".to_owned(), "Missing"),
+        ("1.2.0.192.in-addr.arpa".to_owned(), "Foreign"),
+        // Not how addresses are written.
+        ("02.0.9.10.in-addr.arpa".to_owned(), "Foreign"),
+        ("0.9.10.in-addr.arpa".to_owned(), "Foreign"),
+        ("999.0.9.10.in-addr.arpa".to_owned(), "Foreign"),
+        (v6("2"), "a.shop.netctl.internal."),
+        (v6("7.7"), "Missing"),
+    ] {
+        assert_eq!(ground.find(&name), expected, "{name}");
+    }
+}
+
+#[test]
+fn an_internal_networks_zone_forwards_nothing() {
+    let ground = Ground::new();
+    assert_eq!(ground.zones.iter().map(|zone| zone.forwards).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(
+        ground.zones[0].get(DomainName::parse("web").unwrap().wire()).unwrap().kind,
+        Kind::Service
+    );
+}

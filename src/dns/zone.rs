@@ -1,0 +1,175 @@
+//! The names of one network.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::DomainName;
+use crate::lb;
+use crate::model::snapshot::Members;
+use crate::model::{
+    Endpoint, EndpointMode, EndpointState, Name, Network, NetworkId, Node, Service, Snapshot,
+};
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An endpoint.
+    Endpoint,
+    /// A service with an address of its own.
+    Service,
+    /// The endpoints of a service that take connections.
+    Tasks,
+    /// The gateway.
+    Gateway,
+    /// Nothing but the names below it (an empty non-terminal, RFC 8499).
+    Branch,
+}
+
+/// What a name has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it stands for.
+    pub kind: Kind,
+    /// Its IPv4 addresses.
+    pub v4: Vec<Ipv4Addr>,
+    /// Its IPv6 addresses.
+    pub v6: Vec<Ipv6Addr>,
+    /// Where a port of it is found, by this very name.
+    pub srv: Vec<Srv>,
+}
+
+/// Where a port is found (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Srv {
+    /// Its share.
+    pub weight: u16,
+    /// The port.
+    pub port: u16,
+    /// The name of who has it, within the same network.
+    pub target: DomainName,
+}
+
+/// All names of one network, relative to it.
+#[derive(Debug, Clone)]
+pub struct Zone {
+    /// The network.
+    pub network: NetworkId,
+    /// What it is called.
+    pub name: Name,
+    /// Whether names of others are asked for elsewhere.
+    pub forwards: bool,
+    /// Its subnets: an address of theirs is ours to tell of.
+    subnets: Vec<ipnetwork::IpNetwork>,
+    /// By the wire's form.
+    names: HashMap<Box<[u8]>, Entry>,
+    addresses: HashMap<IpAddr, DomainName>,
+}
+
+impl Zone {
+    /// The names of a network, as the snapshot has it for this node.
+    pub fn new(me: &Node, snapshot: &Snapshot, network: &Network, members: &Members) -> Self {
+        let mut zone = Self {
+            network: network.id,
+            name: network.name.clone(),
+            forwards: !network.internal,
+            subnets: network.standing().map(|subnet| subnet.cidr()).collect(),
+            names: HashMap::with_capacity(2 * members.endpoints.len()),
+            addresses: HashMap::with_capacity(members.endpoints.len()),
+        };
+        let mut backends: BTreeMap<&Name, Vec<&Endpoint>> = BTreeMap::new();
+        for endpoint in members.endpoints.values() {
+            let out = lb::out(me, snapshot, endpoint);
+            if let (Some(service), None) = (&endpoint.service, &out) {
+                backends.entry(service).or_default().push(endpoint);
+            }
+            // One that is drained is about to go: nobody is to begin anything with it.
+            let is_drained =
+                endpoint.state == EndpointState::Draining || out == Some(lb::Out::NodeDrained);
+            zone.add_endpoint(endpoint, !is_drained);
+        }
+        let here = snapshot.services.values().filter(|service| service.networks.contains(&network.id));
+        for service in here {
+            let ready = backends.get(&service.name).map_or(&[][..], Vec::as_slice);
+            zone.add_service(service, ready);
+        }
+        for gateway in network.standing().map(|subnet| subnet.gateway()) {
+            if let Some(name) = label("gateway") {
+                zone.addresses.entry(gateway).or_insert_with(|| name.clone());
+                zone.insert(&name, Kind::Gateway, &[gateway]);
+            }
+        }
+        zone
+    }
+
+    /// What a name has that is relative to the network.
+    pub fn get(&self, wire: &[u8]) -> Option<&Entry> {
+        self.names.get(wire)
+    }
+
+    /// Whose an address is, by its name within the network.
+    pub fn name_of(&self, address: IpAddr) -> Option<&DomainName> {
+        self.addresses.get(&address)
+    }
+
+    /// Whether an address is one of the network's.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| subnet.contains(address))
+    }
+
+    fn add_endpoint(&mut self, endpoint: &Endpoint, by_name: bool) {
+        let Some(name) = label(endpoint.name.as_str()) else { return };
+        for address in &endpoint.addresses {
+            self.addresses.insert(*address, name.clone());
+        }
+        if by_name {
+            self.insert(&name, Kind::Endpoint, &endpoint.addresses);
+        }
+    }
+
+    /// Adds a service, before which an endpoint of the same name stands back.
+    fn add_service(&mut self, service: &Service, ready: &[&Endpoint]) {
+        let Some(name) = label(service.name.as_str()) else { return };
+        let backends: Vec<IpAddr> =
+            ready.iter().flat_map(|endpoint| &endpoint.addresses).copied().collect();
+        self.names.remove(name.wire());
+        match service.endpoint_mode {
+            EndpointMode::Vip => {
+                let own = service.addresses.get(&self.network).map_or(&[][..], Vec::as_slice);
+                for address in own {
+                    self.addresses.insert(*address, name.clone());
+                }
+                self.insert(&name, Kind::Service, own);
+            }
+            EndpointMode::Dnsrr => self.insert(&name, Kind::Tasks, &backends),
+        }
+        if let Some(tasks) = label("tasks").and_then(|tasks| tasks.under(&name)) {
+            self.insert(&tasks, Kind::Tasks, &backends);
+        }
+    }
+
+    /// Gives a name addresses; what is above it exists then too.
+    fn insert(&mut self, name: &DomainName, kind: Kind, addresses: &[IpAddr]) {
+        let empty = || Entry { kind, v4: Vec::new(), v6: Vec::new(), srv: Vec::new() };
+        let entry = self.names.entry(name.wire().into()).or_insert_with(empty);
+        if entry.kind == Kind::Branch {
+            entry.kind = kind;
+        }
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => entry.v4.push(*address),
+                IpAddr::V6(address) => entry.v6.push(*address),
+            }
+        }
+        let mut above = name.clone();
+        while let Some(parent) = above.parent() {
+            let branch = || Entry { kind: Kind::Branch, ..empty() };
+            self.names.entry(parent.wire().into()).or_insert_with(branch);
+            above = parent;
+        }
+    }
+}
+
+/// A name of one label.
+fn label(text: &str) -> Option<DomainName> {
+    DomainName::new([text.as_bytes()])
+}
