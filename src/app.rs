@@ -231,7 +231,7 @@ async fn start_agent(
     metrics.bring(Networks(agent.clone()));
     metrics.bring(Services(agent.clone(), loads));
     tokio::spawn(forward_view(view.clone(), dataplane.clone()));
-    tokio::spawn(stay_alive(cluster.clone(), dataplane.clone(), node.clone(), config.lease));
+    tokio::spawn(stay_alive(cluster.clone(), view.clone(), dataplane.clone(), node.clone(), config.lease));
     tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
@@ -263,20 +263,35 @@ async fn forward_view(view: View, dataplane: Arc<Dataplane>) {
     }
 }
 
-/// Holds the node's lease, as long as its kernel state follows the view: who is alive has seen what
-/// others removed.
-async fn stay_alive(cluster: Arc<Cluster>, dataplane: Arc<Dataplane>, node: Node, ttl: Duration) {
+/// Holds the node's lease, as long as its view follows the store and its kernel state the view: who is
+/// alive has seen what others removed.
+async fn stay_alive(
+    cluster: Arc<Cluster>,
+    view: View,
+    dataplane: Arc<Dataplane>,
+    node: Node,
+    ttl: Duration,
+) {
     let mut lease = None;
     let mut alive = true;
+    let mut known = view.subscribe();
     loop {
-        let held = match tokio::time::timeout(ttl, dataplane.settle()).await {
+        let follows = async {
+            // What is lost comes back by itself.
+            let _ = known.wait_for(|published| published.health == Health::Current).await;
+            dataplane.settle().await
+        };
+        let held = match tokio::time::timeout(ttl, follows).await {
             Ok(Ok(())) => match lease {
                 Some(lease) => cluster.stay_alive(lease, node.id, ttl).await,
                 None => cluster.come_alive(node.id, ttl).await,
             }
             .map_err(anyhow::Error::from),
             Ok(Err(stopped)) => Err(stopped.into()),
-            Err(_) => Err(anyhow::anyhow!("the kernel's state did not follow within {}", Shown(ttl))),
+            Err(_) => {
+                let late = Shown(ttl);
+                Err(anyhow::anyhow!("view or kernel did not follow the store within {late}"))
+            }
         };
         let pause = match held {
             Ok(held) => {

@@ -270,6 +270,17 @@ pub enum ClusterError {
          another name"
     )]
     ServiceExists(Name),
+    /// Addresses are kept under the service's name already.
+    #[error(
+        "addresses of network {network} are kept under the name {name} already: take them over \
+         (--reservation {name}), or choose another name"
+    )]
+    NameReserved {
+        /// The name.
+        name: Name,
+        /// The network.
+        network: Name,
+    },
     /// A service that cannot be as it was asked for.
     #[error("{0}")]
     ServiceInvalid(String),
@@ -344,6 +355,14 @@ pub struct Cluster {
     draws: tokio::sync::Mutex<()>,
     ledgers: Mutex<BTreeMap<NetworkId, Arc<Mutex<Ledger>>>>,
     news: reading::AllNews,
+}
+
+/// Waits before a change is tried again that met others: longer from time to time, and not all alike.
+async fn pause(attempt: usize) {
+    use rand::Rng as _;
+    let longest = 1_u64 << attempt.min(6);
+    let time = rand::rng().next_u64() % (longest + 1);
+    tokio::time::sleep(std::time::Duration::from_millis(time)).await;
 }
 
 impl Cluster {

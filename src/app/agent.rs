@@ -27,6 +27,8 @@ const WAIT: Duration = Duration::from_secs(10);
 const WAIT_UNKNOWN: Duration = Duration::from_secs(2);
 /// How soon an endpoint is plugged in again after what it needs was not ready.
 const PLUG_AGAIN: Duration = Duration::from_millis(100);
+/// How soon it is looked again whether an address has rested: all of the network's are read for that.
+const REST_AGAIN: Duration = Duration::from_millis(500);
 /// How long a repeated request waits until the view shows the first one's result.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -133,9 +135,12 @@ impl Agent {
                 Ok(claimed) => break claimed,
                 Err(error) => error,
             };
-            let (ClusterError::Exhausted { .. } | ClusterError::Address { .. }) = error else {
-                return Err(error.into());
-            };
+            match error {
+                ClusterError::Exhausted { .. } | ClusterError::Address { .. } => {}
+                // Many attach at once: somebody's turn comes each time.
+                ClusterError::Contention(_) if Instant::now() < deadline => continue,
+                error => return Err(error.into()),
+            }
             let now = self.cluster.network(&network.id.to_string()).await?;
             if now.revision != network.revision {
                 network = Arc::new(now);
@@ -145,9 +150,9 @@ impl Agent {
                 ClusterError::Exhausted { count, .. }
                     if request.service.is_some()
                         && count.resting > 0
-                        && Instant::now() + PLUG_AGAIN < deadline =>
+                        && Instant::now() + REST_AGAIN < deadline =>
                 {
-                    tokio::time::sleep(PLUG_AGAIN).await;
+                    tokio::time::sleep(REST_AGAIN).await;
                 }
                 error => return Err(error.into()),
             }

@@ -27,6 +27,7 @@ impl From<ClusterError> for ApiError {
             | ClusterError::NotOfService { .. } => ErrorCode::NotFound,
             ClusterError::NetworkExists(_)
             | ClusterError::ServiceExists(_)
+            | ClusterError::NameReserved { .. }
             | ClusterError::Removing(_)
             | ClusterError::VniTaken { .. }
             | ClusterError::SubnetExists { .. }

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::admission::{Ticket, exhausted};
 use super::rest::freeing;
-use super::{BATCH, Cluster, ClusterError, EndpointRequest, TRIES, encode, keys};
+use super::{BATCH, Cluster, ClusterError, EndpointRequest, TRIES, encode, keys, pause};
 use crate::ipam::{Block, Ledger, Proposal};
 use crate::model::snapshot::Holder;
 use crate::model::{
@@ -89,6 +89,7 @@ impl Cluster {
             check(&network, &claim.addresses)?;
             self.look_again(&network, claim, &chosen).await?;
             self.read_guard(network.id).await?;
+            pause(attempt).await;
         }
         Err(ClusterError::Contention(format!("network {}", network.name)))
     }
@@ -188,11 +189,19 @@ impl Cluster {
         ledgers.entry(network).or_insert_with(new).clone()
     }
 
-    /// Forgets a network's addresses, because this node does not use it any more, and gives its
-    /// blocks back.
-    pub(super) async fn leave_blocks(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let Some(ledger) = lock(&self.ledgers).remove(&network) else { return Ok(()) };
-        let own: Vec<_> = lock(&ledger).own_blocks().collect();
+    /// Forgets a network's addresses, because this node does not use it any more; gives what was
+    /// known of them.
+    pub(super) fn forget(&self, network: NetworkId) -> Option<Arc<Mutex<Ledger>>> {
+        lock(&self.ledgers).remove(&network)
+    }
+
+    /// Gives the blocks back that this node had on a network.
+    pub(super) async fn leave_blocks(
+        &self,
+        network: NetworkId,
+        ledger: &Mutex<Ledger>,
+    ) -> Result<(), ClusterError> {
+        let own: Vec<_> = lock(ledger).own_blocks().collect();
         for batch in own.chunks(BATCH) {
             let delete = |transaction: Transaction, (range, revision): &(IpNetwork, u64)| {
                 let key = keys::block(network, *range);
@@ -308,7 +317,7 @@ impl Cluster {
     }
 
     /// Removes an endpoint that was never plugged in: nobody has met its addresses, so they are
-    /// free at once.
+    /// free at once. Those outside of this node's blocks rest: others have routes to them.
     ///
     /// # Errors
     /// When the store cannot be reached or is another one.
@@ -328,13 +337,21 @@ impl Cluster {
         let key = keys::endpoint(endpoint.network, endpoint.id);
         for attempt in 0..TRIES {
             let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(None) };
-            let rest = if resting { self.rest_lease().await? } else { None };
+            let ledger = self.ledger(found.network);
+            let rests: BTreeSet<IpAddr> = found
+                .addresses
+                .iter()
+                .copied()
+                .filter(|address| resting || !lock(&ledger).is_own(*address))
+                .collect();
+            let rest = if rests.is_empty() { None } else { self.rest_lease().await? };
             let mut transaction = Transaction::new()
                 .modified(&key, Revision(found.revision))
                 .delete(&key)
                 .delete(keys::name(found.network, &found.name))
                 .delete(keys::local(&found.node, found.network, found.id));
             for address in &found.addresses {
+                let rest = rest.filter(|_| rests.contains(address));
                 transaction = freeing(transaction, found.network, *address, rest);
             }
             if let Some(service) = &found.drawn {
@@ -342,7 +359,6 @@ impl Cluster {
             }
             if !resting && attempt == 0 {
                 // A block that was taken for this endpoint alone, unless it is another node's now.
-                let ledger = self.ledger(found.network);
                 let blocks = found.addresses.iter().filter_map(|a| lock(&ledger).last_of_block(*a));
                 for (range, revision) in blocks {
                     let key = keys::block(found.network, range);

@@ -110,9 +110,10 @@ impl Listed {
 
 impl Cluster {
     async fn listed(&self, network: NetworkId) -> Result<Listed, ClusterError> {
-        // What is taken from here on, whoever relies on the count will notice.
-        let reservations = self.store.list(&keys::reservations(network)).await?;
+        // The guard first: who compares it notices what is kept since. What is taken from here on,
+        // whoever relies on the count will notice.
         let guard = self.store.get(&keys::reservations_guard(network)).await?;
+        let reservations = self.store.list(&keys::reservations(network)).await?;
         Ok(Listed {
             network,
             reservations,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::endpoints::{Chosen, holder, is_only_chosen, taken, taking_blocks};
 use super::rest::freeing;
-use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys};
+use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys, pause};
 use crate::ipam::Count;
 use crate::model::service::MAX_REPLICAS;
 use crate::model::{
@@ -93,6 +93,8 @@ impl Cluster {
                     let transaction = std::mem::take(&mut design.transaction);
                     self.commit(transaction.put(keys::service(&service.name), encode(service))).await
                 }
+                // Perhaps by another's service of that name, which the next look finds.
+                Err(ClusterError::NameReserved { .. }) if attempt == 0 => Ok(Outcome::Conflict),
                 Err(refusal) if is_only_chosen(&refusal) => Ok(Outcome::Conflict),
                 Err(refusal) => Err(refusal),
             };
@@ -106,6 +108,7 @@ impl Cluster {
             for id in design.service.networks {
                 self.read_ledger(id).await?;
             }
+            pause(attempt).await;
         }
         Err(ClusterError::Contention(format!("service {}", spec.name)))
     }
@@ -133,7 +136,23 @@ impl Cluster {
             let released = reserved.as_ref().map_or(0, |found| found.left().min(needed));
             self.refuse_too_few(&part, u128::from(needed), u128::from(released)).await?;
             let mut transaction = part.stamp(std::mem::take(&mut design.transaction));
-            if let (Some(found), Some(name)) = (reserved, &spec.reservation) {
+            let own = keys::reservation(id, &spec.name);
+            if let Some(found) = reserved.as_ref()
+                && spec.reservation.as_ref() == Some(&spec.name)
+            {
+                // What is not needed of it is free again.
+                transaction = transaction.modified(&own, Revision(found.revision));
+            } else if self.store.get(&own).await?.is_some() {
+                return Err(ClusterError::NameReserved {
+                    name: spec.name.clone(),
+                    network: part.network.name.clone(),
+                });
+            } else {
+                transaction = transaction.absent(&own);
+            }
+            if let (Some(found), Some(name)) = (reserved, &spec.reservation)
+                && *name != spec.name
+            {
                 let key = keys::reservation(id, name);
                 transaction = transaction.modified(&key, Revision(found.revision));
                 let rest = Reservation { drawn: found.drawn + released, ..found.value };
@@ -146,8 +165,7 @@ impl Cluster {
             }
             let service = Some(design.service.id);
             let kept = Reservation { service, count, drawn: 0, lease: None };
-            let key = keys::reservation(id, &spec.name);
-            transaction = transaction.absent(&key).put(key, encode(&kept));
+            transaction = transaction.put(own, encode(&kept));
             if has_vip {
                 let asked = self.addresses_asked_for(&part.network, &spec.addresses).await?;
                 let chosen = self.choose(&part.network, &asked, alive, attempt)?;
@@ -464,3 +482,6 @@ fn check_replicas(replicas: u32) -> Result<(), ClusterError> {
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -284,10 +284,14 @@ impl Follower {
         if let Some(followed) = self.followed.remove(&network) {
             followed.watch.abort();
             self.now.snapshot.members.remove(&network);
+            // At once: what is followed anew from here on begins with nothing.
+            let ledger = self.cluster.forget(network);
             let cluster = Arc::clone(&self.cluster);
             tokio::spawn(async move {
                 // What stays is taken over by who needs it, once it is empty.
-                if let Err(error) = cluster.leave_blocks(network).await {
+                if let Some(ledger) = ledger
+                    && let Err(error) = cluster.leave_blocks(network, &ledger).await
+                {
                     warn!(%network, %error, "blocks of addresses not given back");
                 }
                 if let Err(error) = cluster.withdraw_acks(network).await {

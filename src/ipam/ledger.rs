@@ -80,6 +80,8 @@ struct Span {
     usable: u128,
     /// What is taken, and what nobody gets.
     taken: Space,
+    /// Those that nobody gets.
+    nobodys: BTreeSet<u128>,
     /// How many of the usable ones are held, by whom.
     held: Held,
     /// What was proposed of it and is not held yet: a few at a time.
@@ -262,10 +264,20 @@ impl Ledger {
     /// The block of this node in which an address is the only one that is held.
     pub fn last_of_block(&self, address: IpAddr) -> Option<(IpNetwork, u64)> {
         let (index, number) = self.find(address)?;
-        let span = self.spans.get(index)?;
-        let range = span.subnet.block_of(address)?;
+        let (range, revision) = self.own_block_of(address)?;
+        self.spans.get(index)?.is_empty_block_but(number).then_some((range, revision))
+    }
+
+    /// Whether an address is in a block of this node.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.own_block_of(address).is_some()
+    }
+
+    fn own_block_of(&self, address: IpAddr) -> Option<(IpNetwork, u64)> {
+        let (index, _) = self.find(address)?;
+        let range = self.spans.get(index)?.subnet.block_of(address)?;
         let block = self.blocks.get(&range).filter(|block| block.node == self.me)?;
-        span.is_empty_block_but(number).then_some((range, block.revision))
+        Some((range, block.revision))
     }
 
     /// Chooses a free address of one family, and holds it as given out; `None` when every address
@@ -408,14 +420,17 @@ impl Span {
         let broadcast = cidr.is_ipv4().then(|| cidr.broadcast());
         let ends = [Some(cidr.network()), broadcast, Some(subnet.gateway())].into_iter().flatten();
         let nobodys = ends.chain(subnet.reserved().iter().copied());
-        let excluded = nobodys
-            .filter_map(|address| offset(cidr.network(), address))
-            .filter(|number| taken.take(*number) && given.contains(number))
-            .count();
+        let nobodys: BTreeSet<u128> =
+            nobodys.filter_map(|address| offset(cidr.network(), address)).collect();
+        nobodys.iter().for_each(|number| {
+            taken.take(*number);
+        });
+        let excluded = nobodys.range(given.clone()).count();
         Self {
             usable: (given.end - given.start) - excluded as u128,
             given,
             taken,
+            nobodys,
             held: Held::default(),
             proposed: BTreeSet::new(),
             block: size_of_prefix(cidr, subnet.block_prefix()),
@@ -504,8 +519,8 @@ impl Span {
     /// How many addresses of the block that begins at a number somebody has.
     fn held_in_block(&self, start: u128) -> u128 {
         let all = start..start + self.block;
-        let nobodys = all.clone().filter(|number| !self.subnet.is_usable(self.address(*number)));
-        self.taken.taken(all) - nobodys.count() as u128
+        let nobodys = self.nobodys.range(all.clone()).count();
+        self.taken.taken(all) - nobodys as u128
     }
 
     /// How many addresses of the block that begins at a number may be given out and nobody has.
@@ -521,7 +536,8 @@ impl Span {
         let mut behind = self.open.range(here..);
         let mut next = match behind.next() {
             Some(start) if *start == here => {
-                match self.taken.next_free(self.cursor..self.within(here).end) {
+                let within = self.within(here);
+                match self.taken.next_free(self.cursor.max(within.start)..within.end) {
                     Some(number) => return Some(self.give(number)),
                     None => behind.next().copied(),
                 }

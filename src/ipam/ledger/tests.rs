@@ -54,6 +54,21 @@ fn all_ipv4(network: &Network) -> Vec<IpAddr> {
     all
 }
 
+#[test]
+fn a_range_that_begins_inside_a_block_is_kept_to() {
+    let network = network(serde_json::json!([{"cidr": "10.9.0.0/16", "range": "10.9.0.128/25"}]));
+    let mut ledger = ledger(&network, "n1");
+    let first = ledger.propose(true, |_| true, 0).unwrap();
+    assert_eq!(first.address, ip("10.9.0.128"));
+    take(&mut ledger, &first, "n1");
+    // As after a start: it does not know what it gave out last.
+    let mut fresh = super::Ledger::new(name("n1"));
+    fresh.follow(&network);
+    fresh.reset(ledger.holders().clone(), ledger.blocks.clone());
+    let next = fresh.propose(true, |_| true, 0).unwrap();
+    assert_eq!((next.address, next.block), (ip("10.9.0.129"), None));
+}
+
 /// Takes what was proposed, as a claim that was committed.
 fn take(ledger: &mut Ledger, proposal: &Proposal, node: &str) {
     ledger.hold(proposal.address, holder());

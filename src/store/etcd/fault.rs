@@ -100,6 +100,8 @@ fn answer(code: i32, message: &str) -> Fault {
             Fault::Denied(text)
         }
         code::CANCELLED | code::DEADLINE_EXCEEDED | code::UNAVAILABLE => Fault::Unreachable(text),
+        // It is overloaded, and has done nothing.
+        _ if text == "too many requests" => Fault::Unreachable(text),
         _ if text == "requested lease not found" => Fault::LeaseGone,
         _ if text.starts_with("mvcc: required revision") => Fault::NoSuchRevision(text),
         _ => Fault::Failed(text),

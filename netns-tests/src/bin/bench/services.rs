@@ -41,6 +41,8 @@ connections straight to a backend on another node and through the service's addr
 
 const IPVSADM: &str = "ipvsadm";
 const NETWORK: &str = "bench";
+/// The network of the two nodes between which connections are measured.
+const PAIR: &str = "pair";
 const BACKENDS: u16 = 10;
 /// Where the remote endpoints' addresses are.
 const FIRST_BACKEND: u32 = u32::from_be_bytes([10, 64, 32, 0]);
@@ -327,14 +329,14 @@ fn connections(ground: &Ground, report: &mut Report) {
     let config = plain(Config::etcd(&etcd)).store("timeout", "2s").set("lb", "ipvs").set("lease", "5m");
     let nodes: [Arc<Node>; 2] = [ground.world.node("n1"), ground.world.node("n2")];
     let _agents = nodes.each_ref().map(|node| node.agent(&config));
-    nodes[0].ok(&format!("network create {NETWORK} --subnet 10.9.0.0/24"));
+    nodes[0].ok(&format!("network create {PAIR} --subnet 10.9.0.0/24"));
     nodes[0].ok(&format!(
-        "service create web --network {NETWORK} --vip 10.9.0.200 --port {0}:{0}",
+        "service create web --network {PAIR} --vip 10.9.0.200 --port {0}:{0}",
         crate::traffic::PORT
     ));
-    let client = nodes[0].attach(NETWORK, "client");
-    let server = nodes[1].attach_with(NETWORK, "server", "--service web");
-    let address = nodes[1].addresses(NETWORK, "server").remove(0);
+    let client = nodes[0].attach(PAIR, "client");
+    let server = nodes[1].attach_with(PAIR, "server", "--service web");
+    let address = nodes[1].addresses(PAIR, "server").remove(0);
     assert!(client.space.reaches(&address), "the containers do not reach each other");
     assert!(client.space.reaches("10.9.0.200"), "the service does not answer");
     let direct = Path::new(&client.space, &server.space, &address);
