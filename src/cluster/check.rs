@@ -3,8 +3,6 @@
 //! Every change of ours is one transaction, so what is read at one revision is consistent however
 //! much goes on; what is not was made by somebody else's hand, or by a fault. A repair is a
 //! transaction that compares what was read: where anything has changed since, it does nothing.
-//!
-//! Not found is an address that rests without a lease: an entry does not tell its lease.
 
 mod book;
 mod rules;
