@@ -244,6 +244,7 @@ async fn start_agent(
     let checks = health::Tally::default();
     metrics.change(|registry| checks.register(registry));
     tokio::spawn(health::follow(agent.clone(), checks));
+    tokio::spawn(check::answer(agent.clone()));
 
     let mut known = view.subscribe();
     known

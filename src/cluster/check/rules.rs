@@ -23,6 +23,7 @@ pub(super) fn inconsistencies(book: &Book) -> Vec<Inconsistency> {
         found.push(Inconsistency {
             network: unreadable.network,
             finding: Finding {
+                node: None,
                 network: unreadable.network.map(|id| book.name(id)).unwrap_or_default(),
                 kind: FindingKind::Unreadable,
                 what: unreadable.key.clone(),
@@ -355,7 +356,7 @@ fn inconsistency(
     repair: Vec<Transaction>,
 ) -> Inconsistency {
     let (repairable, text) = (!repair.is_empty(), text.to_owned());
-    let finding = Finding { network, kind, what, problem, repair: text, repairable };
+    let finding = Finding { node: None, network, kind, what, problem, repair: text, repairable };
     Inconsistency { finding, network: id, repair }
 }
 

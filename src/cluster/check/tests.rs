@@ -97,6 +97,9 @@ fn healthy() -> Keys {
     let resting = format!("members/{NET}/addresses/10.9.0.3");
     keys.put(&resting, "");
     keys.0.get_mut(&resting).unwrap().leased = true;
+    // Of another version: what checks write is nobody's.
+    keys.put("base/checks/0000000000cc", "?");
+    keys.put("checks/0000000000cc/n2", "?");
     keys.set(&members(&format!("acks/{A}/n2")), &json!({"revision": 7, "connections": 0}));
     keys.set(&format!("members/{NET}/blocks/10.9.0.0/28"), &json!("n1"));
     keys.set(&format!("members/{NET}/blocks/10.9.0.16/28"), &json!("n2"));
