@@ -438,7 +438,7 @@ fn a_check_that_has_not_compared_every_node_fails_and_says_why() {
         );
     }
     *agent.memory.state() = memory::State { cut: 7, findings: vec![("x", false)], ..Default::default() };
-    let table = text(&netctl(&agent, "ipam check").stdout).to_owned();
+    let table = text(&netctl(&agent, "ipam check").stdout);
     assert!(table.contains("node n2: 7 more are not shown\n"), "{table}");
 }
 

@@ -42,7 +42,8 @@ pub enum FindingKind {
     LeakedMembers,
     /// There is an acknowledgement of the drain of an endpoint that does not exist.
     LeakedAck,
-    /// Addresses are kept for a service that does not exist or is not on the network.
+    /// Addresses are kept for a service that does not exist or is not on the network, or for none and
+    /// for ever.
     LeakedReservation,
     /// More or fewer endpoints have drawn on what is kept for a service than is written.
     WrongReservation,
