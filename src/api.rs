@@ -369,17 +369,53 @@ pub struct Share {
     pub free: u64,
 }
 
-/// What a check of the store and of this node's kernel found.
+/// What a check of the store and of the nodes' kernels found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckView {
-    /// The node whose kernel was compared with the store.
+    /// The node that was asked.
     pub node: NodeName,
+    /// All nodes whose kernels were to be compared with the store, by name.
+    pub nodes: Vec<NodeCheck>,
     /// The store's revision at which it was read.
     pub revision: u64,
     /// What was wrong and has been repaired.
     pub repaired: Vec<Finding>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+}
+
+impl CheckView {
+    /// Whether every node's kernel was compared.
+    pub fn is_complete(&self) -> bool {
+        self.nodes.iter().all(|node| node.outcome == CheckOutcome::Compared)
+    }
+}
+
+/// What became of a check on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeCheck {
+    /// The node.
+    pub node: NodeName,
+    /// Whether its kernel was compared with the store.
+    pub outcome: CheckOutcome,
+    /// Why not; empty where it was.
+    pub reason: String,
+    /// How many of its findings are left out, because one answer holds a thousand.
+    pub cut: u64,
+}
+
+/// How a check of one node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// Its kernel was compared with the store.
+    Compared,
+    /// It is dead.
+    Dead,
+    /// It is alive, and has not answered in time.
+    Late,
+    /// It could not be asked, could not compare, or its answer cannot be read.
+    Failed,
 }
 
 /// What a detach removed.
@@ -483,10 +519,11 @@ pub trait Service: Send + Sync + 'static {
     async fn remove_service(&self, name: &Name) -> Result<(), ApiError>;
     /// Keeps addresses for a while.
     async fn reserve(&self, request: ReserveRequest) -> Result<(), ApiError>;
-    /// Compares the store with itself and with this node's kernel; all networks, or one.
-    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError>;
-    /// Repairs what it is safe to repair of what a check finds, and checks again.
-    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError>;
+    /// Compares the store with itself, and with the kernel of every node, or of this one only
+    /// (`local`); all networks, or one.
+    async fn check(&self, network: Option<&str>, local: bool) -> Result<CheckView, ApiError>;
+    /// Repairs what it is safe to repair of what a check finds in the store, and checks again.
+    async fn repair(&self, network: Option<&str>, local: bool) -> Result<CheckView, ApiError>;
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
     /// One node.

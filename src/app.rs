@@ -231,7 +231,13 @@ async fn start_agent(
     metrics.bring(Networks(agent.clone()));
     metrics.bring(Services(agent.clone(), loads));
     tokio::spawn(forward_view(view.clone(), dataplane.clone()));
-    tokio::spawn(stay_alive(cluster.clone(), view.clone(), dataplane.clone(), node.clone(), config.lease));
+    tokio::spawn(stay_alive(
+        cluster.clone(),
+        view.clone(),
+        dataplane.clone(),
+        node.clone(),
+        config.lease,
+    ));
     tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
@@ -244,6 +250,7 @@ async fn start_agent(
     let checks = health::Tally::default();
     metrics.change(|registry| checks.register(registry));
     tokio::spawn(health::follow(agent.clone(), config.health_user.clone(), checks));
+    tokio::spawn(check::answer(agent.clone()));
 
     let mut known = view.subscribe();
     known

@@ -4,6 +4,7 @@
 //! again. [`object`] names the kernel objects that the others are turned into.
 
 pub mod balancing;
+pub mod check;
 pub mod endpoint;
 pub mod engine;
 pub mod finding;
@@ -19,11 +20,12 @@ pub mod subnet;
 pub mod update;
 
 pub use balancing::{Balancing, BalancingError, Prefer, Protocol, Scheduler, ServicePort};
+pub use check::{CheckAnswer, CheckRequest};
 pub use endpoint::{Attachment, Endpoint};
 pub use engine::Engine;
 pub use finding::{Finding, FindingKind};
 pub use health::{EndpointState, HealthCheck, HealthTest};
-pub use id::{ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};
+pub use id::{CheckId, ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};
 pub use name::{IfName, Name, NodeName};
 pub use network::{ExpandSpec, Network, NetworkSpec};
 pub use node::Node;

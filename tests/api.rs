@@ -210,6 +210,15 @@ async fn show_check(api: &mut Checked<'_>) {
         let found = api.exchange(method, path, none.clone(), 200).await;
         assert_eq!(found["repaired"].as_array().unwrap().len(), repaired);
         assert_eq!(found["findings"].as_array().unwrap().len(), left);
+        assert_eq!(found["findings"][left - 1]["node"], "n2");
+        assert_eq!(
+            found["nodes"][1],
+            json!({"node": "n2", "outcome": "compared", "reason": "", "cut": 0})
+        );
+        let local = api.exchange(method, &format!("{path}?local=true"), none.clone(), 200).await;
+        assert_eq!(local["nodes"].as_array().unwrap().len(), 1);
+        assert!(local["findings"].as_array().unwrap().iter().all(|found| found["node"].is_null()));
+        api.exchange(method, &format!("{path}?local=perhaps"), none.clone(), 400).await;
         api.exchange(method, &format!("{path}?network=no"), none.clone(), 404).await;
         api.exchange(method, &format!("{path}?network=A"), none.clone(), 400).await;
         api.failures(method, path, none.clone(), &[500, 503]).await;

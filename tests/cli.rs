@@ -407,9 +407,11 @@ fn a_check_tells_what_it_found_and_what_became_of_it() {
     let output = netctl(&agent, "ipam check");
     let table = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1));
-    let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(head, ["NETWORK", "KIND", "WHAT", "PROBLEM", "REPAIR"]);
-    assert!(table.contains("--repair: remove the key") && table.contains("node n1"), "{table}");
+    let words = |line: usize| table.lines().nth(line).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(words(0), ["NETWORK", "NODE", "KIND", "WHAT", "PROBLEM", "REPAIR"]);
+    assert_eq!((words(1)[1], words(2)[1]), ("-", "n2"), "{table}");
+    assert!(table.contains("--repair: remove the key"), "{table}");
+    assert!(table.ends_with("the kernel of 2 of 2 node(s): n1, n2\n"), "{table}");
     let output = netctl(&agent, "ipam check --repair");
     let table = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "one is left");
@@ -421,6 +423,25 @@ fn a_check_tells_what_it_found_and_what_became_of_it() {
         (&"leak".into(), &serde_json::json!([]))
     );
     failed(&agent, "ipam check --network nothing", 4);
+}
+
+#[test]
+fn a_check_that_has_not_compared_every_node_fails_and_says_why() {
+    let agent = Agent::start();
+    agent.memory.state().not_compared = Some("it sleeps");
+    for line in ["ipam check", "ipam check --repair"] {
+        let output = netctl(&agent, line);
+        let table = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert!(table.contains("incomplete: node n2 was not compared: it sleeps\n"), "{table}");
+        assert!(table.ends_with("the kernel of 1 of 2 node(s): n1\n"), "{table}");
+        assert!(
+            done(&agent, &format!("{line} --local")).ends_with("the kernel of 1 of 1 node(s): n1\n")
+        );
+    }
+    *agent.memory.state() = memory::State { cut: 7, findings: vec![("x", false)], ..Default::default() };
+    let table = text(&netctl(&agent, "ipam check").stdout);
+    assert!(table.contains("node n2: 7 more are not shown\n"), "{table}");
 }
 
 #[test]

@@ -15,6 +15,8 @@
 mod addresses;
 #[path = "netns/balance.rs"]
 mod balance;
+#[path = "netns/check.rs"]
+mod check;
 #[path = "netns/cluster.rs"]
 mod cluster;
 #[path = "netns/drain.rs"]
@@ -93,6 +95,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("run", run::TESTS),
     ("refusals", refusals::TESTS),
     ("addresses", addresses::TESTS),
+    ("check", check::TESTS),
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),
     ("health", health::TESTS),

@@ -251,20 +251,21 @@ impl Client {
         self.decode::<Detached>(status, &body).map(|detached| detached.id)
     }
 
-    /// Compares the store with itself and with this node's kernel; all networks, or one.
+    /// Compares the store with itself, and with the kernel of every node, or of the asked one only
+    /// (`local`); all networks, or one.
     ///
     /// # Errors
     /// See [`Client::version`].
-    pub async fn check(&self, network: Option<&str>) -> Result<CheckView, ClientError> {
-        self.get(&with_query("/v1/ipam/check", &[("network", network)])).await
+    pub async fn check(&self, network: Option<&str>, local: bool) -> Result<CheckView, ClientError> {
+        self.get(&check_path("/v1/ipam/check", network, local)).await
     }
 
-    /// Repairs what it is safe to repair of what a check finds, and checks again.
+    /// Repairs what it is safe to repair of what a check finds in the store, and checks again.
     ///
     /// # Errors
     /// See [`Client::version`].
-    pub async fn repair(&self, network: Option<&str>) -> Result<CheckView, ClientError> {
-        let path = with_query("/v1/ipam/repair", &[("network", network)]);
+    pub async fn repair(&self, network: Option<&str>, local: bool) -> Result<CheckView, ClientError> {
+        let path = check_path("/v1/ipam/repair", network, local);
         let (status, body) = self.call(Method::POST, &path, Bytes::new(), TIMEOUT).await?;
         self.decode(status, &body)
     }
@@ -510,6 +511,10 @@ fn target_path(target: &Target, action: &str) -> String {
         Target::Service(name) => format!("/v1/services/{}/{action}", encoded(name.as_str())),
         Target::Node(name) => format!("/v1/nodes/{}/{action}", encoded(name.as_str())),
     }
+}
+
+fn check_path(path: &str, network: Option<&str>, local: bool) -> String {
+    with_query(path, &[("network", network), ("local", local.then_some("true"))])
 }
 
 fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {

@@ -132,12 +132,12 @@ impl Service for Front {
         self.agent()?.reserve(&request).await
     }
 
-    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
-        self.agent()?.check(network).await
+    async fn check(&self, network: Option<&str>, local: bool) -> Result<CheckView, ApiError> {
+        self.agent()?.check(network, local).await
     }
 
-    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
-        self.agent()?.repair(network).await
+    async fn repair(&self, network: Option<&str>, local: bool) -> Result<CheckView, ApiError> {
+        self.agent()?.repair(network, local).await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {

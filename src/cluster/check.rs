@@ -3,9 +3,8 @@
 //! Every change of ours is one transaction, so what is read at one revision is consistent however
 //! much goes on; what is not was made by somebody else's hand, or by a fault. A repair is a
 //! transaction that compares what was read: where anything has changed since, it does nothing.
-//!
-//! Not found is an address that rests without a lease: an entry does not tell its lease.
 
+mod asking;
 mod book;
 mod rules;
 #[cfg(test)]
@@ -17,6 +16,7 @@ use super::{Cluster, ClusterError, networks};
 use crate::model::Finding;
 use crate::model::{Endpoint, EndpointId, NetworkId};
 use crate::store::{Outcome, Revision, Transaction, schema};
+pub use asking::Asked;
 use book::Book;
 
 /// An inconsistency of the store.
@@ -51,15 +51,31 @@ impl Cluster {
     /// # Errors
     /// When the store cannot be read or is another one, or there is no such network.
     pub async fn check(&self, network: Option<&str>) -> Result<Check, ClusterError> {
+        let find = |book: &Book| match network {
+            Some(text) => book.find(text).map(Some).ok_or_else(|| networks::no_network(text)),
+            None => Ok(None),
+        };
+        self.check_found(find).await
+    }
+
+    /// The same of a network that may be gone meanwhile, or of all.
+    ///
+    /// # Errors
+    /// When the store cannot be read or is another one.
+    pub async fn check_again(&self, network: Option<NetworkId>) -> Result<Check, ClusterError> {
+        self.check_found(|_| Ok(network)).await
+    }
+
+    async fn check_found(
+        &self,
+        find: impl FnOnce(&Book) -> Result<Option<NetworkId>, ClusterError>,
+    ) -> Result<Check, ClusterError> {
         let listing = self.store.list("").await?;
         if listing.entries.get(schema::KEY).is_none_or(|entry| entry.modified != self.identity) {
             return Err(ClusterError::Replaced(self.store.name()));
         }
         let book = Book::read(&listing.entries);
-        let network = match network {
-            Some(text) => Some(book.find(text).ok_or_else(|| networks::no_network(text))?),
-            None => None,
-        };
+        let network = find(&book)?;
         let mut inconsistencies = rules::inconsistencies(&book);
         inconsistencies.retain(|found| network.is_none() || found.network == network);
         let networks = book.networks.keys().map(|id| (*id, book.name(*id))).collect();

@@ -8,6 +8,8 @@
 //! | `base/nodes/<node name>` | a [`crate::model::Node`] |
 //! | `base/alive/<node name>` | the node's id; lives under the node's lease |
 //! | `base/drained/<node name>` | nothing; the node's endpoints get no new connections |
+//! | `base/checks/<check>` | a [`crate::model::CheckRequest`], under a lease of its own |
+//! | `checks/<check>/<node name>` | a [`crate::model::CheckAnswer`], under the request's lease |
 //! | `members/<network>/endpoints/<endpoint>` | a [`crate::model::Endpoint`] |
 //! | `members/<network>/names/<endpoint name>` | the endpoint's id |
 //! | `members/<network>/addresses/<address>` | the endpoint's id; empty while it rests, then it lives under a lease |
@@ -25,7 +27,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{EndpointId, Name, NetworkId, NodeName};
+use crate::model::{CheckId, EndpointId, Name, NetworkId, NodeName};
 
 pub(super) const BASE: &str = "base/";
 pub(super) const GUARD: &str = "base/networks-guard";
@@ -34,6 +36,7 @@ pub(super) const NODES: &str = "base/nodes/";
 pub(super) const SERVICES: &str = "base/services/";
 pub(super) const ALIVE: &str = "base/alive/";
 pub(super) const DRAINED: &str = "base/drained/";
+pub(super) const CHECKS: &str = "base/checks/";
 
 pub(super) fn network(id: NetworkId) -> String {
     format!("{NETWORKS}{id}")
@@ -49,6 +52,18 @@ pub(super) fn alive(name: &NodeName) -> String {
 
 pub(super) fn drained(name: &NodeName) -> String {
     format!("{DRAINED}{name}")
+}
+
+pub(super) fn check(id: CheckId) -> String {
+    format!("{CHECKS}{id}")
+}
+
+pub(super) fn answers(id: CheckId) -> String {
+    format!("checks/{id}/")
+}
+
+pub(super) fn answer(id: CheckId, node: &NodeName) -> String {
+    format!("checks/{id}/{node}")
 }
 
 pub(super) fn members(network: NetworkId) -> String {

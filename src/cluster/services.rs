@@ -133,35 +133,24 @@ impl Cluster {
             let has_vip = spec.endpoint_mode == EndpointMode::Vip;
             let needed = count + u64::from(has_vip);
             let reserved = self.reservation_to_take(&part, spec.reservation.as_ref()).await?;
+            let own = keys::reservation(id, &spec.name);
+            let takes_its_own = reserved.is_some() && spec.reservation.as_ref() == Some(&spec.name);
+            if !takes_its_own && self.store.get(&own).await?.is_some() {
+                let (name, network) = (spec.name.clone(), part.network.name.clone());
+                return Err(ClusterError::NameReserved { name, network });
+            }
             let released = reserved.as_ref().map_or(0, |found| found.left().min(needed));
             self.refuse_too_few(&part, u128::from(needed), u128::from(released)).await?;
             let mut transaction = part.stamp(std::mem::take(&mut design.transaction));
-            let own = keys::reservation(id, &spec.name);
-            if let Some(found) = reserved.as_ref()
-                && spec.reservation.as_ref() == Some(&spec.name)
-            {
-                // What is not needed of it is free again.
-                transaction = transaction.modified(&own, Revision(found.revision));
-            } else if self.store.get(&own).await?.is_some() {
-                return Err(ClusterError::NameReserved {
-                    name: spec.name.clone(),
-                    network: part.network.name.clone(),
-                });
-            } else {
-                transaction = transaction.absent(&own);
-            }
+            // Of what is kept under its own name, what is not needed is free again.
+            transaction = match &reserved {
+                Some(found) if takes_its_own => transaction.modified(&own, Revision(found.revision)),
+                _ => transaction.absent(&own),
+            };
             if let (Some(found), Some(name)) = (reserved, &spec.reservation)
-                && *name != spec.name
+                && !takes_its_own
             {
-                let key = keys::reservation(id, name);
-                transaction = transaction.modified(&key, Revision(found.revision));
-                let rest = Reservation { drawn: found.drawn + released, ..found.value };
-                transaction = match rest.lease {
-                    Some(lease) if rest.left() > 0 => {
-                        transaction.put_leased(key, encode(&rest), Lease(lease))
-                    }
-                    _ => transaction.delete(key),
-                };
+                transaction = taking(transaction, keys::reservation(id, name), found, released);
             }
             let service = Some(design.service.id);
             let kept = Reservation { service, count, drawn: 0, lease: None };
@@ -480,6 +469,21 @@ fn check_replicas(replicas: u32) -> Result<(), ClusterError> {
         false => Err(ClusterError::ServiceInvalid(format!(
             "{replicas} replicas are too many: give at most {MAX_REPLICAS}"
         ))),
+    }
+}
+
+/// Adds to a transaction that so much of a reservation is taken over; what is left of it stays.
+fn taking(
+    transaction: Transaction,
+    key: String,
+    found: Versioned<Reservation>,
+    count: u64,
+) -> Transaction {
+    let transaction = transaction.modified(&key, Revision(found.revision));
+    let rest = Reservation { drawn: found.drawn + count, ..found.value };
+    match rest.lease {
+        Some(lease) if rest.left() > 0 => transaction.put_leased(key, encode(&rest), Lease(lease)),
+        _ => transaction.delete(key),
     }
 }
 

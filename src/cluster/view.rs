@@ -519,6 +519,10 @@ fn put_base(snapshot: &mut Snapshot, key: &str, entry: &Entry, known: &Networks)
         Arc::make_mut(&mut snapshot.alive).insert(name);
     } else if let Some(name) = key.strip_prefix(keys::DRAINED).and_then(|name| name.parse().ok()) {
         Arc::make_mut(&mut snapshot.drained).insert(name, entry.modified.0);
+    } else if let Some(id) = key.strip_prefix(keys::CHECKS).and_then(|id| id.parse().ok())
+        && let Some(check) = read(key, entry)
+    {
+        Arc::make_mut(&mut snapshot.checks).insert(id, check.value);
     }
 }
 
@@ -544,6 +548,8 @@ fn delete_base(snapshot: &mut Snapshot, key: &str) {
     {
         let drained: &mut BTreeMap<NodeName, u64> = Arc::make_mut(&mut snapshot.drained);
         drained.remove(&name);
+    } else if let Some(id) = key.strip_prefix(keys::CHECKS).and_then(|id| id.parse().ok()) {
+        Arc::make_mut(&mut snapshot.checks).remove(&id);
     }
 }
 

@@ -5,9 +5,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::NodeName;
+
 /// One thing that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Finding {
+    /// The node whose kernel it was found in; null: the store.
+    pub node: Option<NodeName>,
     /// The network's name, or its id where it has no record; empty where it concerns none.
     pub network: String,
     /// What sort of thing is wrong.
@@ -38,7 +42,8 @@ pub enum FindingKind {
     LeakedMembers,
     /// There is an acknowledgement of the drain of an endpoint that does not exist.
     LeakedAck,
-    /// Addresses are kept for a service that does not exist or is not on the network.
+    /// Addresses are kept for a service that does not exist or is not on the network, or for none and
+    /// for ever.
     LeakedReservation,
     /// More or fewer endpoints have drawn on what is kept for a service than is written.
     WrongReservation,
@@ -62,9 +67,9 @@ pub enum FindingKind {
     LostEndpoint,
     /// A key or its value cannot be read.
     Unreadable,
-    /// An endpoint of this node has no device in its network's sandbox.
+    /// An endpoint has no device in its network's sandbox on its node.
     NoDevice,
-    /// A device in a sandbox belongs to no endpoint of this node.
+    /// A device in a sandbox belongs to no endpoint of the node.
     StrayDevice,
     /// A sandbox belongs to no network.
     StraySandbox,

@@ -122,6 +122,11 @@ random_id!(
     "a node id"
 );
 random_id!(
+    /// Identifies a check for as long as nodes are asked for it.
+    CheckId,
+    "a check id"
+);
+random_id!(
     /// Identifies the shared state of a cluster: it is drawn when a store is used first, so that
     /// a store that was replaced by another is noticed.
     ClusterId,

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName, Service, ServiceId};
+use super::{
+    CheckId, CheckRequest, Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeName, Service,
+    ServiceId,
+};
 
 /// A value and the store's revision that wrote it last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct Snapshot {
     pub drained: Arc<BTreeMap<NodeName, u64>>,
     /// All services.
     pub services: Arc<BTreeMap<Name, Arc<Service>>>,
+    /// The checks that nodes are asked for.
+    pub checks: Arc<BTreeMap<CheckId, CheckRequest>>,
     /// The members of the networks that this node uses.
     pub members: BTreeMap<NetworkId, Arc<Members>>,
 }

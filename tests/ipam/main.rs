@@ -27,6 +27,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestError, Tes
 
 use ground::{Server, run};
 use histories::{Step, history, live};
+use seeded::fault::{Fault, STRANGER};
 
 /// Sets what is random; a failure tells its value.
 const SEED: &str = "NETCTL_SEED";
@@ -56,6 +57,18 @@ fn trials() -> Vec<Trial> {
         Trial::test("histories::over_etcd", histories_over_etcd),
         Trial::test("run::over_embedded", || over_embedded(8_000)),
         Trial::test("run::over_etcd", || over_etcd(2_000)),
+        Trial::test("audit::tells_an_address_that_two_have", || {
+            told(Fault::Duplicate, &[HAVE_IT, STRANGER, "DoubleAddress"])
+        }),
+        Trial::test("audit::tells_an_acknowledged_endpoint_that_is_lost", || {
+            told(Fault::Lost, &["was acknowledged and is not there", "acknowledged and lost"])
+        }),
+        Trial::test("audit::tells_an_address_that_leaked", || {
+            told(Fault::Leaked, &[HAVE_IT, STRANGER, "[] have it", "LeakedAddress"])
+        }),
+        Trial::test("audit::tells_an_address_that_rests_for_ever", || {
+            told(Fault::RestsForEver, &["LeakedAddress", "nothing ends that"])
+        }),
         // By `scripts/test --long`.
         Trial::test("run::long_over_embedded", || over_embedded(1_000_000)).with_ignored_flag(true),
         Trial::test("run::long_over_etcd", || over_etcd(100_000)).with_ignored_flag(true),
@@ -97,12 +110,29 @@ fn over_etcd(operations: u64) -> Result<(), Failed> {
 
 fn seeded_run(ground: seeded::Ground, operations: u64) -> Result<(), Failed> {
     let (seed, start) = (seed(), std::time::Instant::now());
-    match run_to_end(seeded::run(ground, operations, seed)) {
+    match run_to_end(seeded::run(ground, operations, seed, None)) {
         Ok(numbers) => {
             eprintln!("{numbers}; in {:?}", start.elapsed());
             Ok(())
         }
         Err(problem) => Err(format!("{SEED}={seed}: {problem}").into()),
+    }
+}
+
+/// What the audit that reads along says of an address.
+const HAVE_IT: &str = "by its key, and";
+
+/// Has a short run end with a fault in its store, which must be told in these words.
+fn told(fault: Fault, words: &[&str]) -> Result<(), Failed> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (seed, ground) = (seed(), seeded::Ground::Embedded(folder.path().join("store")));
+    let problem = match run_to_end(seeded::run(ground, 600, seed, Some(fault))) {
+        Ok(numbers) => return Err(format!("{SEED}={seed}: {fault:?} is not told: {numbers}").into()),
+        Err(problem) => problem,
+    };
+    match words.iter().find(|word| !problem.contains(**word)) {
+        Some(word) => Err(format!("{SEED}={seed}: {fault:?}, without {word:?}: {problem}").into()),
+        None => Ok(()),
     }
 }
 

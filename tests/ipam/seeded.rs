@@ -2,6 +2,7 @@
 
 mod agent;
 mod end;
+pub mod fault;
 mod operation;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use crate::faults::{Faulty, Proxy, Tally, Weather};
 use crate::member::{Member, Plan, defaults, network_spec, node};
 use crate::told::Told;
 use agent::Agent;
+use fault::Fault;
 
 pub const AGENTS: usize = 8;
 /// How many calls an agent has under way.
@@ -114,11 +116,11 @@ fn plan(networks: Vec<NetworkId>) -> Plan {
     Plan { rest: REST, alive: ALIVE, networks }
 }
 
-/// Does so many operations, ends, and gives the numbers.
+/// Does so many operations, and a fault where one is wanted; ends, and gives the numbers.
 ///
 /// # Errors
 /// What was given out twice, lost, or leaked.
-pub async fn run(ground: Ground, total: u64, seed: u64) -> Result<String, String> {
+pub async fn run(ground: Ground, total: u64, seed: u64, fault: Option<Fault>) -> Result<String, String> {
     let raw: Arc<dyn Store> = match &ground {
         Ground::Embedded(path) => Arc::new(Embedded::open(path).expect("a store")),
         Ground::Etcd(config, _) => Arc::new(Etcd::new(config.clone()).expect("a store")),
@@ -148,11 +150,19 @@ pub async fn run(ground: Ground, total: u64, seed: u64) -> Result<String, String
     });
     let kills = storm(&shared, StdRng::seed_from_u64(seed), &audit).await;
     if !audit.is_finished() {
-        end::collect(&shared).await?;
+        if let Some(fault) = fault {
+            fault.inject(&shared).await?;
+        }
+        if let Err(problem) = end::collect(&shared).await {
+            shared.problem(problem);
+        }
         let revision = shared.raw.list("base/").await.map_err(|e| e.to_string())?.revision;
         ended.send_replace(Some(revision));
     }
-    let audit = audit.await.map_err(|error| error.to_string())??;
+    let audit = audit.await.map_err(|error| error.to_string())?.unwrap_or_else(|problem| {
+        shared.problem(problem);
+        Audit::default()
+    });
     let problems = shared.problems.lock().unwrap().join("; ");
     if !problems.is_empty() {
         return Err(problems);

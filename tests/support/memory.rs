@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, BackendView, CheckView, Connections, DrainView, EndpointView,
-    ErrorCode, Expanded, Level, NetworkView, NodeUsage, NodeView, ReserveRequest, Service, ServiceView,
-    Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
+    ApiError, AttachRequest, Attached, BackendView, CheckOutcome, CheckView, Connections, DrainView,
+    EndpointView, ErrorCode, Expanded, Level, NetworkView, NodeCheck, NodeUsage, NodeView,
+    ReserveRequest, Service, ServiceView, Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
 };
 use netctl::model::{
     Attachment, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, FindingKind, MacAddr, Name,
@@ -34,8 +34,12 @@ pub struct State {
     pub attached: Vec<AttachRequest>,
     /// The endpoints that were detached.
     pub detached: Vec<EndpointId>,
-    /// What a check finds, and whether it can be repaired.
+    /// What a check finds, and whether it can be repaired: what cannot is in n2's kernel.
     pub findings: Vec<(&'static str, bool)>,
+    /// What becomes of a check on n2: it is compared unless this says why it is not.
+    pub not_compared: Option<&'static str>,
+    /// How many of n2's findings are left out.
+    pub cut: u64,
     /// From which part of a network's addresses on its use is marked, in per cent.
     pub levels: Option<(u64, u64)>,
     /// When networks are full, in seconds.
@@ -72,6 +76,18 @@ fn not_found(reference: &str) -> ApiError {
 }
 
 impl State {
+    /// Whose kernels a check has compared.
+    fn compared(&self, local: bool) -> Vec<NodeCheck> {
+        let node = |name: &str, reason: Option<&str>, cut| NodeCheck {
+            node: name.parse().unwrap(),
+            outcome: reason.map_or(CheckOutcome::Compared, |_| CheckOutcome::Late),
+            reason: reason.unwrap_or_default().to_owned(),
+            cut,
+        };
+        let other = (!local).then(|| node("n2", self.not_compared, self.cut));
+        [node("n1", None, 0)].into_iter().chain(other).collect()
+    }
+
     fn network(&self, reference: &str) -> Result<&Network, ApiError> {
         let found = |n: &&Network| n.name.as_str() == reference || n.id.to_string() == reference;
         self.networks.iter().find(found).ok_or_else(|| not_found(reference))
@@ -167,6 +183,7 @@ impl State {
 
 fn finding(&(what, repairable): &(&str, bool)) -> Finding {
     Finding {
+        node: (!repairable).then(|| "n2".parse().unwrap()),
         network: "web".to_owned(),
         kind: FindingKind::LeakedAddress,
         what: what.to_owned(),
@@ -464,16 +481,16 @@ impl Service for Memory {
         Ok(())
     }
 
-    async fn check(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
+    async fn check(&self, network: Option<&str>, local: bool) -> Result<CheckView, ApiError> {
         let state = self.call()?;
         network.map(|network| state.network(network)).transpose()?;
-        let node = "n1".parse().unwrap();
-        let findings = state.findings.iter().map(finding).collect();
-        Ok(CheckView { node, revision: 7, repaired: Vec::new(), findings })
+        let findings = state.findings.iter().map(finding).filter(|f| f.node.is_none() || !local);
+        let (node, nodes) = ("n1".parse().unwrap(), state.compared(local));
+        Ok(CheckView { node, nodes, revision: 7, repaired: Vec::new(), findings: findings.collect() })
     }
 
-    async fn repair(&self, network: Option<&str>) -> Result<CheckView, ApiError> {
-        let mut checked = self.check(network).await?;
+    async fn repair(&self, network: Option<&str>, local: bool) -> Result<CheckView, ApiError> {
+        let mut checked = self.check(network, local).await?;
         checked.repaired = checked.findings.extract_if(.., |finding| finding.repairable).collect();
         self.state().findings.retain(|(_, repairable)| !repairable);
         Ok(checked)

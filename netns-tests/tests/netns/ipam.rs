@@ -16,16 +16,20 @@ crate::tests![
     what_the_kernel_lacks_is_found_on_its_node,
 ];
 
-const NOBODY: &str = "00000000000f";
+pub(crate) const NOBODY: &str = "00000000000f";
 
-/// Runs a check and returns what it found, each as `kind what`, sorted; its exit status must fit.
+/// Runs a check of every node and returns what it found, each as `kind what`, sorted; its exit status
+/// must fit.
 #[track_caller]
-fn found(node: &Node, arguments: &str) -> Vec<String> {
+pub(crate) fn found(node: &Node, arguments: &str) -> Vec<String> {
     let output = node.ctl(&format!("-o json ipam check {arguments}"));
     let view = json(&output);
     let findings = list(&view["findings"]);
     assert_eq!(output.code, Some(i32::from(!findings.is_empty())), "{output}");
     assert_eq!(view["node"], node.name());
+    for node in view["nodes"].as_array().expect("nodes are told") {
+        assert_eq!(node["outcome"], "compared", "{output}");
+    }
     findings
 }
 
@@ -37,11 +41,11 @@ fn repaired(node: &Node, arguments: &str) -> Vec<String> {
 
 /// What a check printed, whether it found something or not.
 #[track_caller]
-fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
 }
 
-fn list(findings: &Value) -> Vec<String> {
+pub(crate) fn list(findings: &Value) -> Vec<String> {
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     let findings = findings.as_array().cloned().unwrap_or_default();
     let mut all: Vec<String> =
@@ -51,7 +55,7 @@ fn list(findings: &Value) -> Vec<String> {
 }
 
 /// The id of an endpoint.
-fn id(node: &Node, endpoint: &str) -> String {
+pub(crate) fn id(node: &Node, endpoint: &str) -> String {
     let found = node.ok(&format!("-o json endpoint inspect --network shop {endpoint}")).json();
     found[0]["id"].as_str().expect("an endpoint has an id").to_owned()
 }
@@ -73,6 +77,8 @@ fn each_leak_is_found_and_repaired_under_running_containers(world: &World) {
     let cases = [
         (format!("{members}/addresses/10.9.0.99"), Some(named(NOBODY)), "leaked_address"),
         (format!("{members}/addresses/10.9.0.98"), Some(named(&a_id)), "leaked_address"),
+        // It rests, and no lease ends that.
+        (format!("{members}/addresses/10.9.0.97"), Some(String::new()), "leaked_address"),
         (format!("{members}/names/nobody"), Some(named(NOBODY)), "leaked_name"),
         (format!("{members}/blocks/10.9.0.240/28"), Some(named("gone")), "leaked_block"),
         (format!("{members}/blocks/10.8.0.0/28"), Some(named("n1")), "outside_block"),
@@ -131,7 +137,8 @@ fn what_cannot_be_repaired_is_told_and_left(world: &World) {
     assert_eq!(found(n1, ""), [double.clone(), leak]);
     let output = n2.ctl("ipam check --repair");
     assert_eq!(output.code, Some(1), "{output}");
-    for word in ["done: remove the key", "detach all but one", "1 repaired, 1 left", "node n2"] {
+    for word in ["done: remove the key", "detach all but one", "1 repaired, 1 left", "2 node(s): n1, n2"]
+    {
         assert!(output.stdout.contains(word), "{word}: {output}");
     }
     assert_eq!(found(n1, ""), [double]);
@@ -231,14 +238,18 @@ fn what_the_kernel_lacks_is_found_on_its_node(world: &World) {
     a.space.sh("ip link add eth7 type bridge
          ip link set eth0 down && ip link set eth0 name eth8
          ip link set eth7 name eth0 && ip link del eth8");
-    wait_for("it is missed", || found(n1, "") == [format!("no_device {sandbox}/ve{a_id}")]);
-    assert_eq!(found(n2, ""), [""; 0], "it is not on this node");
+    let missed = [format!("no_device {sandbox}/ve{a_id}")];
+    wait_for("it is missed", || found(n1, "--local") == missed);
+    assert_eq!(found(n2, "--local"), [""; 0], "it is not on this node");
+    assert_eq!(found(n2, ""), missed);
     assert_eq!(repaired(n1, ""), [""; 0]);
     a.space.sh("ip link del eth0");
     wait_for("it is back", || found(n1, "").is_empty());
     n2.container(&format!("netctl-{NOBODY}"));
-    assert_eq!(found(n2, ""), [format!("stray_sandbox netctl-{NOBODY}")]);
-    assert_eq!(found(n2, "--network shop"), [""; 0]);
+    for node in [n1, n2] {
+        assert_eq!(found(node, ""), [format!("stray_sandbox netctl-{NOBODY}")]);
+        assert_eq!(found(node, "--network shop"), [""; 0]);
+    }
     n2.space.sh(&format!("umount /run/netns/netctl-{NOBODY} && rm /run/netns/netctl-{NOBODY}"));
     assert_eq!(found(n2, ""), [""; 0]);
 }

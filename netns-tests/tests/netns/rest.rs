@@ -64,7 +64,7 @@ fn a_stuck_dataplanes_node_is_dead_before_an_address_it_knows_is_given_again(wor
 
 /// Makes every request of the dataplane's thread to the kernel take a minute; the agent's other
 /// threads go on.
-fn delay_dataplane(node: &Node, agent: i32) -> Process {
+pub(crate) fn delay_dataplane(node: &Node, agent: i32) -> Process {
     let tasks = std::fs::read_dir(format!("/proc/{agent}/task")).unwrap();
     let mut tasks = tasks.map(|task| task.unwrap().path());
     let is = |name: &std::path::Path| std::fs::read_to_string(name).unwrap().trim() == "dataplane";

@@ -351,33 +351,42 @@ async fn detach(
     }
 }
 
-/// Which network to check.
+/// What to check.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Checked {
     /// Only this network (name or id).
     network: Option<Name>,
+    /// Only the kernel of the node that is asked, not of every node.
+    #[serde(default)]
+    local: bool,
 }
 
-/// Compares the store with itself and with this node's kernel.
+/// Compares the store with itself and with the kernel of every node.
+///
+/// It waits some seconds for nodes that do not answer, and says which did not.
 #[utoipa::path(get, path = "/v1/ipam/check", params(Checked),
     responses((status = 200, body = CheckView), ParameterErrors, Missing, StoreErrors))]
 async fn check(
     State(agent): Agent,
     Parameters(checked): Parameters<Checked>,
 ) -> Answer<Json<CheckView>> {
-    Ok(Json(agent.check(checked.network.as_ref().map(Name::as_str)).await?))
+    // What was asked of the others is taken back at the end.
+    let check =
+        async move { agent.check(checked.network.as_ref().map(Name::as_str), checked.local).await };
+    Ok(Json(whole(check).await?))
 }
 
-/// Repairs what it is safe to repair of what a check finds, and checks again.
+/// Repairs what it is safe to repair of what a check finds in the store, and checks again.
 #[utoipa::path(post, path = "/v1/ipam/repair", params(Checked),
     responses((status = 200, body = CheckView), ParameterErrors, Missing, StoreErrors))]
 async fn repair(
     State(agent): Agent,
     Parameters(checked): Parameters<Checked>,
 ) -> Answer<Json<CheckView>> {
-    let repair = async move { agent.repair(checked.network.as_ref().map(Name::as_str)).await };
+    let repair =
+        async move { agent.repair(checked.network.as_ref().map(Name::as_str), checked.local).await };
     Ok(Json(whole(repair).await?))
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Members {
     pub(super) addresses: BTreeMap<IpAddr, Held>,
     pub(super) names: BTreeMap<Name, Held>,
     pub(super) blocks: BTreeMap<IpNetwork, (Revision, NodeName)>,
-    pub(super) reservations: BTreeMap<Name, (Revision, Reservation)>,
+    pub(super) reservations: BTreeMap<Name, Kept>,
     pub(super) acks: BTreeMap<(EndpointId, NodeName), Revision>,
 }
 
@@ -56,6 +56,13 @@ pub(super) struct Members {
 pub(super) struct Record {
     pub(super) revision: Revision,
     pub(super) endpoint: Option<Endpoint>,
+}
+
+/// What is kept, and whether that ends with a lease.
+pub(super) struct Kept {
+    pub(super) revision: Revision,
+    pub(super) reservation: Reservation,
+    pub(super) leased: bool,
 }
 
 /// Who has an address or a name, as its key says.
@@ -175,7 +182,8 @@ impl Book {
                 Ok(())
             }
             "reservations" => {
-                members.reservations.insert(parse(what)?, (revision, value(entry)?));
+                let kept = Kept { revision, reservation: value(entry)?, leased: entry.leased };
+                members.reservations.insert(parse(what)?, kept);
                 Ok(())
             }
             _ => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Inconsistency;
-use super::book::{Book, Held, Holder, Members, Record};
+use super::book::{Book, Held, Holder, Kept, Members, Record};
 use crate::cluster::{BATCH, encode, keys};
 use crate::model::{Endpoint, NetworkId, Reservation, ServiceId};
 use crate::model::{Finding, FindingKind};
@@ -23,6 +23,7 @@ pub(super) fn inconsistencies(book: &Book) -> Vec<Inconsistency> {
         found.push(Inconsistency {
             network: unreadable.network,
             finding: Finding {
+                node: None,
                 network: unreadable.network.map(|id| book.name(id)).unwrap_or_default(),
                 kind: FindingKind::Unreadable,
                 what: unreadable.key.clone(),
@@ -255,10 +256,17 @@ impl<'a> Rules<'a> {
 
     /// What is kept for services, and what should be.
     fn reservations(&mut self) {
-        for (name, (revision, reservation)) in &self.members.reservations {
-            // One without a service holds addresses for a while, under a lease.
-            let Some(id) = reservation.service else { continue };
+        for (name, Kept { revision, reservation, leased }) in &self.members.reservations {
             let key = keys::reservation(self.id, name);
+            // One without a service holds addresses for a while, under a lease.
+            let Some(id) = reservation.service else {
+                if !leased {
+                    let problem = "it is for no service, and nothing ends it".to_owned();
+                    let repair = Transaction::new().modified(&key, *revision).delete(&key);
+                    self.repair(FindingKind::LeakedReservation, key, problem, "remove the key", repair);
+                }
+                continue;
+            };
             let service = self.book.services.get(&id).map(|(service, _)| service);
             if !service.is_some_and(|s| s.name == *name && s.networks.contains(&self.id)) {
                 let problem = format!("service {id} does not exist, or is not on the network");
@@ -291,7 +299,7 @@ impl<'a> Rules<'a> {
         let (id, book) = (self.id, self.book);
         for (service, _) in book.services.values().filter(|(s, _)| s.networks.contains(&id)) {
             let kept = self.members.reservations.get(&service.name);
-            if kept.is_none_or(|(_, reservation)| reservation.service != Some(service.id)) {
+            if kept.is_none_or(|kept| kept.reservation.service != Some(service.id)) {
                 let key = keys::reservation(self.id, &service.name);
                 let problem = format!("nothing is kept for service {}", service.name);
                 let advice = format!("remove service {} and make it again", service.name);
@@ -355,7 +363,7 @@ fn inconsistency(
     repair: Vec<Transaction>,
 ) -> Inconsistency {
     let (repairable, text) = (!repair.is_empty(), text.to_owned());
-    let finding = Finding { network, kind, what, problem, repair: text, repairable };
+    let finding = Finding { node: None, network, kind, what, problem, repair: text, repairable };
     Inconsistency { finding, network: id, repair }
 }
 

@@ -97,6 +97,11 @@ fn healthy() -> Keys {
     let resting = format!("members/{NET}/addresses/10.9.0.3");
     keys.put(&resting, "");
     keys.0.get_mut(&resting).unwrap().leased = true;
+    // Of another version: what checks write is nobody's.
+    keys.put("base/checks/0000000000cc", "?");
+    keys.put("checks/0000000000cc/n2", "?");
+    keys.set(&members("reservations/held"), &json!({"count": 3, "drawn": 0}));
+    keys.0.get_mut(&members("reservations/held")).unwrap().leased = true;
     keys.set(&members(&format!("acks/{A}/n2")), &json!({"revision": 7, "connections": 0}));
     keys.set(&format!("members/{NET}/blocks/10.9.0.0/28"), &json!("n1"));
     keys.set(&format!("members/{NET}/blocks/10.9.0.16/28"), &json!("n2"));
@@ -145,6 +150,12 @@ const CASES: &[Case] = &[
         },
         K::LeakedAck,
         "acks/00000000000f/n1",
+        true,
+    ),
+    (
+        |keys| keys.set(&members("reservations/plan"), &json!({"count": 3, "drawn": 0})),
+        K::LeakedReservation,
+        "reservations/plan",
         true,
     ),
     (|keys| keys.put(&members(&format!("acks/{A}/n1")), "x"), K::Unreadable, "acks/", false),

@@ -4,16 +4,16 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
+use crate::cluster::endpoints::lock;
 use crate::cluster::{Claimed, Defaults, EndpointRequest};
-use crate::model::{Attachment, ClusterId, NetworkSpec, Vni};
+use crate::model::{Attachment, ClusterId, Endpoint, NetworkSpec, Vni};
 use crate::store::embedded::Embedded;
 use crate::store::schema;
 
-/// A store with the network `web`, of six usable addresses less the gateway.
-async fn cluster(folder: &tempfile::TempDir) -> (Cluster, Versioned<Network>) {
-    let store = Arc::new(Embedded::open(&folder.path().join("store")).await.unwrap());
-    let id = ClusterId::random(&mut rand::rng());
-    schema::identify(&*store, Some(id), id).await.unwrap();
+/// A store with the network `web`, of one subnet.
+async fn cluster(folder: &tempfile::TempDir, cidr: &str) -> (Cluster, Versioned<Network>) {
+    let store = Arc::new(Embedded::open(folder.path().join("store")).unwrap());
+    schema::identify(&*store, None, ClusterId::random(&mut rand::rng())).await.unwrap();
     let cluster = Cluster::new(store, "n1".parse().unwrap(), Duration::from_secs(60)).await.unwrap();
     let defaults = Defaults {
         pools: Vec::new(),
@@ -22,8 +22,7 @@ async fn cluster(folder: &tempfile::TempDir) -> (Cluster, Versioned<Network>) {
         pool6_prefix: 64,
         vnis: (Vni::new(4097).unwrap(), Vni::new(4200).unwrap()),
     };
-    let spec: NetworkSpec =
-        serde_json::from_value(json!({"name": "web", "subnets": [{"cidr": "10.9.0.0/29"}]})).unwrap();
+    let spec: NetworkSpec = serde_json::from_value(json!({"name": "web", "subnets": [cidr]})).unwrap();
     cluster.create_network(&spec, &defaults).await.unwrap();
     let network = cluster.network("web").await.unwrap();
     (cluster, network)
@@ -50,7 +49,8 @@ fn container(number: u64, service: Option<&str>) -> EndpointRequest {
 #[tokio::test]
 async fn a_service_takes_over_what_is_kept_under_its_own_name() {
     let folder = tempfile::tempdir().unwrap();
-    let (cluster, network) = cluster(&folder).await;
+    // Five usable addresses.
+    let (cluster, network) = cluster(&folder, "10.9.0.0/29").await;
     let alive = BTreeSet::new();
     let wanted = BTreeMap::from([("web".to_owned(), 5)]);
     cluster.reserve(&"shop".parse().unwrap(), &wanted, Duration::from_secs(60)).await.unwrap();
@@ -72,7 +72,8 @@ async fn a_service_takes_over_what_is_kept_under_its_own_name() {
 #[tokio::test]
 async fn what_is_withdrawn_is_free_at_once_in_own_blocks_only() {
     let folder = tempfile::tempdir().unwrap();
-    let (cluster, network) = cluster(&folder).await;
+    // 125 usable addresses.
+    let (cluster, network) = cluster(&folder, "10.9.0.0/25").await;
     let alive = BTreeSet::from(["n1", "n2"].map(|name| name.parse().unwrap()));
     let claim = async |cluster: &Cluster, number| {
         let claimed = cluster.claim(&network, &container(number, None), &alive).await.unwrap();
@@ -84,11 +85,14 @@ async fn what_is_withdrawn_is_free_at_once_in_own_blocks_only() {
         entry.is_some_and(|entry| entry.value.is_empty())
     };
     let own = claim(&cluster, 1).await;
-    let other =
-        Cluster::new(cluster.store.clone(), "n2".parse().unwrap(), Duration::from_secs(60)).await.unwrap();
-    other.ledger_of_store(&network).await.unwrap();
-    let borrowed = claim(&other, 2).await;
-    assert!(!lock(&other.ledger(network.id)).is_own(borrowed.addresses[0]), "all blocks are the first's");
+    for number in 2..125 {
+        claim(&cluster, number).await;
+    }
+    let rest = Duration::from_secs(60);
+    let other = Cluster::new(cluster.store.clone(), "n2".parse().unwrap(), rest).await.unwrap();
+    let borrowed = claim(&other, 125).await;
+    let is_own = lock(&other.ledger(network.id)).is_own(borrowed.addresses[0]);
+    assert!(!is_own, "all blocks are the first's");
     other.withdraw(&borrowed).await.unwrap();
     assert!(rests(&borrowed).await, "others may have a route to it");
     cluster.withdraw(&own).await.unwrap();

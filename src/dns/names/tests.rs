@@ -5,7 +5,7 @@ use serde_json::json;
 use super::super::Kind;
 use super::*;
 use crate::model::snapshot::Members;
-use crate::model::{Network, Node, Snapshot, Versioned};
+use crate::model::{Endpoint, Name, Network, Node, Service, Snapshot};
 
 /// The networks `shop` and `mail` as the node n1 knows them.
 struct Ground {
@@ -29,77 +29,79 @@ fn network(id: &str, name: &str, subnets: &[&str]) -> Network {
     .unwrap()
 }
 
+const SHOP: &str = "aaaaaaaaaaaa";
+const MAIL: &str = "bbbbbbbbbbbb";
+
+fn service(name: &str, mode: &str, networks: &[&str], addresses: serde_json::Value) -> Service {
+    serde_json::from_value(json!({
+        "id": "dddddddddddd", "name": name, "networks": networks, "replicas": 1,
+        "addresses": addresses, "endpoint_mode": mode, "update_order": "stop-first",
+        "update_parallelism": 1,
+    }))
+    .unwrap()
+}
+
+fn services() -> BTreeMap<Name, Arc<Service>> {
+    let vips = json!({SHOP: ["10.9.0.80", "fd00:9::80"], MAIL: ["10.8.0.80"]});
+    let all = [
+        service("web", "vip", &[SHOP, MAIL], vips),
+        service("db", "dnsrr", &[SHOP], json!({})),
+        service("none", "dnsrr", &[SHOP], json!({})),
+    ];
+    all.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect()
+}
+
+fn endpoint(number: u64, name: &str, at: (&str, &str), state: &str, service: &str) -> Arc<Endpoint> {
+    let (network, node) = at;
+    let addresses = match network {
+        SHOP => vec![format!("10.9.0.{number}"), format!("fd00:9::{number}")],
+        _ => vec![format!("10.8.0.{number}")],
+    };
+    let service = Some(service).filter(|name| !name.is_empty());
+    Arc::new(
+        serde_json::from_value(json!({
+            "id": format!("{number:012x}"), "name": name, "network": network, "node": node,
+            "addresses": addresses, "mac": "06:00:00:00:00:01", "state": state, "service": service,
+            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+        }))
+        .unwrap(),
+    )
+}
+
+fn members(endpoints: &[Arc<Endpoint>]) -> Members {
+    let endpoints = endpoints.iter().map(|e| (e.id, e.clone())).collect();
+    Members { endpoints, ..Members::default() }
+}
+
 impl Ground {
-    /// Endpoints: name, node, state, service and addresses.
     fn new() -> Self {
-        let me = node("n1");
-        let mut snapshot = Snapshot::default();
-        snapshot.alive = Arc::new(["n1", "n2", "n4"].map(|name| name.parse().unwrap()).into());
-        snapshot.drained = Arc::new([("n4".parse().unwrap(), 7)].into());
-        let shop = network("aaaaaaaaaaaa", "shop", &["10.9.0.0/24", "fd00:9::/64"]);
-        let mail = network("bbbbbbbbbbbb", "mail", &["10.8.0.0/24"]);
-        let service = |name: &str, mode: &str, networks: &[&str], addresses: serde_json::Value| {
-            serde_json::from_value(json!({
-                "id": "dddddddddddd", "name": name, "networks": networks, "replicas": 1,
-                "addresses": addresses, "endpoint_mode": mode, "update_order": "stop-first",
-                "update_parallelism": 1,
-            }))
-            .unwrap()
+        let snapshot = Snapshot {
+            alive: Arc::new(["n1", "n2", "n4"].map(|name| name.parse().unwrap()).into()),
+            drained: Arc::new([("n4".parse().unwrap(), 7)].into()),
+            services: Arc::new(services()),
+            ..Snapshot::default()
         };
-        let both = ["aaaaaaaaaaaa", "bbbbbbbbbbbb"];
-        let vips = json!({"aaaaaaaaaaaa": ["10.9.0.80", "fd00:9::80"], "bbbbbbbbbbbb": ["10.8.0.80"]});
-        let services: [crate::model::Service; 3] = [
-            service("web", "vip", &both, vips),
-            service("db", "dnsrr", &both[..1], json!({})),
-            service("none", "dnsrr", &both[..1], json!({})),
-        ];
-        snapshot.services =
-            Arc::new(services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect());
-        let endpoint = |number: u64,
-                        name: &str,
-                        network: &str,
-                        node: &str,
-                        state: &str,
-                        service: &str| {
-            let prefix = if network == "aaaaaaaaaaaa" { "10.9.0" } else { "10.8.0" };
-            let mut addresses = vec![format!("{prefix}.{number}")];
-            if prefix == "10.9.0" {
-                addresses.push(format!("fd00:9::{number}"));
-            }
-            let mut value = json!({
-                "id": format!("{number:012x}"), "name": name, "network": network, "node": node,
-                "addresses": addresses, "mac": "06:00:00:00:00:01", "state": state,
-                "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
-            });
-            if !service.is_empty() {
-                value["service"] = json!(service);
-            }
-            Arc::new(serde_json::from_value::<crate::model::Endpoint>(value).unwrap())
-        };
-        let (a, b) = ("aaaaaaaaaaaa", "bbbbbbbbbbbb");
-        let of_shop = [
-            endpoint(2, "a", a, "n1", "ready", ""),
-            endpoint(3, "db1", a, "n1", "ready", "db"),
-            endpoint(4, "db2", a, "n2", "ready", "db"),
-            endpoint(5, "db3", a, "n2", "unhealthy", "db"),
-            endpoint(6, "db4", a, "n3", "ready", "db"),
-            endpoint(7, "db5", a, "n2", "draining", "db"),
-            endpoint(8, "db6", a, "n4", "ready", "db"),
-            endpoint(9, "web1", a, "n1", "ready", "web"),
+        let of_shop = members(&[
+            endpoint(2, "a", (SHOP, "n1"), "ready", ""),
+            endpoint(3, "db1", (SHOP, "n1"), "ready", "db"),
+            endpoint(4, "db2", (SHOP, "n2"), "ready", "db"),
+            endpoint(5, "db3", (SHOP, "n2"), "unhealthy", "db"),
+            endpoint(6, "db4", (SHOP, "n3"), "ready", "db"),
+            endpoint(7, "db5", (SHOP, "n2"), "draining", "db"),
+            endpoint(8, "db6", (SHOP, "n4"), "ready", "db"),
+            endpoint(9, "web1", (SHOP, "n1"), "ready", "web"),
             // It has the name of a service.
-            endpoint(10, "web", a, "n1", "ready", ""),
-        ];
-        let of_mail =
-            [endpoint(2, "a", b, "n1", "ready", ""), endpoint(3, "only", b, "n2", "ready", "")];
-        let members = |endpoints: &[Arc<crate::model::Endpoint>]| Members {
-            endpoints: endpoints.iter().map(|e| (e.id, e.clone())).collect::<BTreeMap<_, _>>(),
-            ..Members::default()
+            endpoint(10, "web", (SHOP, "n1"), "ready", ""),
+        ]);
+        let of_mail = members(&[
+            endpoint(2, "a", (MAIL, "n1"), "ready", ""),
+            endpoint(3, "only", (MAIL, "n2"), "ready", ""),
+        ]);
+        let zone = |network: Network, members: &Members| {
+            Arc::new(Zone::new(&node("n1"), &snapshot, &network, members))
         };
-        let zone = |network: Network, members| {
-            let network = Versioned { value: network, revision: 1 };
-            Arc::new(Zone::new(&me, &snapshot, &network, &members))
-        };
-        let zones = vec![zone(shop, members(&of_shop)), zone(mail, members(&of_mail))];
+        let shop = network(SHOP, "shop", &["10.9.0.0/24", "fd00:9::/64"]);
+        let zones = vec![zone(shop, &of_shop), zone(network(MAIL, "mail", &["10.8.0.0/24"]), &of_mail)];
         Self { domain: DomainName::parse("netctl.internal").unwrap(), zones }
     }
 
