@@ -528,6 +528,8 @@ pub trait Service: Send + Sync + 'static {
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError>;
     /// One node.
     async fn node(&self, name: &NodeName) -> Result<NodeView, ApiError>;
+    /// Removes a dead node, with its endpoints.
+    async fn remove_node(&self, name: &NodeName) -> Result<(), ApiError>;
     /// Has endpoints get no new connections of their services.
     async fn drain(&self, target: Target) -> Result<DrainView, ApiError>;
     /// How far a drain is.

@@ -290,7 +290,7 @@ async fn stay_alive(
         };
         let held = match tokio::time::timeout(ttl, follows).await {
             Ok(Ok(())) => match lease {
-                Some(lease) => cluster.stay_alive(lease, node.id, ttl).await,
+                Some(lease) => cluster.stay_alive(lease, &node, ttl).await,
                 None => cluster.come_alive(node.id, ttl).await,
             }
             .map_err(anyhow::Error::from),

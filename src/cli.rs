@@ -87,7 +87,7 @@ enum Command {
     /// Look for leaked and double-booked addresses, and repair them
     #[command(subcommand)]
     Ipam(ipam::Command),
-    /// List, show, drain and activate the nodes of the cluster
+    /// List, show, drain, activate and remove the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
     /// Show the versions of this command and of the agent

@@ -261,6 +261,12 @@ pub enum ClusterError {
     /// There is no such node.
     #[error("node {0} does not exist: `netctl node ls` lists those that do")]
     NoNode(String),
+    /// A node that lives cannot be removed.
+    #[error(
+        "node {0} is alive: stop its agent first and have it remove what it has \
+         (netctld --cleanup on that machine), or drain it (netctl node drain {0})"
+    )]
+    NodeAlive(NodeName),
     /// There is no such service.
     #[error("service {0:?} does not exist: `netctl service ls` lists those that do")]
     NoService(String),

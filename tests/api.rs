@@ -235,6 +235,11 @@ async fn show_nodes(api: &mut Checked<'_>) {
     api.exchange("get", "/v1/nodes/{A}", none.clone(), 400).await;
     api.failures("get", "/v1/nodes/{n1}", none.clone(), &[500, 503]).await;
     services::show_drain(api, "/v1/nodes/{n1}").await;
+    api.exchange("delete", "/v1/nodes/{n2}", none.clone(), 204).await;
+    api.exchange("delete", "/v1/nodes/{n1}", none.clone(), 409).await;
+    api.exchange("delete", "/v1/nodes/{no}", none.clone(), 404).await;
+    api.exchange("delete", "/v1/nodes/{A}", none.clone(), 400).await;
+    api.failures("delete", "/v1/nodes/{n2}", none, &[500, 503]).await;
 }
 
 #[tokio::test]

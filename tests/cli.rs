@@ -385,6 +385,7 @@ fn every_sub_command_has_help_with_examples() {
         "node inspect",
         "node drain",
         "node activate",
+        "node rm",
         "completion",
     ] {
         let help = done(&agent, &format!("{line} --help"));

@@ -170,6 +170,15 @@ impl Client {
         self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await.map(|_| ())
     }
 
+    /// Removes a dead node, with its endpoints.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn remove_node(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/nodes/{}", encoded(name));
+        self.call(Method::DELETE, &path, Bytes::new(), TIMEOUT).await.map(|_| ())
+    }
+
     /// Adds subnets to a network.
     ///
     /// # Errors

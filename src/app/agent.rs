@@ -399,6 +399,12 @@ impl Agent {
         snapshot.nodes.values().map(view).collect()
     }
 
+    pub(super) async fn remove_node(&self, name: &NodeName) -> Result<(), ApiError> {
+        self.cluster.remove_node(name).await?;
+        info!(node = %name, "node removed");
+        Ok(())
+    }
+
     pub(super) fn node(&self, name: &NodeName) -> Result<NodeView, ApiError> {
         let found = self.nodes().into_iter().find(|view| view.node.name == *name);
         found.ok_or_else(|| ClusterError::NoNode(name.to_string()).into())

@@ -38,6 +38,7 @@ impl From<ClusterError> for ApiError {
             | ClusterError::Elsewhere { .. }
             | ClusterError::NodeTaken { .. } => ErrorCode::Conflict,
             ClusterError::InUse { .. }
+            | ClusterError::NodeAlive(_)
             | ClusterError::LastSubnet { .. }
             | ClusterError::SubnetInUse { .. }
             | ClusterError::SubnetReserved { .. }

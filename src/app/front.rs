@@ -148,6 +148,10 @@ impl Service for Front {
         self.agent()?.node(name)
     }
 
+    async fn remove_node(&self, name: &NodeName) -> Result<(), ApiError> {
+        self.agent()?.remove_node(name).await
+    }
+
     async fn drain(&self, target: Target) -> Result<DrainView, ApiError> {
         self.agent()?.drain(&target).await
     }

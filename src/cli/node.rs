@@ -1,4 +1,4 @@
-//! `netctl node`: list, show, drain and activate the nodes of the cluster.
+//! `netctl node`: list, show, drain, activate and remove the nodes of the cluster.
 
 use std::process::ExitCode;
 
@@ -45,7 +45,22 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<NodeName>,
     },
+    /// Remove dead nodes, with their endpoints
+    #[command(alias = "remove", after_help = RM_EXAMPLES)]
+    Rm {
+        /// Names
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
 }
+
+const RM_EXAMPLES: &str = "\
+Examples:
+  netctl node rm db1
+
+For machines that do not come back: their endpoints are released, and what was kept for their services
+is there for others. One that is alive is refused. Should one come back after all, its agent joins
+again and unplugs what was released.";
 
 const DRAIN_EXAMPLES: &str = "\
 Examples:
@@ -61,6 +76,7 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
         Command::Ls { quiet } => ls(session, quiet).await,
         Command::Inspect { nodes } => inspect(session, &nodes).await,
         Command::Drain { nodes, wait } => drain::drain(session, targets(nodes), &wait).await,
+        Command::Rm { nodes } => rm(session, &nodes).await,
         Command::Activate { nodes } => drain::activate(session, targets(nodes)).await,
     }
 }
@@ -107,6 +123,16 @@ fn state(view: &NodeView) -> &'static str {
 
 fn yes_or_no(fact: bool) -> &'static str {
     if fact { "yes" } else { "no" }
+}
+
+async fn rm(session: &Session, nodes: &[String]) -> Result<ExitCode, Failure> {
+    let mut tally = Tally::new();
+    for name in nodes {
+        if tally.take(session.client.remove_node(name).await).is_some() {
+            output::print_line(name)?;
+        }
+    }
+    Ok(tally.exit())
 }
 
 fn targets(nodes: Vec<NodeName>) -> Vec<(String, Result<Target, Failure>)> {

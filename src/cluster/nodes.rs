@@ -120,20 +120,64 @@ impl Cluster {
         }
     }
 
-    /// Keeps the node's lease; one that ended is made anew.
+    /// Keeps the node's lease; one that ended is made anew, and so is the record of a node that was
+    /// removed meanwhile.
     ///
     /// # Errors
     /// When the store cannot be reached or is another one.
     pub async fn stay_alive(
         &self,
         lease: Lease,
-        id: NodeId,
+        node: &Node,
         ttl: Duration,
     ) -> Result<Lease, ClusterError> {
         match self.store.keep_alive(lease).await {
             Ok(()) => Ok(lease),
-            Err(StoreError::LeaseGone(_)) => self.come_alive(id, ttl).await,
+            Err(StoreError::LeaseGone(_)) => {
+                if self.store.get(&keys::node(&node.name)).await?.is_none() {
+                    self.join(node).await?;
+                }
+                self.come_alive(node.id, ttl).await
+            }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a dead node with its endpoints, whose addresses rest, and its blocks. Should it come
+    /// back, it unplugs what it still has.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoNode`] when there is none, [`ClusterError::NodeAlive`] when it lives.
+    pub async fn remove_node(&self, name: &NodeName) -> Result<(), ClusterError> {
+        let (node, alive) = (keys::node(name), keys::alive(name));
+        let dead = async || match self.store.get(&alive).await? {
+            Some(_) => Err(ClusterError::NodeAlive(name.clone())),
+            None => Ok(()),
+        };
+        if self.store.get(&node).await?.is_none() {
+            return Err(ClusterError::NoNode(name.to_string()));
+        }
+        dead().await?;
+        for network in self.networks_of(name).await? {
+            let endpoints = self.endpoints(network).await?;
+            for endpoint in endpoints.iter().filter(|endpoint| endpoint.node == *name) {
+                dead().await?;
+                self.release(endpoint).await?;
+            }
+        }
+        for network in self.networks().await? {
+            for (key, owner) in self.read_all::<NodeName>(&keys::blocks(network.id)).await? {
+                if owner.value == *name {
+                    let block = Transaction::new().modified(&key, Revision(owner.revision));
+                    // It is somebody else's by now, or goes.
+                    self.commit(block.delete(key)).await?;
+                }
+            }
+        }
+        let gone = Transaction::new().absent(alive).delete(node).delete(keys::drained(name));
+        match self.commit(gone).await? {
+            Outcome::Committed(_) => Ok(()),
+            Outcome::Conflict => Err(ClusterError::NodeAlive(name.clone())),
         }
     }
 }

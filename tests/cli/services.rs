@@ -258,9 +258,15 @@ fn a_node_is_drained_and_activated() {
     assert_eq!(drained(&agent), ("yes".to_owned(), true));
     assert_eq!(done(&agent, "node activate n2"), "n2\n");
     assert_eq!(drained(&agent), ("no".to_owned(), false));
-    for line in
-        ["node drain none", "node activate none", "endpoint activate none", "service activate none"]
-    {
+    assert_eq!(done(&agent, "node rm n2"), "n2\n");
+    assert!(failed(&agent, "node rm n1", 5).contains("is alive"));
+    for line in [
+        "node drain none",
+        "node activate none",
+        "node rm none",
+        "endpoint activate none",
+        "service activate none",
+    ] {
         failed(&agent, line, 4);
     }
 }

@@ -154,7 +154,7 @@ impl World {
         let seat = &mut self.seats[number];
         let mut me = node(number);
         if let Some((member, _)) = &seat.member {
-            me.id = member.id;
+            me.id = member.node.id;
         }
         let member = Member::start(seat.store.clone(), &me, &plan).await.unwrap();
         seat.member = Some((member, None));

@@ -16,7 +16,7 @@ use netctl::store::{Lease, Store, schema};
 pub struct Member {
     pub cluster: Arc<Cluster>,
     pub view: View,
-    pub id: NodeId,
+    pub node: Node,
     #[allow(dead_code, reason = "whoever keeps it alive")]
     pub lease: Lease,
 }
@@ -33,7 +33,7 @@ impl Member {
         cluster.join(node).await?;
         let lease = cluster.come_alive(node.id, plan.alive).await?;
         let view = View::start(Arc::clone(&cluster), node.name.clone(), plan.networks.clone());
-        Ok(Self { cluster, view, id: node.id, lease })
+        Ok(Self { cluster, view, node: node.clone(), lease })
     }
 
     /// Follows a network, as an attach does.

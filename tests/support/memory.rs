@@ -507,6 +507,14 @@ impl Service for Memory {
         Ok(state.node(name.as_str()))
     }
 
+    async fn remove_node(&self, name: &NodeName) -> Result<(), ApiError> {
+        self.call()?.find(&Target::Node(name.clone()))?;
+        match name.as_str() {
+            "n1" => Err(ApiError::new(ErrorCode::InUse, "node n1 is alive")),
+            _ => Ok(()),
+        }
+    }
+
     async fn drain(&self, target: Target) -> Result<DrainView, ApiError> {
         let mut state = self.call()?;
         state.find(&target)?;

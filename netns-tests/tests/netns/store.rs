@@ -13,6 +13,7 @@ crate::tests![
     a_wiped_store_tears_nothing_down_and_takes_no_changes,
     an_agent_starts_without_the_store_and_keeps_what_runs,
     a_dead_node_is_seen_as_dead,
+    a_dead_node_is_removed_with_what_it_had,
     a_store_of_a_newer_version_is_refused,
 ];
 
@@ -137,6 +138,41 @@ fn a_dead_node_is_seen_as_dead(world: &World) {
     wait_for("it is alive again", || alive(cluster.n1()) == ["n1", "n2"]);
     cluster.terminate(1);
     wait_for("one that is stopped leaves at once", || alive(cluster.n1()) == ["n1"]);
+}
+
+fn a_dead_node_is_removed_with_what_it_had(world: &World) {
+    let mut cluster = Cluster::with(world, 2, &NodeOptions::default(), |config| {
+        config.set("lease", "2s").set("rest", "0s")
+    });
+    let (n1, n2) = (cluster.nodes[0].clone(), cluster.nodes[1].clone());
+    n1.ok("network create shop --subnet 10.9.0.0/24");
+    n1.ok("service create web --network shop --replicas 2 --endpoint-mode dnsrr");
+    let _stays = n1.attach_with("shop", "w1", "--service web");
+    let lost = n2.attach_with("shop", "w2", "--service web");
+    wait_for("both nodes are alive", || alive(&n1) == ["n1", "n2"]);
+    n1.ok("node drain n2");
+    let refused = n1.ctl("node rm n2");
+    assert!(refused.code == Some(5) && refused.stderr.contains("n2 is alive"), "{refused}");
+    // It is cut off, and its containers go on.
+    world.connect(&n2, false);
+    wait_for("it is dead", || alive(&n1) == ["n1"]);
+    assert_eq!(n1.ctl("endpoint detach w2 --network shop").code, Some(5), "it is another node's");
+    assert_eq!(n1.ok("node rm n2").stdout, "n2\n");
+    let keys = cluster.etcd.keys();
+    assert!(!keys.iter().any(|(key, value)| key.contains("n2") || value.contains("\"n2\"")), "{keys:?}");
+    let kept = || n1.ok("-o json network inspect shop").json()[0]["ipv4"]["reserved"].clone();
+    assert_eq!(kept(), 1, "its place in the service is free again");
+    let checked = n1.ok("ipam check").stdout;
+    assert!(checked.contains("0 left"), "{checked}");
+    assert_eq!(n1.ctl("node rm n2").code, Some(4));
+    // It was not gone for good.
+    world.connect(&n2, true);
+    wait_for("it is alive again", || alive(&n1) == ["n1", "n2"]);
+    wait_for("what it had is unplugged", || !lost.space.try_sh("ip link show eth0").success());
+    let anew = n2.attach("shop", "anew");
+    assert!(anew.space.reaches("10.9.0.1"));
+    assert!(cluster.agent_runs(1));
+    n1.ok("ipam check");
 }
 
 fn a_store_of_a_newer_version_is_refused(world: &World) {

@@ -62,7 +62,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(check))
         .routes(routes!(repair))
         .routes(routes!(nodes))
-        .routes(routes!(node))
+        .routes(routes!(node, remove_node))
         .merge(services::router())
         .merge(drain::router())
         .merge(metrics::open_router())
@@ -403,4 +403,16 @@ async fn nodes(State(agent): Agent) -> Answer<Json<Vec<NodeView>>> {
     responses((status = 200, body = NodeView), ParameterErrors, Missing, StoreErrors))]
 async fn node(State(agent): Agent, Segment(name): Segment<NodeName>) -> Answer<Json<NodeView>> {
     Ok(Json(agent.node(&name).await?))
+}
+
+/// Removes a node that is dead, with its endpoints.
+#[utoipa::path(delete, path = "/v1/nodes/{node}",
+    params(("node" = NodeName, Path, description = "The node's name.")),
+    responses(
+        (status = 204, description = "The node is gone."),
+        (status = 409, body = ApiError, description = "It is alive."),
+        ParameterErrors, Missing, StoreErrors))]
+async fn remove_node(State(agent): Agent, Segment(name): Segment<NodeName>) -> Answer<StatusCode> {
+    whole(async move { agent.remove_node(&name).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

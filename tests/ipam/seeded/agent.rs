@@ -156,7 +156,7 @@ async fn stay_alive(member: Arc<Member>) {
     let mut tick = tokio::time::interval(ALIVE / 4);
     loop {
         tick.tick().await;
-        if let Ok(kept) = member.cluster.stay_alive(lease, member.id, ALIVE).await {
+        if let Ok(kept) = member.cluster.stay_alive(lease, &member.node, ALIVE).await {
             lease = kept;
         }
     }
