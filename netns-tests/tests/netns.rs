@@ -17,6 +17,8 @@ mod addresses;
 mod balance;
 #[path = "netns/cluster.rs"]
 mod cluster;
+#[path = "netns/crowd.rs"]
+mod crowd;
 #[path = "netns/drain.rs"]
 mod drain;
 #[path = "netns/expand.rs"]
@@ -29,6 +31,8 @@ mod health;
 mod ipam;
 #[path = "netns/metrics.rs"]
 mod metrics;
+#[path = "netns/outage.rs"]
+mod outage;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/refusals.rs"]
@@ -47,6 +51,8 @@ mod run;
 mod security;
 #[path = "netns/services.rs"]
 mod services;
+#[path = "netns/shop.rs"]
+mod shop;
 #[path = "netns/single.rs"]
 mod single;
 #[path = "netns/store.rs"]
@@ -115,9 +121,19 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         let mut tests = SUITES.iter().flat_map(|&(suite, tests)| trials(suite, tests));
         tests.find(|trial| trial.name() == wanted).unwrap_or_else(|| panic!("no test is {wanted}"))
     });
-    let mut own = vec![("vm", vm::TESTS), ("balance", balance::TESTS)];
+    let mut own = vec![
+        ("vm", vm::TESTS),
+        ("balance", balance::TESTS),
+        ("outage", outage::TESTS),
+        ("crowd", crowd::TESTS),
+    ];
     if std::env::var_os("NETCTL_LONG").is_some() {
-        own.extend([("balance", balance::LONG), ("rolling", rolling::TESTS)]);
+        own.extend([
+            ("balance", balance::LONG),
+            ("outage", outage::LONG),
+            ("crowd", crowd::LONG),
+            ("rolling", rolling::TESTS),
+        ]);
     }
     let own = own.into_iter().flat_map(|(suite, tests)| trials(suite, tests));
     let rest = own.chain(again).collect();
