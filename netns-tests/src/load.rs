@@ -36,6 +36,7 @@ pub struct Failure {
 struct Seen {
     stop: AtomicBool,
     done: AtomicU64,
+    answered: AtomicU64,
     served: Mutex<BTreeMap<String, u64>>,
     failures: Mutex<Vec<Failure>>,
 }
@@ -55,15 +56,15 @@ impl Load {
         Self { seen, clients }
     }
 
-    /// Waits until `count` more requests were made.
+    /// Waits until `count` more requests were answered.
     ///
     /// # Panics
     /// When that does not happen within [`DEADLINE`](crate::DEADLINE).
     #[track_caller]
     pub fn goes_on(&self, count: u64, what: &str) {
-        let goal = self.seen.done.load(Ordering::Relaxed) + count;
-        wait_for(&format!("requests are made: {what}"), || {
-            self.seen.done.load(Ordering::Relaxed) >= goal
+        let goal = self.seen.answered.load(Ordering::Relaxed) + count;
+        wait_for(&format!("requests are answered: {what}"), || {
+            self.seen.answered.load(Ordering::Relaxed) >= goal
         });
     }
 
@@ -107,6 +108,7 @@ impl Seen {
                 Ok(server) => {
                     let mut served = self.served.lock().expect("no client panicked");
                     *served.entry(server).or_default() += 1;
+                    self.answered.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {
                     let (took, error) = (begun.elapsed(), error.to_string());

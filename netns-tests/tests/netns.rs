@@ -126,13 +126,14 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         ("balance", balance::TESTS),
         ("outage", outage::TESTS),
         ("crowd", crowd::TESTS),
+        ("rolling", rolling::TESTS),
     ];
     if std::env::var_os("NETCTL_LONG").is_some() {
         own.extend([
             ("balance", balance::LONG),
             ("outage", outage::LONG),
             ("crowd", crowd::LONG),
-            ("rolling", rolling::TESTS),
+            ("rolling", rolling::LONG),
         ]);
     }
     let own = own.into_iter().flat_map(|(suite, tests)| trials(suite, tests));
