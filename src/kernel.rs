@@ -26,7 +26,7 @@ pub use look::plugged;
 pub use monitor::{Kind, Monitor, Notice, Scope};
 pub use netlink::{Netlink, NetlinkError};
 pub use netns::{Netns, boot_id};
-pub use probe::probe;
+pub use probe::{has_scheduler, probe};
 pub use sandbox::{Sandbox, delete_sandbox};
 
 use probe::reports_address_protocol;

@@ -3,15 +3,15 @@
 //! A socket stays in the network namespace in which it was made; the threads that use it stay outside.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, SockaddrStorage, bind, connect, listen};
+use nix::sys::socket::{Backlog, SockaddrStorage, bind, connect, listen, setsockopt, sockopt};
 
 use crate::space::Space;
 use crate::wait::eventually;
@@ -28,8 +28,8 @@ pub enum Transport {
     Sctp,
 }
 
-/// A server (of both families, but for SCTP) that answers every line with its name and the client's address, until it
-/// is dropped.
+/// A server of both families that answers every line with its name and the client's address, until
+/// it is dropped.
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -47,32 +47,27 @@ pub struct Answer {
 impl Server {
     /// Serves connections at a port.
     pub fn start(space: &Space, transport: Transport, port: u16, name: &str) -> Self {
-        // An SCTP server of both families would tell clients of its other address.
-        let address = match transport {
-            Transport::Tcp => SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port)),
-            Transport::Sctp => SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, port)),
+        let any =
+            [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()];
+        // One for both, but for SCTP: it would tell its clients of its address of the other family.
+        let addresses = match transport {
+            Transport::Tcp => &any[..1],
+            Transport::Sctp => &any[..],
         };
-        let listener = space.enter(|| listener(transport, address));
-        let listener = listener.unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
-        listener.set_nonblocking(true).expect("a socket can be asked not to block");
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, name) = (Arc::clone(&stop), name.to_owned());
-        thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let Ok((connection, peer)) = listener.accept() else {
-                    thread::sleep(Duration::from_millis(5));
-                    continue;
-                };
-                let name = name.clone();
-                thread::spawn(move || serve(connection, peer.ip(), &name));
-            }
-        });
+        for address in addresses {
+            let listener = space.enter(|| listener(transport, *address));
+            let listener = listener.unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
+            listener.set_nonblocking(true).expect("a socket can be asked not to block");
+            let (stopped, name) = (Arc::clone(&stop), name.to_owned());
+            thread::spawn(move || accept(&listener, &name, &stopped));
+        }
         Self { stop }
     }
 
     /// Answers datagrams at a port.
     pub fn udp(space: &Space, port: u16, name: &str) -> Self {
-        let address = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let socket = space.enter(|| UdpSocket::bind(address)).expect("the port is free");
         let step = Some(Duration::from_millis(50));
         socket.set_read_timeout(step).expect("a socket has a time-out");
@@ -94,6 +89,17 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn accept(listener: &TcpListener, name: &str, stopped: &AtomicBool) {
+    while !stopped.load(Ordering::Relaxed) {
+        let Ok((connection, peer)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        let name = name.to_owned();
+        thread::spawn(move || serve(connection, peer.ip(), &name));
     }
 }
 
@@ -124,16 +130,30 @@ impl Session {
     /// When it is refused, or does not come about in a minute.
     pub fn open(from: &Space, transport: Transport, address: &str, port: u16) -> io::Result<Self> {
         let address = SocketAddr::new(address.parse().expect("it is an address"), port);
-        let stream = from.enter(|| match transport {
-            Transport::Tcp => TcpStream::connect_timeout(&address, PATIENCE),
+        from.enter(|| Self::connect(transport, address, PATIENCE))
+    }
+
+    /// Connects from the network namespace of the calling thread; neither that nor an answer may take
+    /// longer than `patience` (SCTP: as long as the kernel tries).
+    ///
+    /// # Errors
+    /// When it is refused, or does not come about in time.
+    pub fn connect(transport: Transport, address: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = match transport {
+            Transport::Tcp => TcpStream::connect_timeout(&address, patience)?,
             Transport::Sctp => {
                 let socket = socket(transport, address)?;
-                connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
-                Ok(TcpStream::from(socket))
+                connect(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+                TcpStream::from(socket)
             }
-        })?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        };
+        stream.set_read_timeout(Some(patience))?;
         Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// The client's end.
+    pub fn local(&self) -> SocketAddr {
+        self.reader.get_ref().local_addr().expect("a connected socket has an address")
     }
 
     /// Asks the server who it is.
@@ -163,8 +183,8 @@ pub fn ask(from: &Space, transport: Transport, address: &str, port: u16) -> io::
 pub fn ask_udp(from: &Space, address: &str, port: u16, local: u16) -> io::Result<Answer> {
     let address = SocketAddr::new(address.parse().expect("it is an address"), port);
     let any: IpAddr = match address {
-        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = from.enter(|| UdpSocket::bind((any, local)))?;
     socket.connect(address)?;
@@ -189,7 +209,10 @@ fn listener(transport: Transport, address: SocketAddr) -> io::Result<TcpListener
         Transport::Tcp => TcpListener::bind(address),
         Transport::Sctp => {
             let socket = socket(transport, address)?;
-            bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
+            if address.is_ipv6() {
+                setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            }
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
             listen(&socket, Backlog::new(64)?)?;
             Ok(TcpListener::from(socket))
         }

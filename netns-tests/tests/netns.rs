@@ -19,6 +19,8 @@ mod balance;
 mod check;
 #[path = "netns/cluster.rs"]
 mod cluster;
+#[path = "netns/crowd.rs"]
+mod crowd;
 #[path = "netns/drain.rs"]
 mod drain;
 #[path = "netns/expand.rs"]
@@ -31,6 +33,8 @@ mod health;
 mod ipam;
 #[path = "netns/metrics.rs"]
 mod metrics;
+#[path = "netns/outage.rs"]
+mod outage;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/refusals.rs"]
@@ -49,6 +53,8 @@ mod run;
 mod security;
 #[path = "netns/services.rs"]
 mod services;
+#[path = "netns/shop.rs"]
+mod shop;
 #[path = "netns/single.rs"]
 mod single;
 #[path = "netns/store.rs"]
@@ -118,9 +124,20 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         let mut tests = SUITES.iter().flat_map(|&(suite, tests)| trials(suite, tests));
         tests.find(|trial| trial.name() == wanted).unwrap_or_else(|| panic!("no test is {wanted}"))
     });
-    let mut own = vec![("vm", vm::TESTS), ("balance", balance::TESTS)];
+    let mut own = vec![
+        ("vm", vm::TESTS),
+        ("balance", balance::TESTS),
+        ("outage", outage::TESTS),
+        ("crowd", crowd::TESTS),
+        ("rolling", rolling::TESTS),
+    ];
     if std::env::var_os("NETCTL_LONG").is_some() {
-        own.extend([("balance", balance::LONG), ("rolling", rolling::TESTS)]);
+        own.extend([
+            ("balance", balance::LONG),
+            ("outage", outage::LONG),
+            ("crowd", crowd::LONG),
+            ("rolling", rolling::LONG),
+        ]);
     }
     let own = own.into_iter().flat_map(|(suite, tests)| trials(suite, tests));
     let rest = own.chain(again).collect();

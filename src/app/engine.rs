@@ -5,8 +5,9 @@ use tracing::warn;
 
 use crate::api::{ApiError, ErrorCode};
 use crate::config::EngineChoice;
+use crate::kernel;
 use crate::kernel::ipvs::{self, Ipvs};
-use crate::model::{EndpointMode, Engine};
+use crate::model::{EndpointMode, Engine, Scheduler};
 
 /// What to do where the kernel has no IPVS.
 const HINT: &str = "load its module (modprobe ip_vs; where that does not find it, install the \
@@ -49,6 +50,28 @@ pub(super) fn check(engine: Engine, mode: EndpointMode) -> Result<(), ApiError> 
         }
         (Engine::Ipvs | Engine::None, _) | (Engine::Missing, EndpointMode::Dnsrr) => Ok(()),
     }
+}
+
+/// Whether this node's kernel has a scheduler. Others may lack it still: their agents log that.
+///
+/// # Errors
+/// Names the module that is missing, and what to do.
+pub(super) async fn check_scheduler(engine: Engine, scheduler: Scheduler) -> Result<(), ApiError> {
+    if engine != Engine::Ipvs {
+        return Ok(());
+    }
+    let tried = tokio::task::spawn_blocking(move || kernel::has_scheduler(scheduler.as_str())).await;
+    let tried = tried.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
+    if tried? { Ok(()) } else { Err(no_scheduler(scheduler)) }
+}
+
+fn no_scheduler(scheduler: Scheduler) -> ApiError {
+    let text = format!(
+        "the kernel of this node does not have the scheduler {scheduler} (module ip_vs_{scheduler}): \
+         load its module (modprobe ip_vs_{scheduler}; where that does not find it, install the modules \
+         of the running kernel), or choose another scheduler"
+    );
+    ApiError::new(ErrorCode::Unsupported, text)
 }
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ use super::engine;
 use crate::api::{ApiError, BackendView, Connections, ReserveRequest, ServiceView, TimeoutsView};
 use crate::cluster::ClusterError;
 use crate::lb::{self, Backend, Out};
-use crate::model::{Endpoint, Engine, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot};
+use crate::model::{
+    Endpoint, EndpointMode, Engine, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot,
+};
 
 /// Endpoints of networks that were read.
 type Members = BTreeMap<NetworkId, Vec<Arc<Endpoint>>>;
@@ -20,6 +22,9 @@ type Members = BTreeMap<NetworkId, Vec<Arc<Endpoint>>>;
 impl Agent {
     pub(super) async fn create_service(&self, spec: &ServiceSpec) -> Result<ServiceView, ApiError> {
         engine::check(self.me.lb, spec.endpoint_mode)?;
+        if spec.endpoint_mode == EndpointMode::Vip {
+            engine::check_scheduler(self.me.lb, spec.balancing.scheduler).await?;
+        }
         let service = self.cluster().create_service(spec, &self.snapshot().alive).await?;
         info!(service = %service.name, replicas = service.replicas, addresses = ?service.addresses, "service created");
         self.service_view(service).await
@@ -43,6 +48,9 @@ impl Agent {
         name: &Name,
         update: &ServiceUpdate,
     ) -> Result<ServiceView, ApiError> {
+        if let Some(scheduler) = update.scheduler {
+            engine::check_scheduler(self.me.lb, scheduler).await?;
+        }
         let service = self.cluster().update_service(name, update).await?;
         info!(service = %name, ?update, "service updated");
         self.service_view(service).await

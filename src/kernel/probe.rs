@@ -1,10 +1,12 @@
-//! Checks at start that the system has what the agent needs.
+//! Checks that the system has what the agent needs, and what a service does.
 
 use std::io;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
+use super::ipvs::{self, Change, Ipvs, Protocol, Reason, Service, ServiceKey};
 use super::message::{self, VethEnd};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
@@ -16,6 +18,8 @@ use crate::model::{MacAddr, Vni};
 const OLDEST: (u32, u32) = (5, 10);
 /// From this kernel on an address keeps our mark (`IFA_PROTO`).
 const ADDRESS_PROTOCOL: (u32, u32) = (5, 18);
+/// What the namespace is called in which something is tried.
+const PROBE: &str = "probe";
 /// Capability numbers (include/uapi/linux/capability.h).
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
 
@@ -46,6 +50,34 @@ pub fn probe() -> Result<(), Error> {
         missing.push(format!("{} missing: run the agent as root", lacking.join(" and ")));
     }
     if missing.is_empty() { Ok(()) } else { Err(Error::Probe(missing)) }
+}
+
+/// Whether IPVS has a scheduler, by its name; the kernel loads its module where it can.
+///
+/// # Errors
+///
+/// When it cannot be tried.
+pub fn has_scheduler(name: &str) -> Result<bool, Error> {
+    if Path::new("/sys/module").join(format!("ip_vs_{name}")).exists() {
+        return Ok(true);
+    }
+    let scheduler = ipvs::Scheduler::from(name);
+    let thread = std::thread::Builder::new().spawn(move || try_scheduler(scheduler));
+    let tried = thread.map_err(Error::system("start a thread"))?.join();
+    tried.unwrap_or_else(|_| Err(Error::system("try a scheduler of IPVS")(Errno::EIO)))
+}
+
+/// Makes a service with it in a namespace of this thread's own, which ends with it.
+fn try_scheduler(scheduler: ipvs::Scheduler) -> Result<bool, Error> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("make a network namespace"))?;
+    let mut ipvs = Ipvs::open().map_err(Error::ipvs(PROBE))?;
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    let key = ServiceKey::Address { protocol: Protocol::Tcp, address, port: 1 };
+    match ipvs.apply(&[Change::AddService(Service::new(key, scheduler))]).remove(0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.reason() == Some(Reason::NoScheduler) => Ok(false),
+        Err(error) => Err(Error::ipvs(PROBE)(error)),
+    }
 }
 
 /// Whether addresses keep our mark.

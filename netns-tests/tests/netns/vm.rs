@@ -1,6 +1,6 @@
 //! What needs a kernel that this machine may not have: run in the virtual machine of `scripts/vm`.
 
-use world::{Config, DEADLINE, NodeOptions, WithoutModule, World, eventually};
+use world::{Config, DEADLINE, NodeOptions, Output, WithoutModule, World, eventually, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -15,6 +15,10 @@ pub(crate) const ALONE: &[crate::Test] = &[
     (
         "without_vxlan_an_attach_is_refused_and_leaves_nothing",
         without_vxlan_an_attach_is_refused_and_leaves_nothing,
+    ),
+    (
+        "a_service_that_the_kernel_cannot_balance_is_refused_with_the_modules_name",
+        a_service_that_the_kernel_cannot_balance_is_refused_with_the_modules_name,
     ),
 ];
 
@@ -95,4 +99,42 @@ fn without_vxlan_an_attach_is_refused_and_leaves_nothing(world: &World) {
     drop(without);
     n1.ok(&attach);
     assert!(c1.space.reaches("10.9.0.1"));
+}
+
+fn a_service_that_the_kernel_cannot_balance_is_refused_with_the_modules_name(world: &World) {
+    let n1 = world.node("n1");
+    let without = WithoutModule::new("ip_vs");
+    let output = n1.netctld(&Config::embedded().set("lb", "ipvs"), &[]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.text().contains("modprobe ip_vs"), "{output}");
+
+    let config = Config::embedded().set("lb", "auto");
+    let agent = n1.agent(&config);
+    n1.ok(&format!("network create shop {DUAL}"));
+    let refused = n1.ctl("service create web --network shop");
+    refuses(&refused, &["module ip_vs)", "modprobe ip_vs", "--endpoint-mode dnsrr"]);
+    n1.ok("service create names --network shop --endpoint-mode dnsrr");
+    let named = n1.attach_with("shop", "named", "--service names");
+    assert!(named.space.reaches("10.9.0.1"));
+    drop(without);
+    agent.terminate();
+
+    let _agent = n1.agent(&config);
+    let without = WithoutModule::new("ip_vs_mh");
+    let create = "service create web --network shop --scheduler mh";
+    refuses(&n1.ctl(create), &["scheduler mh", "module ip_vs_mh", "modprobe ip_vs_mh"]);
+    assert_eq!(n1.ok("service ls -q").stdout, "names\n");
+    n1.ok("service create web --network shop --scheduler sh");
+    let update = "service update web --scheduler mh";
+    refuses(&n1.ctl(update), &["scheduler mh", "module ip_vs_mh"]);
+    drop(without);
+    n1.ok(update);
+    let saved = || n1.sandbox("shop").sh("ipvsadm -Sn");
+    wait_for("it is balanced so", || saved().contains("-s mh"));
+}
+
+#[track_caller]
+fn refuses(output: &Output, words: &[&str]) {
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(words.iter().all(|word| output.stderr.contains(word)), "{output}");
 }

@@ -38,13 +38,11 @@ impl Worker {
     }
 
     /// Marks a network in which one of these endpoints belongs to a service.
-    pub(super) fn follow_backends(&mut self, network: NetworkId, endpoints: &[EndpointId]) -> bool {
+    pub(super) fn follow_backends(&mut self, network: NetworkId, endpoints: &[EndpointId]) {
         let of_service = |id| self.endpoint(network, id).is_some_and(|e| e.service.is_some());
-        let any = endpoints.iter().any(|id| of_service(*id));
-        if any {
+        if endpoints.iter().any(|id| of_service(*id)) {
             self.rebalance.insert(network);
         }
-        any
     }
 
     /// What balances a network's connections on this node.

@@ -87,15 +87,14 @@ impl Worker {
 
     pub(super) fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {
         let ids: Vec<EndpointId> = requests.iter().map(|(id, ..)| *id).collect();
-        let balanced = self.follow_backends(network, &ids);
+        self.follow_backends(network, &ids);
         let ahead = self.ahead.entry(network).or_default();
         for (id, revision, _) in &requests {
             ahead.added.remove(id);
             ahead.removed.insert(*id, *revision);
         }
-        // Nothing is sent there any more before it goes.
-        if balanced {
-            self.rebalance.remove(&network);
+        // Nothing is sent there any more before it goes. The view may have told of it before this.
+        if self.rebalance.remove(&network) {
             self.balance(network);
         }
         let result = self.slots.get_mut(&network).map_or(Ok(()), |slot| slot.unplug(&ids));

@@ -1,0 +1,179 @@
+//! Services while agents, machines and tables fail. For a kernel that has IPVS.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use world::Transport::Tcp;
+use world::{Config, Failure, Load, Node, Session, Space, World, ask, wait_for};
+
+use crate::shop::{
+    Backend, PATIENCE, Shop, answers, call, create, destinations, each, open, plug, requests, saved,
+    session_with,
+};
+
+crate::tests![
+    an_agents_death_ends_no_connection_and_what_others_change_comes_back,
+    a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_returns,
+];
+
+/// Those that take many minutes in there.
+pub(crate) const LONG: &[crate::Test] = &[(
+    "agents_that_are_killed_at_once_under_load_end_no_connection",
+    agents_that_are_killed_at_once_under_load_end_no_connection,
+)];
+
+/// What of a sandbox is compared: its table, and the rules that mark and refuse.
+fn state(sandbox: &Space) -> (BTreeSet<String>, String) {
+    let table = saved(sandbox).lines().map(str::to_owned).collect();
+    (table, sandbox.try_sh("nft -s list table inet netctl").stdout)
+}
+
+/// Waits until an agent has the sandbox in hand: it tells how many connections its backends have.
+#[track_caller]
+fn wait_in_hand(node: &Node) {
+    wait_for("the agent has looked at the network", || {
+        let view = call(node, "GET", "/v1/services/web", &json!(null));
+        view["backends"].as_array().unwrap().iter().all(|backend| !backend["connections"].is_null())
+    });
+}
+
+fn an_agents_death_ends_no_connection_and_what_others_change_comes_back(world: &World) {
+    let n1 = world.node("n1");
+    // Another program balances on this machine too.
+    n1.space.sh(
+        "ipvsadm -A -t 192.168.50.99:80 -s rr && ipvsadm -a -t 192.168.50.99:80 -r 192.168.50.98:80 -m",
+    );
+    let hosts = saved(&n1.space);
+    let config = Config::embedded().set("lb", "ipvs").set("resync", "1s");
+    let agent = n1.agent(&config);
+    let vips = open(&n1, json!({"ports": [{"port": 80, "target": 8080}]}));
+    let every_port = create(&n1, "every-port", json!({}));
+    let backends = [("web", "b1"), ("web", "b2"), ("every-port", "b3")];
+    let backends = backends.map(|(service, name)| Backend::of(&n1, service, name));
+    let client = plug(&n1, "client", None);
+    let (from, sandbox) = (&client.container.space, n1.sandbox("shop"));
+    wait_for("all are balanced", || destinations(&sandbox).values().filter(|w| **w == 1).count() == 6);
+    let before = state(&sandbox);
+
+    let load = Load::start([from], requests(&vips[0], PATIENCE));
+    let mut sessions = ["b1", "b2"].map(|name| session_with(from, &vips[1], 80, name));
+    load.goes_on(5, "at first");
+    agent.kill();
+    load.goes_on(10, "without an agent");
+    assert_eq!(state(&sandbox), before);
+    let agent = n1.agent(&config);
+    wait_in_hand(&n1);
+    load.goes_on(10, "with the next agent");
+    assert_eq!(state(&sandbox), before);
+    for (session, name) in sessions.iter_mut().zip(["b1", "b2"]) {
+        assert_eq!(session.ask().unwrap().server, name, "its connection goes on");
+    }
+    let (requests, failures) = load.finish();
+    assert!(failures.is_empty(), "{} of {requests}: {failures:?}", failures.len());
+
+    for damage in DAMAGES {
+        let damage =
+            damage.replace("$VIP", &vips[0]).replace("$BACKEND", &backends[1].member.addresses[0]);
+        sandbox.sh(&damage);
+        wait_for(&format!("put right: {damage}"), || {
+            let timeouts = || sandbox.sh("ipvsadm -L --timeout").contains(": 900 120 300");
+            state(&sandbox) == before && timeouts()
+        });
+    }
+    assert_eq!(answers(from, &vips[0], 4), each(&[("b1", 2), ("b2", 2)]));
+    assert_eq!(answers(from, &every_port[1], 1), each(&[("b3", 1)]));
+    assert_eq!(saved(&n1.space), hosts, "the host's own table is its own");
+
+    agent.terminate();
+    let cleaned = n1.netctld(&config, &["--cleanup"]);
+    assert!(cleaned.success(), "{cleaned}");
+    assert_eq!(n1.kernel_state().namespaces(), ["b1", "b2", "b3", "client"]);
+    assert_eq!(saved(&n1.space), hosts, "the host's own table is its own");
+}
+
+/// What another hand may do to a sandbox.
+const DAMAGES: [&str; 4] = [
+    "ipvsadm -C",
+    "ipvsadm -D -t $VIP:80
+     ipvsadm -A -t $VIP:99 -s rr
+     ipvsadm --set 5 5 5",
+    "ipvsadm -E -t $VIP:80 -s lc
+     ipvsadm -e -t $VIP:80 -r $BACKEND:8080 -m -w 7
+     ipvsadm -a -t $VIP:80 -r $BACKEND:9999 -m -w 1",
+    "nft flush table inet netctl",
+];
+
+/// How long a client of the failing machine waits: far longer than an answer takes.
+const SHORT: Duration = Duration::from_secs(3);
+/// As [`Shop`] sets it.
+const LEASE: Duration = Duration::from_secs(20);
+/// How long the others take to act upon the end of a lease.
+const REACTION: Duration = Duration::from_secs(3);
+
+fn a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_returns(world: &World) {
+    let ports = json!({"ports": [{"port": 80, "target": 8080}]});
+    let mut shop = Shop::new(world, 2, ports, |config| config);
+    let (n1, n2) = (shop.cluster.nodes[0].clone(), shop.cluster.nodes[1].clone());
+    let clients = ["c1", "c2", "c3"].map(|name| plug(&n1, name, None));
+    let spaces = clients.iter().map(|client| &client.container.space);
+    let load = Load::start(spaces, requests(&shop.vips[0], SHORT));
+    load.goes_on(20, "both machines serve");
+    assert_eq!(load.served().len(), 2);
+    assert!(load.failures().is_empty(), "{:?}", load.failures());
+
+    shop.cluster.kill(1);
+    let died = Instant::now();
+    world.connect(&n2, false);
+    wait_for("the dead node's backend has gone", || shop.weights(0) == [1]);
+    load.goes_on(60, "the other machine serves");
+    let begun_after = |time: Instant| -> Vec<Failure> {
+        load.failures().into_iter().filter(|failure| failure.begun > time).collect()
+    };
+    assert!(!begun_after(died).is_empty(), "the machine was cut off under load");
+    let late = begun_after(died + LEASE + REACTION);
+    assert!(late.is_empty(), "{late:?}");
+
+    drop(load);
+
+    world.connect(&n2, true);
+    shop.cluster.start(1);
+    let from = &clients[0].container.space;
+    wait_for("its backend is used again", || {
+        ask(from, Tcp, &shop.vips[0], 80).is_ok_and(|answer| answer.server == "b2")
+    });
+}
+
+fn agents_that_are_killed_at_once_under_load_end_no_connection(world: &World) {
+    let ports = json!({"ports": [{"port": 80, "target": 8080}]});
+    // Longer than all that happens here: no agent is to take another for dead.
+    let mut shop = Shop::new(world, 3, ports, |config| config.set("lease", "300s"));
+    let node = |index: usize| shop.cluster.nodes[index].clone();
+    let clients: Vec<_> = (0..3).map(|index| plug(&node(index), &format!("c{index}"), None)).collect();
+    let before: Vec<_> = shop.sandboxes.iter().map(state).collect();
+    let spaces = clients.iter().map(|client| &client.container.space);
+    let load = Load::start(spaces, requests(&shop.vips[0], PATIENCE));
+    let mut sessions: Vec<(Session, &str)> = clients
+        .iter()
+        .flat_map(|client| {
+            let from = &client.container.space;
+            ["b1", "b2", "b3"].map(|name| (session_with(from, &shop.vips[1], 80, name), name))
+        })
+        .collect();
+    for _ in 0..3 {
+        (0..3).for_each(|index| shop.cluster.kill(index));
+        load.goes_on(20, "without agents");
+        for index in 0..3 {
+            shop.cluster.start(index);
+            wait_in_hand(&shop.cluster.nodes[index]);
+        }
+        load.goes_on(20, "with the next agents");
+        let after: Vec<_> = shop.sandboxes.iter().map(state).collect();
+        assert_eq!(after, before);
+        for (session, name) in &mut sessions {
+            assert_eq!(session.ask().unwrap().server, *name);
+        }
+    }
+    let (requests, failures) = load.finish();
+    assert!(failures.is_empty(), "{} of {requests}: {failures:?}", failures.len());
+}
