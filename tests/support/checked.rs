@@ -62,7 +62,7 @@ impl<'a> Checked<'a> {
                 .replace("{A}", "{service}")
                 .replace("{shop}", "{service}"),
             Some("endpoints") => template.replace("{no}", "{endpoint}").replace("{A}", "{endpoint}"),
-            _ => template.replace("{n1}", "{node}").replace("{A}", "{node}"),
+            _ => template.replace("{n1}", "{node}").replace("{n2}", "{node}").replace("{A}", "{node}"),
         };
         let operation = self.document["paths"][&template][method].clone();
         assert!(operation.is_object(), "{method} {template} is not in the document");
