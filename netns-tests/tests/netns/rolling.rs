@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use world::{Load, Node, Process, World, wait_for};
 
 use crate::cluster::Cluster;
+use crate::shop::destinations;
 
 crate::tests![no_request_fails_while_containers_are_replaced];
 
@@ -45,6 +46,11 @@ fn replace(world: &World, replacements: usize) {
     let node = |number: usize| -> &Node { [n1, n2][number % 2] };
     let mut running: Vec<Web> = (0..REPLICAS).map(|number| Web::start(node(number), number)).collect();
     running.iter().for_each(Web::wait_ready);
+    // That they are ready the other machine hears a little later.
+    for sandbox in [n1.sandbox("shop"), n2.sandbox("shop")] {
+        let ready = || destinations(&sandbox).values().filter(|weight| **weight == 1).count();
+        wait_for("every machine sends to all of them", || ready() == REPLICAS);
+    }
     let load = Load::start(clients.iter().map(|client| &client.space), request);
     let goes_on = |what: &str| {
         load.goes_on(MORE, what);
