@@ -169,6 +169,37 @@ fn what_the_agent_refuses_is_the_status_of_the_plan() {
 }
 
 #[test]
+fn nothing_fits_while_nobody_knows_how_the_addresses_are_used() {
+    let agent = with_network("network create web --subnet 10.9.0.0/28");
+    let folder = folder(&[
+        ("web.yml", &format!("{WEB}services: {{a: {{image: a}}}}")),
+        ("own/stack.yml", "services: {a: {image: a}}"),
+    ]);
+    agent.memory.state().store_away = true;
+    // Whether the stack's own network is there is not known either.
+    for (file, network) in [("web.yml", "web"), ("own/stack.yml", "own_default")] {
+        let output = plan(&agent, &folder, file);
+        assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(6), true), "{output:?}");
+        let told = text(&output.stderr);
+        let expected = format!("the use of network {network} is not known now");
+        assert!(told.contains(&expected) && told.contains("its store (memory)"), "{told}");
+        let kept = plan(&agent, &folder, &format!("{file} --reserve deploy"));
+        assert_eq!(kept.status.code(), Some(6), "{kept:?}");
+    }
+    assert!(agent.memory.state().reserved.is_empty());
+    agent.memory.state().store_away = false;
+    assert!(plan(&agent, &folder, "web.yml own/stack.yml").status.success());
+}
+
+#[test]
+fn an_empty_network_with_more_addresses_than_can_be_counted_is_empty() {
+    let agent = with_network("network create web --subnet fd00::/48");
+    let folder = folder(&[("stack.yml", &format!("{WEB}services: {{a: {{image: a}}}}"))]);
+    let table = text(&plan(&agent, &folder, "stack.yml").stdout);
+    assert!(table.contains("web   [........................]   0 %"), "{table}");
+}
+
+#[test]
 fn an_external_network_that_is_not_there_is_status_4() {
     let agent = Agent::start();
     let folder = folder(&[("stack.yml", &format!("{WEB}services: {{a: {{scale: 20}}}}"))]);

@@ -14,11 +14,11 @@ use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Format};
 use super::values;
-use crate::api::ReserveRequest;
+use crate::api::{NetworkView, ReserveRequest, Usage};
 use crate::model::Name;
 use crate::plan::compose::{self, Mode, Stack};
-use crate::plan::demand::demands;
-use crate::plan::verdict::{self, Family, NetworkVerdict, State, Stocks, Verdict};
+use crate::plan::demand::{Demand, demands};
+use crate::plan::verdict::{self, Family, NetworkVerdict, State, Stock, Stocks, Verdict};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +38,7 @@ endpoint_mode is dnsrr), and, where the order of updates is start-first, one for
 is replaced at a time. A global service counts on every node, whatever its constraints.
 
 Exit status: 0 if all fits, 5 if addresses are missing, 4 if an external network is, 2 if a FILE
-cannot be used.";
+cannot be used, 6 if the use of a network is not known because the store cannot be reached.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -73,8 +73,9 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<ExitC
         None if stacks.iter().any(is_global) => nodes(session).await?,
         None => 0,
     };
-    let stock = stock(session).await?;
-    let verdict = verdict::judge(demands(&stacks, nodes), &stock);
+    let demands = demands(&stacks, nodes);
+    let stock = stock(session, &demands).await?;
+    let verdict = verdict::judge(demands, &stock);
     match session.format {
         Format::Json => output::print_json(&verdict)?,
         Format::Table => table::print(&verdict)?,
@@ -98,18 +99,39 @@ async fn nodes(session: &Session) -> Result<u32, Failure> {
 }
 
 /// What the networks have, by their names.
-async fn stock(session: &Session) -> Result<BTreeMap<String, Stocks>, Failure> {
+async fn stock(
+    session: &Session,
+    demands: &BTreeMap<String, Demand>,
+) -> Result<BTreeMap<String, Stocks>, Failure> {
     let views = session.client.networks().await?;
-    let each = views.into_iter().map(|view| {
-        let mut stocks = verdict::stocks(&view.network.subnets);
-        for (family, usage) in [(Family::Ipv4, view.ipv4), (Family::Ipv6, view.ipv6)] {
-            if let (Some(stock), Some(usage)) = (stocks.get_mut(&family), usage) {
-                stock.free = usage.free.into();
-            }
-        }
-        (view.network.name.to_string(), stocks)
-    });
-    Ok(each.collect())
+    let known: BTreeMap<String, Option<Stocks>> =
+        views.iter().map(|view| (view.network.name.to_string(), stocks(view))).collect();
+    // An agent without its store does not know either which networks were made meanwhile.
+    let away = known.values().any(Option::is_none);
+    let unknown = demands.keys().find(|name| known.get(*name).map_or(away, Option::is_none));
+    if let Some(name) = unknown {
+        let store = session.client.version().await?.store;
+        let text = format!(
+            "the use of network {name} is not known now, because the agent does not reach its store \
+             ({store}): nothing is planned; try again when it does"
+        );
+        return Err(Failure::new(Exit::NotNow, text));
+    }
+    Ok(known.into_iter().filter_map(|(name, stocks)| Some((name, stocks?))).collect())
+}
+
+/// What a network has; `None`: nobody has counted that.
+fn stocks(view: &NetworkView) -> Option<Stocks> {
+    let families = [
+        (Family::Ipv4, view.network.has_ipv4(), view.ipv4),
+        (Family::Ipv6, view.network.has_ipv6(), view.ipv6),
+    ];
+    let there = families.into_iter().filter(|(_, there, _)| *there);
+    there.map(|(family, _, usage)| Some((family, stock_of(usage?)))).collect()
+}
+
+fn stock_of(usage: Usage) -> Stock {
+    Stock { usable: usage.usable.into(), free: usage.free.into() }
 }
 
 /// Keeps what the networks that are there must give.

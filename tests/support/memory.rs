@@ -38,6 +38,8 @@ pub struct State {
     pub findings: Vec<(&'static str, bool)>,
     /// From which part of a network's addresses on its use is marked, in per cent.
     pub levels: Option<(u64, u64)>,
+    /// Whether nobody can count how addresses are used.
+    pub store_away: bool,
     /// When networks are full, in seconds.
     pub full_in: Option<u64>,
     /// What is drained, as it was asked for.
@@ -141,8 +143,8 @@ impl State {
         let node = NodeUsage { node: "n1".parse().unwrap(), ipv4: Some(share), ipv6: None };
         NetworkView {
             endpoints,
-            ipv4: network.has_ipv4().then(|| usage(true)),
-            ipv6: network.has_ipv6().then(|| usage(false)),
+            ipv4: (network.has_ipv4() && !self.store_away).then(|| usage(true)),
+            ipv6: (network.has_ipv6() && !self.store_away).then(|| usage(false)),
             subnet_usage: network.subnets.iter().map(subnet_usage).collect(),
             node_usage: vec![node],
             network: network.clone(),

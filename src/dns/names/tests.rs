@@ -198,7 +198,9 @@ fn names_above_others_have_nothing_and_what_is_not_below_ours_is_foreign() {
 #[test]
 fn addresses_have_the_names_of_those_who_have_them() {
     let ground = Ground::new();
-    let v6 = |tail: &str| format!("{tail}.{}9.0.0.0.0.0.d.f.ip6.arpa", "0.".repeat(24 - tail.split('.').count()));
+    let v6 = |tail: &str| {
+        format!("{tail}.{}9.0.0.0.0.0.d.f.ip6.arpa", "0.".repeat(24 - tail.split('.').count()))
+    };
     for (name, expected) in [
         ("2.0.9.10.in-addr.arpa".to_owned(), "a.shop.netctl.internal."),
         ("80.0.9.10.in-addr.arpa".to_owned(), "web.shop.netctl.internal."),
