@@ -4,6 +4,8 @@
 mod memory;
 #[path = "cli/services.rs"]
 mod services;
+#[path = "cli/sizing.rs"]
+mod sizing;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -246,7 +246,8 @@ impl Service for Memory {
         }
         let count = state.networks.len() as u32;
         if subnets.is_empty() {
-            let cidr = format!("10.128.{count}.0/24").parse().unwrap();
+            let prefix = spec.prefix.unwrap_or(24);
+            let cidr = format!("10.{}.0.0/{prefix}", 128 + count).parse().unwrap();
             subnets.push(Subnet::new(cidr, None, None, BTreeSet::new()).unwrap());
         }
         let network = Network {

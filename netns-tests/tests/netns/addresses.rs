@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
-use world::{Client, Config, Node, NodeOptions, World, wait_for};
+use world::{Client, Config, Node, NodeOptions, Output, World, wait_for};
 
 use crate::cluster::Cluster;
 
@@ -17,6 +17,7 @@ crate::tests![
     a_full_subnet_is_told_and_heals,
     two_subnets_give_what_both_have,
     the_default_pool_skips_what_is_in_use,
+    the_pool_gives_a_subnet_for_what_is_expected,
 ];
 
 /// How many attaches the large test does.
@@ -204,4 +205,29 @@ fn the_default_pool_skips_what_is_in_use(world: &World) {
     assert!(output.stderr.contains("pools"), "{output}");
     n1.ok("network rm chosen");
     n1.ok("network create another");
+}
+
+fn the_pool_gives_a_subnet_for_what_is_expected(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let n1 = cluster.n1();
+    let cidr = |output: &Output| output.json()["subnets"][0]["cidr"].as_str().unwrap().to_owned();
+    for (name, expected, prefix) in [
+        // Half of 300 may have to start on the other of two nodes; a quarter with four.
+        ("two", "--expect-endpoints 300 --expect-services 60", "/23"),
+        ("four", "--expect-endpoints 300 --expect-services 130 --nodes 4", "/23"),
+        ("more", "--expect-endpoints 300 --expect-services 130 --nodes 2", "/22"),
+        ("services", "--expect-services 5", "/27"),
+    ] {
+        let made = n1.ok(&format!("-o json network create {name} {expected}"));
+        assert!(made.stderr.contains(&format!("a {prefix} subnet is chosen")), "{made}");
+        assert!(cidr(&made).ends_with(prefix), "{made}");
+    }
+    let keys = cluster.etcd.keys();
+    let alone = n1.ctl("network create alone --nodes 4");
+    assert!(alone.code == Some(2) && alone.stderr.contains("--expect-endpoints"), "{alone}");
+    assert_eq!(cluster.etcd.keys(), keys);
+    let small = n1.ok("network create small --expect-endpoints 300 --nodes 4 --subnet 10.9.0.0/24");
+    assert!(small.stderr.contains("warning: smaller than what is expected: 253 IPv4"), "{small}");
+    let both = "--expect-endpoints 300 --nodes 4 --subnet 10.10.0.0/24 --subnet 10.11.0.0/24";
+    assert_eq!(n1.ok(&format!("network create both {both}")).stderr, "");
 }
