@@ -12,6 +12,7 @@ crate::tests![
     a_network_that_fills_is_seen_over_the_socket_and_the_port,
     the_capacity_of_subnets_and_nodes_is_what_the_store_has,
     what_somebody_breaks_is_counted_and_an_outage_is_seen,
+    an_address_that_rests_and_is_kept_again_is_counted_once,
 ];
 
 /// Where the agents serve their metrics over TCP, each in its machine.
@@ -254,4 +255,28 @@ fn what_somebody_breaks_is_counted_and_an_outage_is_seen(world: &World) {
     assert_eq!(shop(&port(cluster.n1()), "addresses", ",state=\"endpoints\""), Some(1.0));
     cluster.etcd.start();
     wait_for("its end is seen", || connected(cluster.n1()) == 1.0);
+}
+
+fn an_address_that_rests_and_is_kept_again_is_counted_once(world: &World) {
+    let cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| config.set("rest", "1h"));
+    let n1 = cluster.n1();
+    // Thirteen: one of the service's own, and twelve for its containers.
+    n1.ok("network create shop --subnet 10.9.0.0/28");
+    n1.ok("service create web --network shop --replicas 12");
+    n1.attach_with("shop", "a", "--service web");
+    n1.attach_with("shop", "b", "--service web");
+    n1.ok("endpoint detach --network shop a");
+    // It rests, and the service is to have another: together one more than there are.
+    let usage = view(n1, "shop")["ipv4"].clone();
+    assert_eq!(
+        (&usage["resting"], &usage["reserved"], &usage["free"]),
+        (&json!(1), &json!(11), &json!(0))
+    );
+    let states = ["endpoints", "services", "resting", "reserved", "free"];
+    wait_for("each address has one state", || {
+        let metrics = socket(n1);
+        let state = |state: &&str| shop(&metrics, "addresses", &format!(",state=\"{state}\""));
+        let counts: Vec<f64> = states.iter().filter_map(state).collect();
+        counts.iter().sum::<f64>() == 13.0 && counts == [1.0, 1.0, 1.0, 10.0, 0.0]
+    });
 }
