@@ -29,6 +29,8 @@ mod health;
 mod ipam;
 #[path = "netns/metrics.rs"]
 mod metrics;
+#[path = "netns/outage.rs"]
+mod outage;
 #[path = "netns/reach.rs"]
 mod reach;
 #[path = "netns/refusals.rs"]
@@ -98,6 +100,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("health", health::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
+    ("outage", outage::TESTS),
     ("repair", repair::TESTS),
     ("rest", rest::TESTS),
     ("restart", restart::TESTS),

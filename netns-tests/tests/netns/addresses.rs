@@ -210,10 +210,11 @@ fn the_default_pool_skips_what_is_in_use(world: &World) {
 fn the_pool_gives_a_subnet_for_what_is_expected(world: &World) {
     let cluster = Cluster::new(world, 2);
     let n1 = cluster.n1();
+    wait_for("both are known", || n1.ok("-o json node ls").json().as_array().unwrap().len() == 2);
     let cidr = |output: &Output| output.json()["subnets"][0]["cidr"].as_str().unwrap().to_owned();
     for (name, expected, prefix) in [
         // Half of 300 may have to start on the other of two nodes; a quarter with four.
-        ("two", "--expect-endpoints 300 --expect-services 60", "/23"),
+        ("two", "--expect-endpoints 300 --expect-services 50", "/23"),
         ("four", "--expect-endpoints 300 --expect-services 130 --nodes 4", "/23"),
         ("more", "--expect-endpoints 300 --expect-services 130 --nodes 2", "/22"),
         ("services", "--expect-services 5", "/27"),

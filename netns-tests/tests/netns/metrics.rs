@@ -250,11 +250,25 @@ fn what_somebody_breaks_is_counted_and_an_outage_is_seen(world: &World) {
     cluster.etcd.stop();
     wait_for("the outage is seen", || connected(cluster.n1()) == 0.0);
     assert_eq!(cluster.n1().ctl("network create more").code, Some(6));
+    nothing_is_planned_without_numbers(cluster.n1());
     assert!(failures(cluster.n1()) > before);
     // What is known goes on being told.
     assert_eq!(shop(&port(cluster.n1()), "addresses", ",state=\"endpoints\""), Some(1.0));
     cluster.etcd.start();
     wait_for("its end is seen", || connected(cluster.n1()) == 1.0);
+}
+
+/// The store is away: what it last said of the network is known, but not how much of it is left.
+#[track_caller]
+fn nothing_is_planned_without_numbers(node: &Node) {
+    let file = node.dir().join("stack.yml");
+    let text = "services: {a: {networks: [shop]}}\nnetworks: {shop: {external: true}}\n";
+    std::fs::write(&file, text).unwrap();
+    assert!(node.ok("network ls").stdout.contains("shop"));
+    let plan = node.ctl(&format!("plan {}", file.display()));
+    assert_eq!((plan.code, plan.stdout.as_str()), (Some(6), ""), "{plan}");
+    let told = ["the use of network shop is not known now", "its store (etcd"];
+    assert!(told.iter().all(|told| plan.stderr.contains(told)), "{plan}");
 }
 
 fn an_address_that_rests_and_is_kept_again_is_counted_once(world: &World) {
