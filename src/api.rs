@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod server;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,6 +21,8 @@ use crate::model::{
     NetworkSpec, Node, NodeName, ServiceSpec, ServiceUpdate,
 };
 use ipnetwork::IpNetwork;
+
+pub use settings::{SettingsView, percent};
 
 /// What went wrong, for programs: stable over versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -439,6 +442,8 @@ pub enum Target {
 pub trait Service: Send + Sync + 'static {
     /// Version and state.
     async fn version(&self) -> VersionView;
+    /// What clients need of the configuration.
+    async fn settings(&self) -> Result<SettingsView, ApiError>;
     /// All metrics, in the OpenMetrics text format.
     async fn metrics(&self) -> String;
     /// Makes a network.

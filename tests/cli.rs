@@ -135,9 +135,13 @@ fn a_network_that_runs_full_is_marked() {
         "{text}"
     );
     // Where that begins is the agent's to say.
-    agent.memory.state().levels = Some((5, 101));
+    let levels = |warning, alarm| {
+        let settings = &mut agent.memory.state().settings;
+        (settings.address_warning, settings.address_alarm) = (warning, alarm);
+    };
+    levels(5, 101);
     assert_eq!(used(&agent), "100% !");
-    agent.memory.state().levels = Some((101, 102));
+    levels(101, 102);
     assert_eq!(used(&agent), "100%");
 }
 

@@ -114,15 +114,49 @@ services:
     let folder = folder(&[("shop/stack.yml", text_of)]);
     let output = plan(&agent, &folder, "shop/stack.yml");
     let expected = "\
-NETWORK    NEEDED   ENDPOINTS   SURGE   VIPS   FREE        FITS   SHORT   MORE STACKS
-shop_own   2        1           0       1      253 (new)   yes    0       125
-web        5        3           1       1      13          yes    0       1
+NETWORK    NEEDED   ENDPOINTS   SURGE   VIPS   FREE             FITS   SHORT   MORE STACKS
+shop_own   2        1           0       1      253 (new, /24)   yes    0       125
+web        5        3           1       1      13               yes    0       1
 
 shop_own   [........................]   0 %
 web        [#########...............]  38 %
 ";
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), expected.to_owned()));
     assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn a_network_that_is_made_is_as_large_as_the_agent_s_pool_says() {
+    let agent = Agent::start();
+    agent.memory.state().settings.pool_prefix = 28;
+    let text_of =
+        "services: {a: {scale: 13}}\nnetworks: {other: {ipam: {config: [{subnet: 10.7.0.0/28}]}}}";
+    let folder = folder(&[("s/a.yml", text_of), ("s/small.yml", &text_of.replace("13", "12"))]);
+    let output = plan(&agent, &folder, "s/a.yml --project s");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(text(&output.stderr).contains("short by 1 IPv4 address: 14 needed, 13 free"), "{output:?}");
+    assert!(text(&output.stdout).contains("13 (new, /28)"), "{output:?}");
+    let output = plan(&agent, &folder, "s/small.yml -o json");
+    let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let family = &verdict["networks"][0]["families"][0];
+    assert_eq!(family["pool"], json!({"prefix": 28, "assumed": false}));
+    agent.memory.state().settings.pool_prefix = 23;
+    let output = plan(&agent, &folder, "s/a.yml --project s");
+    assert!(output.status.success() && text(&output.stdout).contains("509 (new, /23)"), "{output:?}");
+}
+
+#[test]
+fn of_an_agent_that_does_not_tell_its_pool_the_usual_one_is_assumed_and_shown() {
+    let agent = Agent::start();
+    agent.memory.state().tells_no_settings = true;
+    let folder = folder(&[("s/stack.yml", "services: {a: {image: a}}")]);
+    let output = plan(&agent, &folder, "s/stack.yml");
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("253 (new, /24 assumed)"), "{output:?}");
+    let output = plan(&agent, &folder, "s/stack.yml -o json");
+    let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pool = &verdict["networks"][0]["families"][0]["pool"];
+    assert_eq!(*pool, json!({"prefix": 24, "assumed": true}));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::agent::Agent;
-use crate::api::Level;
+use crate::api::{Level, percent};
 use crate::config::duration::Shown;
 use crate::ipam::Count;
 use crate::model::{Network, NetworkId, Snapshot, Versioned};
@@ -64,8 +64,7 @@ impl Course {
 
 /// The level that a count reaches; one that was reached `before` is not left at once.
 fn level_at(levels: Levels, count: &Count, before: Level) -> Level {
-    let used = count.usable - count.free();
-    let percent = (used.saturating_mul(100)).checked_div(count.usable).unwrap_or(0);
+    let percent = percent(count.usable - count.free(), count.usable);
     let reaches = |level: u8, held: bool| {
         percent >= u128::from(level).saturating_sub(if held { SLACK } else { 0 })
     };
@@ -81,7 +80,7 @@ fn level_at(levels: Levels, count: &Count, before: Level) -> Level {
 /// How full the networks are that this node uses, and where that leads.
 #[derive(Debug)]
 pub(super) struct Pressure {
-    levels: Levels,
+    pub(super) levels: Levels,
     /// By network and whether it is IPv4.
     courses: Mutex<BTreeMap<(NetworkId, bool), Course>>,
 }

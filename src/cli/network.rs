@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use super::failure::{Exit, Failure, Tally, complain};
 use super::output::{self, Details, Format};
 use super::{Session, values};
-use crate::api::{Expanded, Level, NetworkView, NodeUsage, Share, SubnetUsage, Usage};
+use crate::api::{self, Expanded, Level, NetworkView, NodeUsage, Share, SubnetUsage, Usage};
 use crate::config::duration::Shown;
 use crate::model::{ExpandSpec, Name, NetworkSpec, Subnet, Vni};
 use crate::plan::sizing::{self, Expectation};
@@ -297,8 +297,7 @@ fn details(view: &NetworkView) -> Details {
 
 /// How many per cent of the addresses are not free.
 fn percent(usage: Usage) -> u128 {
-    let used = u128::from(usage.usable.saturating_sub(usage.free));
-    (used * 100).checked_div(usage.usable.into()).unwrap_or(0)
+    api::percent(usage.usable.saturating_sub(usage.free).into(), usage.usable.into())
 }
 
 /// The use of the family that has less left, with a mark when that is little for the agent.

@@ -14,11 +14,14 @@ use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Format};
 use super::values;
-use crate::api::{NetworkView, ReserveRequest, Usage};
+use crate::api::client::ClientError;
+use crate::api::{ErrorCode, NetworkView, ReserveRequest, SettingsView, Usage};
 use crate::model::Name;
 use crate::plan::compose::{self, Mode, Stack};
 use crate::plan::demand::{Demand, demands};
-use crate::plan::verdict::{self, Family, NetworkVerdict, State, Stock, Stocks, Verdict};
+use crate::plan::verdict::{
+    self, Family, NetworkVerdict, PoolSubnet, Pools, State, Stock, Stocks, Verdict,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,7 +34,9 @@ Examples:
 
 Each FILE is a stack of its own, as `docker stack deploy` takes it. Its name is that of --project,
 or the file's `name`, or that of the folder it is in: it begins the names of the stack's networks.
-What runs already counts as used, also where the stack itself is deployed again.
+What runs already counts as used, also where the stack itself is deployed again. A network that is
+not there yet and names no subnet gets one of the size that the agent's pool_prefix says; of an agent
+that does not tell, /24 is assumed, and that is shown.
 
 A service needs an address for each of its containers, one for itself (unless it is a job or its
 endpoint_mode is dnsrr), and, where the order of updates is start-first, one for each container that
@@ -75,10 +80,11 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<ExitC
     };
     let demands = demands(&stacks, nodes);
     let stock = stock(session, &demands).await?;
-    let verdict = verdict::judge(demands, &stock);
+    let (settings, pools) = settings(session).await?;
+    let verdict = verdict::judge(demands, &stock, &pools);
     match session.format {
         Format::Json => output::print_json(&verdict)?,
-        Format::Table => table::print(&verdict)?,
+        Format::Table => table::print(&verdict, &settings)?,
     }
     if let Some(refusal) = refusal(&verdict) {
         return Err(refusal);
@@ -96,6 +102,21 @@ fn is_global(stack: &Stack) -> bool {
 /// How many nodes the cluster has, also those that are away: they come back.
 async fn nodes(session: &Session) -> Result<u32, Failure> {
     Ok(u32::try_from(session.client.nodes().await?.len()).unwrap_or(u32::MAX))
+}
+
+/// What the agent's configuration says, and which subnets its pools give; one that is older does not
+/// tell: what is usual is assumed.
+async fn settings(session: &Session) -> Result<(SettingsView, Pools), Failure> {
+    let (settings, assumed) = match session.client.settings().await {
+        Ok(settings) => (settings, false),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {
+            (SettingsView::default(), true)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let pool = |prefix| PoolSubnet { prefix, assumed };
+    let (ipv4, ipv6) = (pool(settings.pool_prefix), pool(settings.pool6_prefix));
+    Ok((settings, Pools { ipv4, ipv6 }))
 }
 
 /// What the networks have, by their names.

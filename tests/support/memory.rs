@@ -10,8 +10,8 @@ use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
     ApiError, AttachRequest, Attached, BackendView, CheckView, Connections, DrainView, EndpointView,
-    ErrorCode, Expanded, Level, NetworkView, NodeUsage, NodeView, ReserveRequest, Service, ServiceView,
-    Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
+    ErrorCode, Expanded, NetworkView, NodeUsage, NodeView, ReserveRequest, Service, ServiceView,
+    SettingsView, Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView, percent,
 };
 use netctl::model::{
     Attachment, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, FindingKind, MacAddr, Name,
@@ -36,8 +36,10 @@ pub struct State {
     pub detached: Vec<EndpointId>,
     /// What a check finds, and whether it can be repaired.
     pub findings: Vec<(&'static str, bool)>,
-    /// From which part of a network's addresses on its use is marked, in per cent.
-    pub levels: Option<(u64, u64)>,
+    /// The configuration, with the levels from which a network's use is marked.
+    pub settings: SettingsView,
+    /// Whether it is older than the question after them.
+    pub tells_no_settings: bool,
     /// Whether nobody can count how addresses are used.
     pub store_away: bool,
     /// When networks are full, in seconds.
@@ -111,15 +113,6 @@ impl State {
         NodeView { drained, ..node(name, name == "n1") }
     }
 
-    fn level(&self, percent: u64) -> Level {
-        let (warning, alarm) = self.levels.unwrap_or((80, 95));
-        match percent {
-            percent if percent >= alarm => Level::Alarm,
-            percent if percent >= warning => Level::Warning,
-            _ => Level::Fine,
-        }
-    }
-
     fn network_view(&self, network: &Network) -> NetworkView {
         let members = self.endpoints.iter().filter(|endpoint| endpoint.network == network.id);
         let effective_mtu = network.mtu.unwrap_or(1450);
@@ -129,7 +122,7 @@ impl State {
             let usable: u128 = subnets.map(netctl::ipam::ledger::usable).sum();
             let usable = u64::try_from(usable).unwrap_or(u64::MAX);
             let (endpoints, free) = (endpoints as u64, usable.saturating_sub(endpoints as u64));
-            let level = self.level(endpoints * 100 / usable.max(1));
+            let level = self.settings.level(percent(endpoints.into(), usable.into()));
             let full_in = self.full_in;
             Usage { usable, endpoints, services: 0, resting: 0, reserved: 0, free, level, full_in }
         };
@@ -230,6 +223,11 @@ impl Service for Memory {
             store: "memory".to_owned(),
             kernel: "6.18".to_owned(),
         }
+    }
+
+    async fn settings(&self) -> Result<SettingsView, ApiError> {
+        let state = self.call()?;
+        if state.tells_no_settings { Err(not_found("path")) } else { Ok(state.settings) }
     }
 
     async fn metrics(&self) -> String {

@@ -9,7 +9,7 @@ use netctl::model::Subnet;
 use netctl::plan::compose::{self, Stack, StackName};
 use netctl::plan::demand::demands;
 use netctl::plan::variables::Variables;
-use netctl::plan::verdict::{Stocks, Verdict, judge, stocks};
+use netctl::plan::verdict::{PoolSubnet, Pools, Stocks, Verdict, judge, stocks};
 
 use crate::report::{Better, Metric, Report};
 use crate::{Ground, progress};
@@ -56,7 +56,8 @@ pub fn run(ground: &Ground) -> Report {
 fn plan(files: &[PathBuf], known: &BTreeMap<String, Stocks>) -> Verdict {
     let variables = Variables::from([("TAG".to_owned(), "1.2".to_owned())]);
     let stacks: Vec<Stack> = files.iter().map(|file| read(file, &variables)).collect();
-    judge(demands(&stacks, NODES), known)
+    let pool = |prefix| PoolSubnet { prefix, assumed: false };
+    judge(demands(&stacks, NODES), known, &Pools { ipv4: pool(24), ipv6: pool(64) })
 }
 
 fn read(file: &Path, variables: &Variables) -> Stack {
