@@ -309,7 +309,7 @@ pub struct Usage {
     #[serde(default)]
     pub level: Level,
     /// In how many seconds nothing will be left if it goes on as in the last hour; unknown where it
-    /// did not grow, and on a node that does not use the network.
+    /// did not grow, and on a node that has not seen it grow.
     #[serde(default)]
     pub full_in: Option<u64>,
 }
@@ -323,9 +323,9 @@ pub enum Level {
     /// Enough is left.
     #[default]
     Fine,
-    /// It runs full (`address_warning`).
+    /// It runs full (`address_warning`), or does within a day by steady growth.
     Warning,
-    /// It is about to be full (`address_alarm`).
+    /// It is about to be full (`address_alarm`), or is within an hour by steady growth.
     Alarm,
 }
 

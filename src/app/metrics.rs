@@ -189,7 +189,7 @@ fn addresses(encoder: &mut DescriptorEncoder<'_>, parts: &[Part]) -> fmt::Result
     gauge(encoder, ("network_usable_addresses", help, None), usable)?;
     let help = "The usable addresses by what they are used for.";
     gauge(encoder, ("network_addresses", help, None), parts.iter().flat_map(Part::states))?;
-    let help = "How full a network is: 0 fine, 1 from address_warning on, 2 from address_alarm on.";
+    let help = "How full a network is: 0 fine, 1 from address_warning on or where steady growth ends within a day, 2 from address_alarm on or within an hour.";
     let level = |part: &Part| match part.usage.level {
         Level::Fine => 0_u64,
         Level::Warning => 1,

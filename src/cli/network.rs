@@ -24,6 +24,9 @@ Examples:
   netctl network create web --expect-endpoints 2000 --expect-services 150 --nodes 40
   id=$(netctl network create web)";
 const LS_EXAMPLES: &str = "\
+A network is marked ! where its use has reached the agent's address_warning, or grows so steadily that
+it is full within a day; !! from address_alarm on, or within an hour.
+
 Examples:
   netctl network ls
   netctl network ls --filter name=shop
@@ -300,16 +303,22 @@ fn percent(usage: Usage) -> u128 {
     api::percent(usage.usable.saturating_sub(usage.free).into(), usage.usable.into())
 }
 
-/// The use of the family that has less left, with a mark when that is little for the agent.
+/// The use of the family that has less left, with a mark when that is little for the agent, or ends
+/// soon, and then when that is.
 fn fullest(ipv4: Option<Usage>, ipv6: Option<Usage>) -> String {
     let families = [ipv4, ipv6].into_iter().flatten();
-    let mark = match families.clone().map(|usage| usage.level).max() {
+    let marked = families.clone().filter(|usage| usage.level > Level::Fine);
+    let mark = match marked.clone().map(|usage| usage.level).max() {
         Some(Level::Alarm) => " !!",
         Some(Level::Warning) => " !",
         Some(Level::Fine) | None => "",
     };
+    let end = match marked.filter_map(|usage| usage.full_in).min() {
+        None | Some(0) => String::new(),
+        Some(seconds) => format!(" full in {}", Shown(Duration::from_secs(seconds))),
+    };
     let highest = families.map(percent).max();
-    highest.map_or("?".to_owned(), |percent| format!("{percent}%{mark}"))
+    highest.map_or("?".to_owned(), |percent| format!("{percent}%{mark}{end}"))
 }
 
 fn used((family, usage): (&str, Option<Usage>)) -> Option<String> {
