@@ -306,6 +306,80 @@ fn variables_come_from_the_environment_before_files_of_which_the_last_wins() {
 }
 
 #[test]
+fn the_file_of_variables_beside_a_file_is_read_as_compose_does() {
+    let agent = Agent::start();
+    let file = "name: s\nservices: {a: {image: a}}\nnetworks: {default: {name: 'n-${A:-no}-${B:-no}'}}";
+    let folder = folder(&[
+        ("one/stack.yml", file),
+        ("one/.env", "A=one\nB=one\n"),
+        ("two/stack.yml", file),
+        ("two/.env", "A=two\n"),
+        ("none/stack.yml", file),
+        ("given.env", "A=given\n"),
+        ("wrong/stack.yml", file),
+        ("wrong/.env", "not a name\n"),
+        ("folder/stack.yml", file),
+        ("folder/.env/x", ""),
+    ]);
+    for (line, expected) in [
+        ("one/stack.yml two/stack.yml none/stack.yml", &["n-no-no", "n-one-one", "n-two-no"][..]),
+        ("one/stack.yml --tool compose", &["n-one-one"]),
+        ("one/stack.yml --tool stack", &["n-no-no"]),
+        ("one/stack.yml --env-file given.env", &["n-given-no"]),
+        ("one/stack.yml --env-file given.env --tool stack", &["n-given-no"]),
+    ] {
+        assert_eq!(networks(&agent, &folder, line), expected, "{line}");
+    }
+    let mut command = command(&agent.socket, &folder, "one/stack.yml");
+    let output = command.env("A", "environment").output().unwrap();
+    assert!(text(&output.stdout).contains("n-environment-one"), "{output:?}");
+    let told = wrong(&folder, "wrong/stack.yml wrong/stack.yml");
+    assert!(told.contains("wrong/.env:1:1: \"not a name\"") && told.contains("correct this"), "{told}");
+    assert!(wrong(&folder, "folder/stack.yml").contains("folder/.env: cannot be read"));
+}
+
+#[test]
+fn what_the_tools_take_differently_is_counted_as_the_one_that_is_named() {
+    let agent = Agent::start();
+    let folder = folder(&[
+        (
+            "s/stack.yml",
+            "services:\n  a: {}\n  b: {network_mode: host}\n  c: {profiles: [debug]}\n  d: {profiles: [x]}\n",
+        ),
+        ("with/stack.yml", "services: {c: {profiles: [debug]}, a: {}}"),
+        ("with/.env", "COMPOSE_PROFILES=other, debug\n"),
+    ]);
+    // Each that counts needs two.
+    for (line, needed) in [
+        ("s/stack.yml --tool stack", 8),
+        ("s/stack.yml --tool compose", 2),
+        ("s/stack.yml --tool compose --profile debug", 4),
+        ("s/stack.yml --profile debug --profile x", 6),
+        ("s/stack.yml --profile *", 6),
+        ("with/stack.yml --tool compose", 4),
+        ("with/stack.yml --profile other", 2),
+    ] {
+        let output = plan(&agent, &folder, &format!("{line} -o json"));
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(verdict["networks"][0]["needed"], needed, "{line}");
+    }
+    let told = wrong(&folder, "s/stack.yml");
+    for place in
+        ["3:21: services.b.network_mode", "4:17: services.c.profiles", "5:17: services.d.profiles"]
+    {
+        assert!(told.contains(&format!("s/stack.yml:{place}: docker compose")), "{place}: {told}");
+    }
+    assert!(
+        told.contains("--tool compose or --tool stack") && told.contains("correct these 3"),
+        "{told}"
+    );
+    let told = wrong(&folder, "s/stack.yml --tool stack --profile debug");
+    assert!(told.contains("docker stack deploy knows no profiles"), "{told}");
+    assert!(wrong(&folder, "s/stack.yml --tool other").contains("--tool"));
+}
+
+#[test]
 fn a_file_can_come_from_the_standard_input() {
     let agent = Agent::start();
     let folder = folder(&[]);

@@ -28,12 +28,22 @@ Examples:
   netctl plan stack.yml
   netctl plan shop/compose.yml mail/compose.yml --nodes 12
   netctl plan stack.yml --env-file production.env --project shop
+  netctl plan compose.yml --tool compose --profile debug
   netctl plan stack.yml --reserve shop --ttl 10m
   docker compose config | netctl plan - -o json | jq .networks
   netctl plan stack.yml --project shop && docker stack deploy -c stack.yml shop
 
-Each FILE is a stack of its own, as `docker stack deploy` takes it. Its name is that of --project,
-or the file's `name`, or that of the folder it is in: it begins the names of the stack's networks.
+Each FILE is a stack of its own. Its name is that of --project, or the file's `name`, or that of the
+folder it is in: it begins the names of the stack's networks.
+
+docker compose and docker stack deploy do not take a file the same; --tool says which of them deploys
+it:
+  network_mode  compose keeps to it, and such a service needs no address; stack passes over it, and
+                the service is on its networks or the default one
+  profiles      compose starts a service only if a profile of its is active (--profile, or
+                COMPOSE_PROFILES); stack starts it always
+  .env          compose reads the one beside FILE where no --env-file is given; stack does not
+Without --tool a FILE with network_mode or profiles is refused, and .env is read.
 What runs already counts as used, also where the stack itself is deployed again. A network that is
 not there yet and names no subnet gets one of the size that the agent's pool_prefix says; of an agent
 that does not tell, /24 is assumed, and that is shown.
@@ -54,9 +64,16 @@ pub(super) struct Arguments {
     /// How many nodes global services run on [default: all that the agent knows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     nodes: Option<u32>,
-    /// A file of variables, NAME=VALUE; can be repeated. The environment's variables win
+    /// A file of variables, NAME=VALUE, instead of the .env beside FILE; can be repeated. The
+    /// environment's variables win
     #[arg(long = "env-file", value_name = "PATH")]
     env_files: Vec<PathBuf>,
+    /// What deploys the files
+    #[arg(long, value_enum, value_name = "TOOL")]
+    tool: Option<Deployer>,
+    /// A profile that is active, or `*`; can be repeated. Only docker compose knows them
+    #[arg(long = "profile", value_name = "NAME")]
+    profiles: Vec<String>,
     /// The stack's name, where there is one FILE
     #[arg(long, value_name = "NAME", value_parser = compose::check_stack_name)]
     project: Option<String>,
@@ -68,6 +85,15 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "10m", requires = "reserve")]
     #[arg(value_parser = values::wait)]
     ttl: Duration,
+}
+
+/// What deploys a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Deployer {
+    /// docker compose
+    Compose,
+    /// docker stack deploy
+    Stack,
 }
 
 /// Does `netctl plan`. What is wrong with the files is told before the agent is asked.

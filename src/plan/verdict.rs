@@ -229,7 +229,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::plan::compose::{Stack, StackName, read};
+    use crate::plan::compose::{Stack, StackName, Tool, read};
     use crate::plan::demand::demands;
 
     fn subnet(cidr: &str) -> Subnet {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn stack(name: &str, text: &str) -> Stack {
-        read(text, "f", StackName::Given(name), &BTreeMap::new()).unwrap()
+        read(text, "f", StackName::Given(name), &BTreeMap::new(), &Tool::Any).unwrap()
     }
 
     /// What is judged of the networks of some stacks, where `web` has so many free addresses.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netctl::model::Subnet;
-use netctl::plan::compose::{self, Stack, StackName};
+use netctl::plan::compose::{self, Stack, StackName, Tool};
 use netctl::plan::demand::demands;
 use netctl::plan::variables::Variables;
 use netctl::plan::verdict::{PoolSubnet, Pools, Stocks, Verdict, judge, stocks};
@@ -63,7 +63,7 @@ fn plan(files: &[PathBuf], known: &BTreeMap<String, Stocks>) -> Verdict {
 fn read(file: &Path, variables: &Variables) -> Stack {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
-    compose::read(&text, &file.display().to_string(), StackName::OrElse(&name), variables)
+    compose::read(&text, &file.display().to_string(), StackName::OrElse(&name), variables, &Tool::Any)
         .unwrap_or_else(|problems| panic!("{}", problems[0]))
 }
 
