@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod server;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,6 +21,8 @@ use crate::model::{
     NetworkSpec, Node, NodeName, ServiceSpec, ServiceUpdate,
 };
 use ipnetwork::IpNetwork;
+
+pub use settings::{SettingsView, percent};
 
 /// What went wrong, for programs: stable over versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -306,7 +309,7 @@ pub struct Usage {
     #[serde(default)]
     pub level: Level,
     /// In how many seconds nothing will be left if it goes on as in the last hour; unknown where it
-    /// did not grow, and on a node that does not use the network.
+    /// did not grow, and on a node that has not seen it grow.
     #[serde(default)]
     pub full_in: Option<u64>,
 }
@@ -320,9 +323,9 @@ pub enum Level {
     /// Enough is left.
     #[default]
     Fine,
-    /// It runs full (`address_warning`).
+    /// It runs full (`address_warning`), or does within a day by steady growth.
     Warning,
-    /// It is about to be full (`address_alarm`).
+    /// It is about to be full (`address_alarm`), or is within an hour by steady growth.
     Alarm,
 }
 
@@ -475,6 +478,8 @@ pub enum Target {
 pub trait Service: Send + Sync + 'static {
     /// Version and state.
     async fn version(&self) -> VersionView;
+    /// What clients need of the configuration.
+    async fn settings(&self) -> Result<SettingsView, ApiError>;
     /// All metrics, in the OpenMetrics text format.
     async fn metrics(&self) -> String;
     /// Makes a network.

@@ -98,6 +98,9 @@ async fn every_operation_answers_as_documented_with_every_status() {
     api.exchange("get", "/v1/openapi.json", Value::Null, 200).await;
     let version = api.exchange("get", "/v1/version", Value::Null, 200).await;
     assert_eq!(version["node"], "n1");
+    let settings = api.exchange("get", "/v1/settings", Value::Null, 200).await;
+    assert_eq!((&settings["pool_prefix"], &settings["address_alarm"]), (&json!(24), &json!(95)));
+    api.failures("get", "/v1/settings", Value::Null, &[500, 503]).await;
     api.exchange_metrics().await;
     show_networks(&mut api).await;
     show_subnets(&mut api).await;

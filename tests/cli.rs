@@ -4,6 +4,8 @@
 mod memory;
 #[path = "cli/services.rs"]
 mod services;
+#[path = "cli/sizing.rs"]
+mod sizing;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -132,10 +134,22 @@ fn a_network_that_runs_full_is_marked() {
         text.contains("IPv4: 13 usable, 13 endpoints") && text.contains("0 free (100% used, alarm)"),
         "{text}"
     );
+    // Where it grows it is said when it will be full.
+    for (full_in, shown) in
+        [(Some(0), "100% !!"), (Some(5400), "100% !! full in 1h30m"), (None, "100% !!")]
+    {
+        agent.memory.state().full_in = full_in;
+        assert_eq!(used(&agent), shown);
+    }
     // Where that begins is the agent's to say.
-    agent.memory.state().levels = Some((5, 101));
+    let levels = |warning, alarm| {
+        let settings = &mut agent.memory.state().settings;
+        (settings.address_warning, settings.address_alarm) = (warning, alarm);
+    };
+    levels(5, 101);
     assert_eq!(used(&agent), "100% !");
-    agent.memory.state().levels = Some((101, 102));
+    levels(101, 102);
+    agent.memory.state().full_in = Some(5400);
     assert_eq!(used(&agent), "100%");
 }
 

@@ -114,15 +114,49 @@ services:
     let folder = folder(&[("shop/stack.yml", text_of)]);
     let output = plan(&agent, &folder, "shop/stack.yml");
     let expected = "\
-NETWORK    NEEDED   ENDPOINTS   SURGE   VIPS   FREE        FITS   SHORT   MORE STACKS
-shop_own   2        1           0       1      253 (new)   yes    0       125
-web        5        3           1       1      13          yes    0       1
+NETWORK    NEEDED   ENDPOINTS   SURGE   VIPS   FREE             FITS   SHORT   MORE STACKS
+shop_own   2        1           0       1      253 (new, /24)   yes    0       125
+web        5        3           1       1      13               yes    0       1
 
 shop_own   [........................]   0 %
 web        [#########...............]  38 %
 ";
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), expected.to_owned()));
     assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn a_network_that_is_made_is_as_large_as_the_agent_s_pool_says() {
+    let agent = Agent::start();
+    agent.memory.state().settings.pool_prefix = 28;
+    let text_of =
+        "services: {a: {scale: 13}}\nnetworks: {other: {ipam: {config: [{subnet: 10.7.0.0/28}]}}}";
+    let folder = folder(&[("s/a.yml", text_of), ("s/small.yml", &text_of.replace("13", "12"))]);
+    let output = plan(&agent, &folder, "s/a.yml --project s");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(text(&output.stderr).contains("short by 1 IPv4 address: 14 needed, 13 free"), "{output:?}");
+    assert!(text(&output.stdout).contains("13 (new, /28)"), "{output:?}");
+    let output = plan(&agent, &folder, "s/small.yml -o json");
+    let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let family = &verdict["networks"][0]["families"][0];
+    assert_eq!(family["pool"], json!({"prefix": 28, "assumed": false}));
+    agent.memory.state().settings.pool_prefix = 23;
+    let output = plan(&agent, &folder, "s/a.yml --project s");
+    assert!(output.status.success() && text(&output.stdout).contains("509 (new, /23)"), "{output:?}");
+}
+
+#[test]
+fn of_an_agent_that_does_not_tell_its_pool_the_usual_one_is_assumed_and_shown() {
+    let agent = Agent::start();
+    agent.memory.state().tells_no_settings = true;
+    let folder = folder(&[("s/stack.yml", "services: {a: {image: a}}")]);
+    let output = plan(&agent, &folder, "s/stack.yml");
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("253 (new, /24 assumed)"), "{output:?}");
+    let output = plan(&agent, &folder, "s/stack.yml -o json");
+    let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pool = &verdict["networks"][0]["families"][0]["pool"];
+    assert_eq!(*pool, json!({"prefix": 24, "assumed": true}));
 }
 
 #[test]
@@ -166,6 +200,37 @@ fn what_the_agent_refuses_is_the_status_of_the_plan() {
     agent.memory.state().fail_next = Some(ErrorCode::Unavailable);
     let output = plan(&agent, &folder, "stack.yml");
     assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(6), true), "{output:?}");
+}
+
+#[test]
+fn nothing_fits_while_nobody_knows_how_the_addresses_are_used() {
+    let agent = with_network("network create web --subnet 10.9.0.0/28");
+    let folder = folder(&[
+        ("web.yml", &format!("{WEB}services: {{a: {{image: a}}}}")),
+        ("own/stack.yml", "services: {a: {image: a}}"),
+    ]);
+    agent.memory.state().store_away = true;
+    // Whether the stack's own network is there is not known either.
+    for (file, network) in [("web.yml", "web"), ("own/stack.yml", "own_default")] {
+        let output = plan(&agent, &folder, file);
+        assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(6), true), "{output:?}");
+        let told = text(&output.stderr);
+        let expected = format!("the use of network {network} is not known now");
+        assert!(told.contains(&expected) && told.contains("its store (memory)"), "{told}");
+        let kept = plan(&agent, &folder, &format!("{file} --reserve deploy"));
+        assert_eq!(kept.status.code(), Some(6), "{kept:?}");
+    }
+    assert!(agent.memory.state().reserved.is_empty());
+    agent.memory.state().store_away = false;
+    assert!(plan(&agent, &folder, "web.yml own/stack.yml").status.success());
+}
+
+#[test]
+fn an_empty_network_with_more_addresses_than_can_be_counted_is_empty() {
+    let agent = with_network("network create web --subnet fd00::/48");
+    let folder = folder(&[("stack.yml", &format!("{WEB}services: {{a: {{image: a}}}}"))]);
+    let table = text(&plan(&agent, &folder, "stack.yml").stdout);
+    assert!(table.contains("web   [........................]   0 %"), "{table}");
 }
 
 #[test]
@@ -238,6 +303,80 @@ fn variables_come_from_the_environment_before_files_of_which_the_last_wins() {
         let output = command.env("A", "env").output().unwrap();
         assert!(text(&output.stdout).contains(&expected.replacen(&expected[..3], "env", 1)));
     }
+}
+
+#[test]
+fn the_file_of_variables_beside_a_file_is_read_as_compose_does() {
+    let agent = Agent::start();
+    let file = "name: s\nservices: {a: {image: a}}\nnetworks: {default: {name: 'n-${A:-no}-${B:-no}'}}";
+    let folder = folder(&[
+        ("one/stack.yml", file),
+        ("one/.env", "A=one\nB=one\n"),
+        ("two/stack.yml", file),
+        ("two/.env", "A=two\n"),
+        ("none/stack.yml", file),
+        ("given.env", "A=given\n"),
+        ("wrong/stack.yml", file),
+        ("wrong/.env", "not a name\n"),
+        ("folder/stack.yml", file),
+        ("folder/.env/x", ""),
+    ]);
+    for (line, expected) in [
+        ("one/stack.yml two/stack.yml none/stack.yml", &["n-no-no", "n-one-one", "n-two-no"][..]),
+        ("one/stack.yml --tool compose", &["n-one-one"]),
+        ("one/stack.yml --tool stack", &["n-no-no"]),
+        ("one/stack.yml --env-file given.env", &["n-given-no"]),
+        ("one/stack.yml --env-file given.env --tool stack", &["n-given-no"]),
+    ] {
+        assert_eq!(networks(&agent, &folder, line), expected, "{line}");
+    }
+    let mut command = command(&agent.socket, &folder, "one/stack.yml");
+    let output = command.env("A", "environment").output().unwrap();
+    assert!(text(&output.stdout).contains("n-environment-one"), "{output:?}");
+    let told = wrong(&folder, "wrong/stack.yml wrong/stack.yml");
+    assert!(told.contains("wrong/.env:1:1: \"not a name\"") && told.contains("correct this"), "{told}");
+    assert!(wrong(&folder, "folder/stack.yml").contains("folder/.env: cannot be read"));
+}
+
+#[test]
+fn what_the_tools_take_differently_is_counted_as_the_one_that_is_named() {
+    let agent = Agent::start();
+    let folder = folder(&[
+        (
+            "s/stack.yml",
+            "services:\n  a: {}\n  b: {network_mode: host}\n  c: {profiles: [debug]}\n  d: {profiles: [x]}\n",
+        ),
+        ("with/stack.yml", "services: {c: {profiles: [debug]}, a: {}}"),
+        ("with/.env", "COMPOSE_PROFILES=other, debug\n"),
+    ]);
+    // Each that counts needs two.
+    for (line, needed) in [
+        ("s/stack.yml --tool stack", 8),
+        ("s/stack.yml --tool compose", 2),
+        ("s/stack.yml --tool compose --profile debug", 4),
+        ("s/stack.yml --profile debug --profile x", 6),
+        ("s/stack.yml --profile *", 6),
+        ("with/stack.yml --tool compose", 4),
+        ("with/stack.yml --profile other", 2),
+    ] {
+        let output = plan(&agent, &folder, &format!("{line} -o json"));
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(verdict["networks"][0]["needed"], needed, "{line}");
+    }
+    let told = wrong(&folder, "s/stack.yml");
+    for place in
+        ["3:21: services.b.network_mode", "4:17: services.c.profiles", "5:17: services.d.profiles"]
+    {
+        assert!(told.contains(&format!("s/stack.yml:{place}: docker compose")), "{place}: {told}");
+    }
+    assert!(
+        told.contains("--tool compose or --tool stack") && told.contains("correct these 3"),
+        "{told}"
+    );
+    let told = wrong(&folder, "s/stack.yml --tool stack --profile debug");
+    assert!(told.contains("docker stack deploy knows no profiles"), "{told}");
+    assert!(wrong(&folder, "s/stack.yml --tool other").contains("--tool"));
 }
 
 #[test]

@@ -55,6 +55,8 @@ mod security;
 mod services;
 #[path = "netns/shop.rs"]
 mod shop;
+#[path = "netns/shortage.rs"]
+mod shortage;
 #[path = "netns/single.rs"]
 mod single;
 #[path = "netns/store.rs"]
@@ -112,6 +114,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("restart", restart::TESTS),
     ("security", security::TESTS),
     ("services", services::TESTS),
+    ("shortage", shortage::TESTS),
     ("store", store::TESTS),
 ];
 

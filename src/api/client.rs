@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 
 use super::{
     ApiError, AttachRequest, Attached, CheckView, Detached, DrainView, EndpointView, Expanded,
-    NetworkView, NodeView, ReserveRequest, Scale, ServiceView, Target, VersionView,
+    NetworkView, NodeView, ReserveRequest, Scale, ServiceView, SettingsView, Target, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, NetworkSpec, ServiceSpec, ServiceUpdate};
 
@@ -134,6 +134,14 @@ impl Client {
     /// This and all calls: when the agent cannot be reached, refuses or fails.
     pub async fn version(&self) -> Result<VersionView, ClientError> {
         self.get("/v1/version").await
+    }
+
+    /// What clients need of the agent's configuration.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn settings(&self) -> Result<SettingsView, ClientError> {
+        self.get("/v1/settings").await
     }
 
     /// Makes a network.

@@ -9,7 +9,7 @@ use super::agent::Agent;
 use super::metrics::Metrics;
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, DrainView, EndpointView, ErrorCode, Expanded,
-    NetworkView, NodeView, ReserveRequest, Service, ServiceView, Target, VersionView,
+    NetworkView, NodeView, ReserveRequest, Service, ServiceView, SettingsView, Target, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec, ServiceUpdate};
 
@@ -50,6 +50,10 @@ impl Front {
 impl Service for Front {
     async fn version(&self) -> VersionView {
         self.version.clone()
+    }
+
+    async fn settings(&self) -> Result<SettingsView, ApiError> {
+        Ok(self.agent()?.settings())
     }
 
     async fn metrics(&self) -> String {

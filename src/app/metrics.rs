@@ -143,9 +143,12 @@ impl Part {
         [("network", &self.network), ("family", self.family)]
     }
 
-    /// The states of its usable addresses: each has one.
+    /// The states of its usable addresses: each has one, so they sum up to all. What is kept beyond
+    /// those that nobody has waits for such as rest: it is not counted twice.
     fn states(&self) -> impl Iterator<Item = ([(&'static str, &str); 3], u64)> {
-        let Usage { endpoints, services, resting, reserved, free, .. } = self.usage;
+        let Usage { usable, endpoints, services, resting, reserved, free, .. } = self.usage;
+        let unowned = [endpoints, services, resting].into_iter().fold(usable, u64::saturating_sub);
+        let reserved = reserved.min(unowned);
         let states = [
             ("endpoints", endpoints),
             ("services", services),
@@ -186,7 +189,7 @@ fn addresses(encoder: &mut DescriptorEncoder<'_>, parts: &[Part]) -> fmt::Result
     gauge(encoder, ("network_usable_addresses", help, None), usable)?;
     let help = "The usable addresses by what they are used for.";
     gauge(encoder, ("network_addresses", help, None), parts.iter().flat_map(Part::states))?;
-    let help = "How full a network is: 0 fine, 1 from address_warning on, 2 from address_alarm on.";
+    let help = "How full a network is: 0 fine, 1 from address_warning on or where steady growth ends within a day, 2 from address_alarm on or within an hour.";
     let level = |part: &Part| match part.usage.level {
         Level::Fine => 0_u64,
         Level::Warning => 1,
@@ -216,6 +219,23 @@ mod tests {
             full_in,
         };
         Part { network: "shop".to_owned(), family, usage }
+    }
+
+    #[test]
+    fn the_states_sum_up_to_what_is_usable_also_where_what_rests_is_kept_again() {
+        for (endpoints, services, resting, reserved, free, expected) in [
+            (3, 1, 2, 4, 0, [3, 1, 2, 4, 0]),
+            (3, 1, 2, 3, 1, [3, 1, 2, 3, 1]),
+            // Six are kept, of which two are to be those that rest.
+            (3, 1, 2, 6, 0, [3, 1, 2, 4, 0]),
+            (0, 0, 10, 10, 0, [0, 0, 10, 0, 0]),
+        ] {
+            let mut part = part("ipv4", Level::Fine, None);
+            part.usage =
+                Usage { usable: 10, endpoints, services, resting, reserved, free, ..part.usage };
+            let states: Vec<u64> = part.states().map(|(_, count)| count).collect();
+            assert_eq!((&states[..], states.iter().sum::<u64>()), (&expected[..], 10));
+        }
     }
 
     /// Parts that somebody else brings.

@@ -4,7 +4,8 @@ use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
 use super::agent::Agent;
-use crate::api::{ApiError, Expanded, NetworkView, NodeUsage, Share, SubnetUsage, Usage};
+use super::pressure::Levels;
+use crate::api::{ApiError, Expanded, NetworkView, NodeUsage, SettingsView, Share, SubnetUsage, Usage};
 use crate::cluster::survey::{self, NodeShare};
 use crate::cluster::{self, ClusterError, Survey};
 use crate::ipam::{Count, SubnetCount};
@@ -139,6 +140,17 @@ impl Agent {
     /// How many endpoints of a network the view shows.
     fn seen_endpoints(&self, network: NetworkId) -> usize {
         self.snapshot().members.get(&network).map_or(0, |members| members.endpoints.len())
+    }
+
+    /// What clients need of the configuration.
+    pub(super) fn settings(&self) -> SettingsView {
+        let Levels { warning, alarm } = self.pressure.levels;
+        SettingsView {
+            pool_prefix: self.defaults.pool_prefix,
+            pool6_prefix: self.defaults.pool6_prefix,
+            address_warning: warning,
+            address_alarm: alarm,
+        }
     }
 
     /// A count as it is shown, with how full that is.

@@ -27,6 +27,7 @@ impl Agent {
         }
         let service = self.cluster().create_service(spec, &self.snapshot().alive).await?;
         info!(service = %service.name, replicas = service.replicas, addresses = ?service.addresses, "service created");
+        self.look_at(service.networks.iter().map(NetworkId::to_string)).await;
         self.service_view(service).await
     }
 
@@ -53,6 +54,7 @@ impl Agent {
         }
         let service = self.cluster().update_service(name, update).await?;
         info!(service = %name, ?update, "service updated");
+        self.look_at(service.networks.iter().map(NetworkId::to_string)).await;
         self.service_view(service).await
     }
 
@@ -63,6 +65,7 @@ impl Agent {
     ) -> Result<ServiceView, ApiError> {
         let service = self.cluster().scale_service(name, replicas).await?;
         info!(service = %name, replicas, "service scaled");
+        self.look_at(service.networks.iter().map(NetworkId::to_string)).await;
         self.service_view(service).await
     }
 
@@ -76,6 +79,7 @@ impl Agent {
         let time = Duration::from_secs(request.ttl_s.max(1));
         self.cluster().reserve(&request.name, &request.networks, time).await?;
         info!(reservation = %request.name, ?time, networks = ?request.networks, "addresses reserved");
+        self.look_at(request.networks.keys().cloned()).await;
         Ok(())
     }
 

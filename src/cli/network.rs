@@ -4,13 +4,13 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use ipnetwork::IpNetwork;
 
 use super::failure::{Exit, Failure, Tally, complain};
 use super::output::{self, Details, Format};
 use super::{Session, values};
-use crate::api::{Expanded, Level, NetworkView, NodeUsage, Share, SubnetUsage, Usage};
+use crate::api::{self, Expanded, Level, NetworkView, NodeUsage, Share, SubnetUsage, Usage};
 use crate::config::duration::Shown;
 use crate::model::{ExpandSpec, Name, NetworkSpec, Subnet, Vni};
 use crate::plan::sizing::{self, Expectation};
@@ -24,6 +24,9 @@ Examples:
   netctl network create web --expect-endpoints 2000 --expect-services 150 --nodes 40
   id=$(netctl network create web)";
 const LS_EXAMPLES: &str = "\
+A network is marked ! where its use has reached the agent's address_warning, or grows so steadily that
+it is full within a day; !! from address_alarm on, or within an hour.
+
 Examples:
   netctl network ls
   netctl network ls --filter name=shop
@@ -95,6 +98,7 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("expected").args(["expect_endpoints", "expect_services"]).multiple(true))]
 pub(super) struct Create {
     /// The name, unique in the cluster: a-z, 0-9, '-' and '_', at most 63
     name: Name,
@@ -111,15 +115,17 @@ pub(super) struct Create {
     #[arg(long, visible_alias = "aux-address", value_name = "[NAME=]ADDRESS")]
     #[arg(value_parser = values::reserved)]
     reserve: Vec<IpAddr>,
-    /// How many containers it will have at most: without --subnet, the pool gives a subnet that is
-    /// large enough; with one, it is told when that is too small
+    /// How many containers it will have at most: without --subnet, the pool gives an IPv4 subnet
+    /// that is large enough, with headroom; with some, it is told when they are too small together
     #[arg(long, value_name = "N")]
     expect_endpoints: Option<u64>,
     /// How many services with an address of their own it will have
     #[arg(long, value_name = "N")]
     expect_services: Option<u64>,
-    /// How many nodes the cluster will have [default: those that it has]
-    #[arg(long, value_name = "N")]
+    /// How many nodes the cluster will have: when one fails, its containers start elsewhere while
+    /// its addresses are still taken [default: those that it has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(requires = "expected")]
     nodes: Option<u64>,
     /// Take an IPv6 subnet from the pool too
     #[arg(long)]
@@ -173,50 +179,52 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode,
 }
 
 async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> {
-    let expectation = (create.expect_endpoints, create.expect_services, create.nodes);
-    let prefix = expected_prefix(session, expectation, &create.subnets).await?;
-    let spec = NetworkSpec {
+    let expected = expectation(session, &create).await?;
+    let mut spec = NetworkSpec {
         name: create.name,
         subnets: create.subnets,
         gateways: create.gateways,
         ranges: create.ranges,
         reserved: create.reserve.into_iter().collect(),
-        prefix,
+        prefix: None,
         ipv6: create.ipv6,
         vni: create.vni,
         mtu: create.mtu,
         internal: create.internal,
         labels: values::map(create.labels),
     };
+    if let Some(expected) = expected {
+        spec.prefix = expected_prefix(&spec, &expected)?;
+    }
     let view = session.client.create_network(&spec).await?;
     print_changed(session, &view)
 }
 
-/// The prefix length for what is expected; with subnets that were given, none, and a warning where
-/// they are too small together.
-async fn expected_prefix(
-    session: &Session,
-    (endpoints, services, nodes): (Option<u64>, Option<u64>, Option<u64>),
-    subnets: &[IpNetwork],
-) -> Result<Option<u8>, Failure> {
-    if endpoints.is_none() && services.is_none() {
-        return Ok(None);
-    }
-    let nodes = match nodes {
+/// What is expected on a network, where that is said.
+async fn expectation(session: &Session, create: &Create) -> Result<Option<Expectation>, Failure> {
+    let (endpoints, services) = match (create.expect_endpoints, create.expect_services) {
+        (None, None) => return Ok(None),
+        (endpoints, services) => (endpoints.unwrap_or(0), services.unwrap_or(0)),
+    };
+    let nodes = match create.nodes {
         Some(nodes) => nodes,
         None => session.client.nodes().await?.len() as u64,
     };
-    let (endpoints, services) = (endpoints.unwrap_or(0), services.unwrap_or(0));
-    let expected = Expectation { endpoints, services, nodes };
-    let sizing =
-        sizing::choose(&expected).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-    let ipv4: Vec<&IpNetwork> = subnets.iter().filter(|subnet| subnet.is_ipv4()).collect();
-    if ipv4.is_empty() {
+    Ok(Some(Expectation { endpoints, services, nodes }))
+}
+
+/// The prefix length for what is expected; with subnets that were given, none, and a warning where
+/// they are too small together.
+fn expected_prefix(spec: &NetworkSpec, expected: &Expectation) -> Result<Option<u8>, Failure> {
+    let usage = |error: String| Failure::new(Exit::Usage, error);
+    if spec.subnets.is_empty() {
+        let sizing = sizing::choose(expected).map_err(|error| usage(error.to_string()))?;
         complain(&format!("{}: a /{} subnet is chosen", sizing.reason, sizing.prefix));
         return Ok(Some(sizing.prefix));
     }
-    if ipv4.iter().all(|subnet| sizing::is_too_small(subnet.prefix(), &expected)) {
-        complain(&format!("warning: smaller than what is expected: {}", sizing.reason));
+    let subnets = spec.subnets().map_err(|error| usage(error.to_string()))?;
+    if let Some(reason) = sizing::too_small(&subnets, expected) {
+        complain(&format!("warning: smaller than what is expected: {reason}"));
     }
     Ok(None)
 }
@@ -292,20 +300,25 @@ fn details(view: &NetworkView) -> Details {
 
 /// How many per cent of the addresses are not free.
 fn percent(usage: Usage) -> u128 {
-    let used = u128::from(usage.usable.saturating_sub(usage.free));
-    (used * 100).checked_div(usage.usable.into()).unwrap_or(0)
+    api::percent(usage.usable.saturating_sub(usage.free).into(), usage.usable.into())
 }
 
-/// The use of the family that has less left, with a mark when that is little for the agent.
+/// The use of the family that has less left, with a mark when that is little for the agent, or ends
+/// soon, and then when that is.
 fn fullest(ipv4: Option<Usage>, ipv6: Option<Usage>) -> String {
     let families = [ipv4, ipv6].into_iter().flatten();
-    let mark = match families.clone().map(|usage| usage.level).max() {
+    let marked = families.clone().filter(|usage| usage.level > Level::Fine);
+    let mark = match marked.clone().map(|usage| usage.level).max() {
         Some(Level::Alarm) => " !!",
         Some(Level::Warning) => " !",
         Some(Level::Fine) | None => "",
     };
+    let end = match marked.filter_map(|usage| usage.full_in).min() {
+        None | Some(0) => String::new(),
+        Some(seconds) => format!(" full in {}", Shown(Duration::from_secs(seconds))),
+    };
     let highest = families.map(percent).max();
-    highest.map_or("?".to_owned(), |percent| format!("{percent}%{mark}"))
+    highest.map_or("?".to_owned(), |percent| format!("{percent}%{mark}{end}"))
 }
 
 fn used((family, usage): (&str, Option<Usage>)) -> Option<String> {

@@ -86,10 +86,21 @@ pub struct Network {
     pub name: String,
     /// Who makes it.
     pub origin: Origin,
-    /// Whether it has no way out.
-    pub internal: bool,
-    /// Whether others may attach containers.
-    pub attachable: bool,
+}
+
+/// Who deploys a file: they do not take all of it the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Tool {
+    /// Nobody said so: what they take differently is a problem.
+    #[default]
+    Any,
+    /// `docker stack deploy`: it passes over `network_mode` and `profiles`.
+    Stack,
+    /// `docker compose`: of services with profiles it starts those of which one is active.
+    Compose {
+        /// Those that are; `*` is all.
+        profiles: BTreeSet<String>,
+    },
 }
 
 /// Who makes a network.
@@ -142,8 +153,9 @@ pub fn read(
     file: &str,
     name: StackName<'_>,
     variables: &Variables,
+    tool: &Tool,
 ) -> Result<Stack, Vec<Problem>> {
-    let mut reader = Reader { file, variables, problems: Vec::new() };
+    let mut reader = Reader { file, variables, tool, problems: Vec::new() };
     if text.len() > MAX_BYTES {
         return Err(vec![whole(file, &format!("is larger than {} MiB", MAX_BYTES >> 20))]);
     }
@@ -228,8 +240,6 @@ impl Reader<'_> {
             Some(field) => self.external(&field)?,
         };
         let driver = field.get(map, "driver").and_then(|field| self.text(&field));
-        let internal = field.get(map, "internal").and_then(|field| self.flag(&field));
-        let attachable = field.get(map, "attachable").and_then(|field| self.flag(&field));
         let ipv6 = field.get(map, "enable_ipv6").and_then(|field| self.flag(&field));
         let subnets = self.subnets(field, map);
         if given.is_some() && old_name.is_some() {
@@ -247,8 +257,7 @@ impl Reader<'_> {
             (false, true) => Origin::External,
             (false, false) => Origin::Stack { subnets, ipv6: ipv6.unwrap_or_default() },
         };
-        let (internal, attachable) = (internal.unwrap_or_default(), attachable.unwrap_or_default());
-        self.named(field, Network { name, origin, internal, attachable })
+        self.named(field, Network { name, origin })
     }
 
     /// `external`: a truth value or, in old files, a map with the name.
@@ -332,6 +341,7 @@ impl Reader<'_> {
     fn service(&mut self, field: &Field<'_>, name: &str, networks: &BTreeSet<&str>) -> Option<Service> {
         let map = self.map(field)?;
         self.refuse_others(field, map, "extends");
+        let active = self.is_active(field, map);
         let networks = self.service_networks(field, map, networks);
         let scale = field.get(map, "scale").and_then(|field| self.number(&field));
         let deploy = self.section(field, map, "deploy");
@@ -339,7 +349,27 @@ impl Reader<'_> {
             Some((field, map)) => self.deploy(field, map, scale),
             None => (Mode::Replicated(scale.unwrap_or(1)), true, Update::default()),
         };
-        Some(Service { name: name.to_owned(), networks, mode, vip: vip && !mode.is_job(), update })
+        let name = name.to_owned();
+        active.then_some(Service { name, networks, mode, vip: vip && !mode.is_job(), update })
+    }
+
+    /// Whether a service is deployed at all.
+    fn is_active(&mut self, field: &Field<'_>, map: &Map) -> bool {
+        let Some(field) = field.get(map, "profiles") else { return true };
+        let own: Vec<String> = self.list(&field).iter().filter_map(|item| self.text(item)).collect();
+        match self.tool {
+            _ if own.is_empty() => true,
+            Tool::Stack => true,
+            Tool::Compose { profiles } => {
+                profiles.contains("*") || own.iter().any(|profile| profiles.contains(profile))
+            }
+            Tool::Any => {
+                let text = "docker compose leaves this service out unless a profile of its is active, docker \
+                            stack deploy never: say --tool compose, with or without --profile, or --tool stack";
+                self.problem(&field, text);
+                true
+            }
+        }
     }
 
     fn deploy(&mut self, field: &Field<'_>, map: &Map, scale: Option<u32>) -> (Mode, bool, Update) {
@@ -377,7 +407,9 @@ impl Reader<'_> {
     ) -> BTreeSet<String> {
         let (mode, networks) = (field.get(map, "network_mode"), field.get(map, "networks"));
         let keys = networks.as_ref().map(|networks| self.network_keys(networks, declared));
+        let keys = keys.filter(|keys| !keys.is_empty()).unwrap_or_else(|| [DEFAULT.to_owned()].into());
         match (mode, networks) {
+            (Some(_), _) if *self.tool == Tool::Stack => keys,
             (Some(mode), Some(_)) => {
                 self.problem(&mode, "is there beside networks: give one of them");
                 BTreeSet::new()
@@ -386,21 +418,24 @@ impl Reader<'_> {
                 self.network_mode(&mode);
                 BTreeSet::new()
             }
-            (None, _) => {
-                keys.filter(|keys| !keys.is_empty()).unwrap_or_else(|| [DEFAULT.to_owned()].into())
-            }
+            (None, _) => keys,
         }
     }
 
-    /// Every mode that there is takes no address of a network's.
+    /// Every mode that there is takes no address of a network's, where it counts.
     fn network_mode(&mut self, field: &Field<'_>) {
-        self.parsed(field, "a text", |text| {
+        let mode = self.parsed(field, "a text", |text| {
             let of_another = text.starts_with("service:") || text.starts_with("container:");
             if of_another || LOCAL.contains(&text) || text == DEFAULT {
                 return Ok(());
             }
             Err("is none of host, none, bridge, default, service:NAME, container:NAME".to_owned())
         });
+        if mode.is_some() && *self.tool == Tool::Any {
+            let text = "docker compose keeps to this, docker stack deploy passes over it and gives the \
+                        service its networks or the default one: say --tool compose or --tool stack";
+            self.problem(field, text);
+        }
     }
 
     /// The networks of a service: a list of keys, or a map of keys to addresses and aliases.
@@ -460,7 +495,7 @@ impl Network {
     /// A network of a stack, of which nothing is said.
     fn plain(name: String) -> Self {
         let origin = Origin::Stack { subnets: Vec::new(), ipv6: false };
-        Self { name, origin, internal: false, attachable: false }
+        Self { name, origin }
     }
 }
 

@@ -99,10 +99,10 @@ fn count(service: &Service, nodes: u32) -> Count {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::compose::{StackName, read};
+    use crate::plan::compose::{StackName, Tool, read};
 
     fn stack(name: &str, text: &str) -> Stack {
-        read(text, "f", StackName::Given(name), &BTreeMap::new()).unwrap()
+        read(text, "f", StackName::Given(name), &BTreeMap::new(), &Tool::Any).unwrap()
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The fields of a document: what stands in them, with variables filled in, or what is wrong.
 
 use super::Problem;
+use super::compose::Tool;
 use super::variables::{Filled, Variables, fill, shortened};
 use super::yaml::{Entry, Map, Node, Place, Value};
 
@@ -62,6 +63,7 @@ impl Value {
 pub(super) struct Reader<'a> {
     pub(super) file: &'a str,
     pub(super) variables: &'a Variables,
+    pub(super) tool: &'a Tool,
     pub(super) problems: Vec<Problem>,
 }
 

@@ -10,12 +10,6 @@ use super::demand::{Count, Demand, Part};
 use crate::ipam::ledger::usable;
 use crate::model::Subnet;
 
-/// What a subnet of the default pool has, a /24 unless the agent's configuration says otherwise:
-/// all but its first and last address and the gateway's.
-const POOL_USABLE: u128 = (1 << (32 - 24)) - 3;
-/// The same of IPv6, a /64, whose last address is usable.
-const POOL6_USABLE: u128 = (1 << (128 - 64)) - 2;
-
 /// A family of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +58,43 @@ pub fn stocks<'a>(subnets: impl IntoIterator<Item = &'a Subnet>) -> Stocks {
         stock.free = stock.usable;
     }
     stocks
+}
+
+/// The subnet that a default pool gives to a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PoolSubnet {
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Whether nobody said so: it is what is usual.
+    pub assumed: bool,
+}
+
+/// What the default pools give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pools {
+    /// Of IPv4.
+    pub ipv4: PoolSubnet,
+    /// Of IPv6.
+    pub ipv6: PoolSubnet,
+}
+
+impl Pools {
+    /// What is usable of a family's subnet: of IPv4 all but its first and last address and the
+    /// gateway's; of IPv6 the last one too.
+    fn usable(&self, family: Family) -> u128 {
+        let (bits, fixed) = match family {
+            Family::Ipv4 => (32u8.saturating_sub(self.ipv4.prefix), 3),
+            Family::Ipv6 => (128u8.saturating_sub(self.ipv6.prefix), 2),
+        };
+        1u128.checked_shl(bits.into()).unwrap_or(u128::MAX).saturating_sub(fixed)
+    }
+
+    fn of(&self, family: Family) -> PoolSubnet {
+        match family {
+            Family::Ipv4 => self.ipv4,
+            Family::Ipv6 => self.ipv6,
+        }
+    }
 }
 
 /// Whether a deployment fits, and why.
@@ -115,6 +146,9 @@ pub struct FamilyVerdict {
     /// What there is.
     #[serde(flatten)]
     pub stock: Stock,
+    /// The subnet that it will be, where the network is new and the default pool gives it one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolSubnet>,
     /// Whether that is enough.
     pub fits: bool,
     /// How many are missing.
@@ -125,10 +159,10 @@ pub struct FamilyVerdict {
 }
 
 impl FamilyVerdict {
-    fn new(family: Family, stock: Stock, needed: u64) -> Self {
+    fn new(family: Family, (stock, pool): (Stock, Option<PoolSubnet>), needed: u64) -> Self {
         let needed = u128::from(needed);
         let (short, rest) = (needed.saturating_sub(stock.free), stock.free.saturating_sub(needed));
-        Self { family, stock, fits: short == 0, short, more: rest.checked_div(needed) }
+        Self { family, stock, pool, fits: short == 0, short, more: rest.checked_div(needed) }
     }
 }
 
@@ -139,15 +173,22 @@ impl NetworkVerdict {
     }
 }
 
-/// Judges what is needed by what the networks have; `known` has those that are there.
-pub fn judge(demands: BTreeMap<String, Demand>, known: &BTreeMap<String, Stocks>) -> Verdict {
+/// Judges what is needed by what the networks have; `known` has those that are there, and others get
+/// what `pools` give.
+pub fn judge(
+    demands: BTreeMap<String, Demand>,
+    known: &BTreeMap<String, Stocks>,
+    pools: &Pools,
+) -> Verdict {
     let networks: Vec<NetworkVerdict> = demands
         .into_iter()
         .map(|(name, demand)| {
             let (state, stocks) = match (known.get(&name), &demand.origin) {
-                (Some(stocks), _) => (State::Exists, stocks.clone()),
-                (None, Origin::Stack { subnets, ipv6 }) => (State::New, new_stocks(subnets, *ipv6)),
-                (None, Origin::External | Origin::Machine) => (State::Missing, Stocks::new()),
+                (Some(stocks), _) => (State::Exists, there(stocks.clone())),
+                (None, Origin::Stack { subnets, ipv6 }) => {
+                    (State::New, new_stocks(subnets, *ipv6, pools))
+                }
+                (None, Origin::External | Origin::Machine) => (State::Missing, BTreeMap::new()),
             };
             let needed = demand.total.sum();
             let families: Vec<FamilyVerdict> = stocks
@@ -162,14 +203,23 @@ pub fn judge(demands: BTreeMap<String, Demand>, known: &BTreeMap<String, Stocks>
     Verdict { fits: networks.iter().all(|network| network.fits), networks }
 }
 
+/// What a network has or will have, and of which pool.
+type Sources = BTreeMap<Family, (Stock, Option<PoolSubnet>)>;
+
+/// What does not come from a pool.
+fn there(stocks: Stocks) -> Sources {
+    stocks.into_iter().map(|(family, stock)| (family, (stock, None))).collect()
+}
+
 /// What a network will have that a stack makes.
-fn new_stocks(subnets: &[Subnet], ipv6: bool) -> Stocks {
-    let mut found = stocks(subnets);
+fn new_stocks(subnets: &[Subnet], ipv6: bool, pools: &Pools) -> Sources {
+    let mut found = there(stocks(subnets));
+    let pool = |family| (Stock::unused(pools.usable(family)), Some(pools.of(family)));
     if subnets.is_empty() {
-        found.insert(Family::Ipv4, Stock::unused(POOL_USABLE));
+        found.insert(Family::Ipv4, pool(Family::Ipv4));
     }
     if ipv6 {
-        found.entry(Family::Ipv6).or_insert(Stock::unused(POOL6_USABLE));
+        found.entry(Family::Ipv6).or_insert(pool(Family::Ipv6));
     }
     found
 }
@@ -179,7 +229,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::plan::compose::{Stack, StackName, read};
+    use crate::plan::compose::{Stack, StackName, Tool, read};
     use crate::plan::demand::demands;
 
     fn subnet(cidr: &str) -> Subnet {
@@ -187,14 +237,19 @@ mod tests {
     }
 
     fn stack(name: &str, text: &str) -> Stack {
-        read(text, "f", StackName::Given(name), &BTreeMap::new()).unwrap()
+        read(text, "f", StackName::Given(name), &BTreeMap::new(), &Tool::Any).unwrap()
     }
 
     /// What is judged of the networks of some stacks, where `web` has so many free addresses.
     fn judged(stacks: &[Stack], free: u128) -> Verdict {
         let stock = Stock { usable: 253, free };
         let known = [("web".to_owned(), Stocks::from([(Family::Ipv4, stock)]))].into();
-        judge(demands(stacks, 3), &known)
+        judge(demands(stacks, 3), &known, &pools(24, 64))
+    }
+
+    fn pools(prefix: u8, prefix6: u8) -> Pools {
+        let pool = |prefix| PoolSubnet { prefix, assumed: false };
+        Pools { ipv4: pool(prefix), ipv6: pool(prefix6) }
     }
 
     const WEB: &str = "networks: {default: {external: true, name: web}}\n";
@@ -226,7 +281,7 @@ mod tests {
         let services = (0..128).map(|n| format!("  b{n}: {{image: b}}\n")).collect::<String>();
         stacks.push(stack("large", &format!("{WEB}services:\n{services}")));
         let known = [("web".to_owned(), stocks(&[subnet("10.9.0.0/24")]))].into();
-        let verdict = judge(demands(&stacks, 3), &known);
+        let verdict = judge(demands(&stacks, 3), &known, &pools(24, 64));
         let web = &verdict.networks[0];
         assert!(!verdict.fits && !web.fits);
         assert_eq!((web.total.endpoints, web.total.vips, web.needed), (255, 128, 383));
@@ -236,9 +291,9 @@ mod tests {
         // Without addresses for the services, two are still missing; with a larger subnet, none.
         let plain = services.replace("image: b", "deploy: {endpoint_mode: dnsrr}");
         stacks[127] = stack("large", &format!("{WEB}services:\n{plain}"));
-        assert_eq!(judge(demands(&stacks, 3), &known).networks[0].families[0].short, 2);
+        assert_eq!(judge(demands(&stacks, 3), &known, &pools(24, 64)).networks[0].families[0].short, 2);
         let known = [("web".to_owned(), stocks(&[subnet("10.9.0.0/23")]))].into();
-        assert!(judge(demands(&stacks, 3), &known).fits);
+        assert!(judge(demands(&stacks, 3), &known, &pools(24, 64)).fits);
     }
 
     #[test]
@@ -260,9 +315,24 @@ mod tests {
             let found: Vec<_> = network.families.iter().map(|f| (f.family, f.stock.free)).collect();
             assert_eq!((network.state, &found[..]), (State::New, expected), "{declared}");
         }
-        for cidr in ["10.128.0.0/24", "fd6e:6574:7063::/64"] {
-            let usable = stocks(&[subnet(cidr)]).into_values().map(|stock| stock.usable).next();
-            assert!(usable == Some(POOL_USABLE) || usable == Some(POOL6_USABLE), "{cidr}");
+    }
+
+    #[test]
+    fn what_a_pool_gives_is_as_large_as_the_configuration_says() {
+        let text = "services: {a: {image: a}}\nnetworks: {default: {enable_ipv6: true}}";
+        for (cidr, cidr6) in [
+            ("10.128.0.0/24", "fd6e:6574:7063::/64"),
+            ("10.128.0.0/28", "fd6e:6574:7063::/120"),
+            ("10.0.0.0/8", "fd00::/16"),
+        ] {
+            let (own, own6) = (subnet(cidr), subnet(cidr6));
+            let pools = pools(own.cidr().prefix(), own6.cidr().prefix());
+            let verdict = judge(demands(&[stack("s", text)], 1), &BTreeMap::new(), &pools);
+            let families = &verdict.networks[0].families;
+            let found: Vec<u128> = families.iter().map(|family| family.stock.usable).collect();
+            assert_eq!(found, [usable(&own), usable(&own6)], "{cidr} {cidr6}");
+            let pools: Vec<_> = families.iter().map(|family| family.pool.unwrap().prefix).collect();
+            assert_eq!(pools, [own.cidr().prefix(), own6.cidr().prefix()]);
         }
     }
 
@@ -283,7 +353,7 @@ mod tests {
         {
             let stocks = Stocks::from([(Family::Ipv4, stock(free4)), (Family::Ipv6, stock(free6))]);
             let known = [("web".to_owned(), stocks)].into();
-            let verdict = judge(demands(std::slice::from_ref(&stack), 1), &known);
+            let verdict = judge(demands(std::slice::from_ref(&stack), 1), &known, &pools(24, 64));
             assert_eq!(verdict.networks[0].tightest().unwrap().family, tightest);
             assert_eq!(verdict.fits, free4 >= 10 && free6 >= 10);
         }

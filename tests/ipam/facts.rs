@@ -1,6 +1,6 @@
 //! What is true of a network's addresses, kept by the test alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -51,12 +51,38 @@ pub struct Facts {
     pub kept: BTreeMap<String, Kept>,
 }
 
-/// What an endpoint may have of a subnet: not its first address, not the gateway, which is the
-/// second, and of IPv4 not the last.
-pub fn usable(subnet: IpNetwork) -> Vec<IpAddr> {
+/// Of some subnets, the part from which addresses are given, and what nobody gets.
+pub const LIMITS: [(&str, &str, &[&str]); 3] = [
+    ("10.9.0.0/27", "10.9.0.16/29", &["10.9.0.18", "10.9.0.3"]),
+    ("fd00:9::/123", "fd00:9::8/125", &["fd00:9::9"]),
+    ("10.9.3.0/28", "10.9.3.4/30", &["10.9.3.5"]),
+];
+
+/// The part from which a subnet's addresses are given, and what nobody gets of it.
+pub fn limits(subnet: IpNetwork) -> Option<(IpNetwork, BTreeSet<IpAddr>)> {
+    let (_, range, reserved) = LIMITS.iter().find(|(cidr, ..)| *cidr == subnet.to_string())?;
+    let reserved = reserved.iter().map(|address| address.parse().expect("it is one"));
+    Some((range.parse().expect("it is one"), reserved.collect()))
+}
+
+/// What an endpoint may have of a subnet if it asks for it: not its first address, not the gateway,
+/// which is the second, of IPv4 not the last, and not what nobody gets.
+pub fn allowed(subnet: IpNetwork) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = subnet.iter().skip(2).collect();
     if subnet.is_ipv4() {
         all.pop();
+    }
+    if let Some((_, reserved)) = limits(subnet) {
+        all.retain(|address| !reserved.contains(address));
+    }
+    all
+}
+
+/// What is given of a subnet to who does not ask for an address.
+pub fn usable(subnet: IpNetwork) -> Vec<IpAddr> {
+    let mut all = allowed(subnet);
+    if let Some((range, _)) = limits(subnet) {
+        all.retain(|address| range.contains(*address));
     }
     all
 }
@@ -69,6 +95,11 @@ impl Facts {
     /// The families that the network has, in the order in which they are told.
     pub fn families(&self) -> Vec<bool> {
         [true, false].into_iter().filter(|ipv4| self.has(*ipv4)).collect()
+    }
+
+    /// Whether an endpoint can have an address by asking for it.
+    pub fn is_allowed(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| allowed(*subnet).contains(&address))
     }
 
     pub fn is_usable(&self, address: IpAddr) -> bool {

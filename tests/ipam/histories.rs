@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use netctl::cluster::view::Using;
-use netctl::cluster::{Claimed, ClusterError};
-use netctl::model::{NetworkId, NodeName};
+use netctl::cluster::{Claimed, Cluster, ClusterError, View};
+use netctl::model::{NetworkId, Node, NodeName};
 use netctl::store::{Lease, Store};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestCaseResult};
 
-use crate::facts::{Facts, Held, Owner};
+use crate::facts::{Facts, Held, Owner, limits};
 use crate::granting::Granting;
 use crate::member::{Member, Plan, defaults, name, network_spec, node, node_name, request};
 
@@ -32,31 +32,87 @@ const REST: Duration = Duration::from_secs(3600);
 const KEEP: Duration = Duration::from_secs(20_000);
 const ALIVE: Duration = Duration::from_secs(1000);
 /// What a network begins with: it may lack a family.
-const BEGIN: [&[&str]; 3] = [&["10.9.0.0/29", "fd00:9::/124"], &["10.9.0.0/28"], &["fd00:9::/124"]];
+const BEGIN: [&[&str]; 5] = [
+    &["10.9.0.0/29", "fd00:9::/124"],
+    &["10.9.0.0/28"],
+    &["fd00:9::/124"],
+    // With parts from which addresses are given, and addresses that nobody gets.
+    &["10.9.0.0/27"],
+    &["10.9.0.0/27", "fd00:9::/123"],
+];
 /// What may be added.
-const MORE: [&str; 5] = ["10.9.0.0/29", "10.9.1.0/29", "fd00:9::/124", "10.9.2.0/28", "fd00:9:1::/124"];
+const MORE: [&str; 6] =
+    ["10.9.0.0/29", "10.9.1.0/29", "fd00:9::/124", "10.9.2.0/28", "fd00:9:1::/124", "10.9.3.0/28"];
 
 /// What may happen to a network that three nodes use. The last of them follows it from its first
 /// claim on only.
 #[derive(Debug, Clone)]
 pub enum Step {
-    Claim { node: usize, name: Option<u8>, service: Option<u8>, asked: Vec<(bool, u8)> },
-    Release { node: usize, which: usize },
-    Withdraw { node: usize, which: usize },
-    Create { node: usize, service: u8, replicas: u32, vip: bool, surge: bool, from: Option<u8> },
-    Scale { node: usize, service: u8, replicas: u32 },
-    Remove { node: usize, service: u8 },
-    Reserve { node: usize, name: u8, count: u64 },
-    EndReservation { name: u8 },
-    EndRest { node: usize },
-    Expand { node: usize, which: usize },
-    Shrink { node: usize, which: usize },
-    Die { node: usize },
-    Return { node: usize },
+    Claim {
+        node: usize,
+        name: Option<u8>,
+        service: Option<u8>,
+        asked: Vec<(bool, u8)>,
+    },
+    Release {
+        node: usize,
+        which: usize,
+    },
+    Withdraw {
+        node: usize,
+        which: usize,
+    },
+    Create {
+        node: usize,
+        service: u8,
+        replicas: u32,
+        vip: bool,
+        surge: bool,
+        from: Option<u8>,
+    },
+    Scale {
+        node: usize,
+        service: u8,
+        replicas: u32,
+    },
+    Remove {
+        node: usize,
+        service: u8,
+    },
+    Reserve {
+        node: usize,
+        name: u8,
+        count: u64,
+    },
+    EndReservation {
+        name: u8,
+    },
+    EndRest {
+        node: usize,
+    },
+    Expand {
+        node: usize,
+        which: usize,
+    },
+    Shrink {
+        node: usize,
+        which: usize,
+    },
+    Die {
+        node: usize,
+    },
+    /// It stops where it is, and counts as dead.
+    Freeze {
+        node: usize,
+    },
+    /// It comes again: who was frozen with what it knew, others with nothing.
+    Return {
+        node: usize,
+    },
 }
 
 pub fn history() -> impl Strategy<Value = (usize, Vec<Step>)> {
-    (0..BEGIN.len(), prop::collection::vec(step(), 0..40))
+    (0..BEGIN.len(), prop::collection::vec(step(), 0..50))
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -90,7 +146,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (node.clone(), which).prop_map(|(node, which)| Step::Expand { node, which }),
         2 => (node.clone(), which).prop_map(|(node, which)| Step::Shrink { node, which }),
         1 => node.clone().prop_map(|node| Step::Die { node }),
-        2 => node.prop_map(|node| Step::Return { node }),
+        2 => node.clone().prop_map(|node| Step::Freeze { node }),
+        4 => node.prop_map(|node| Step::Return { node }),
     ]
 }
 
@@ -111,6 +168,8 @@ pub async fn live(store: Arc<dyn Store>, begin: usize, steps: Vec<Step>) -> Test
 struct Seat {
     store: Arc<Granting>,
     member: Option<(Member, Option<Using>)>,
+    /// What it knew when it was frozen.
+    frozen: Option<(Arc<Cluster>, Node)>,
 }
 
 struct World {
@@ -125,11 +184,16 @@ struct World {
 
 impl World {
     async fn new(raw: Arc<dyn Store>, subnets: &[&str]) -> Self {
-        let mut seats: Vec<Seat> =
-            (0..NODES).map(|_| Seat { store: Granting::new(raw.clone()), member: None }).collect();
+        let mut seats: Vec<Seat> = (0..NODES)
+            .map(|_| Seat { store: Granting::new(raw.clone()), member: None, frozen: None })
+            .collect();
         let plan = Plan { rest: REST, alive: ALIVE, networks: Vec::new() };
         let first = Member::start(seats[0].store.clone(), &node(0), &plan).await.unwrap();
-        let created = first.cluster.create_network(&network_spec("net", subnets), &defaults()).await;
+        let limited = |cidr: &&str| limits(cidr.parse().unwrap());
+        let mut spec = network_spec("net", subnets);
+        spec.ranges = subnets.iter().filter_map(limited).map(|(range, _)| range).collect();
+        spec.reserved = subnets.iter().filter_map(limited).flat_map(|(_, reserved)| reserved).collect();
+        let created = first.cluster.create_network(&spec, &defaults()).await;
         let network = created.unwrap().id;
         seats[0].member = Some((first, None));
         let subnets = subnets.iter().map(|text| text.parse().unwrap()).collect();
@@ -150,6 +214,12 @@ impl World {
 
     async fn come(&mut self, number: usize) {
         let networks = if number + 1 < NODES { vec![self.network] } else { Vec::new() };
+        if let Some((cluster, node)) = self.seats[number].frozen.take() {
+            let lease = cluster.come_alive(node.id, ALIVE).await.unwrap();
+            let view = View::start(cluster.clone(), node_name(number), networks);
+            self.seats[number].member = Some((Member { cluster, view, node, lease }, None));
+            return;
+        }
         let plan = Plan { rest: REST, alive: ALIVE, networks };
         let seat = &mut self.seats[number];
         let mut me = node(number);
@@ -160,10 +230,20 @@ impl World {
         seat.member = Some((member, None));
     }
 
+    /// The node sees and does nothing any more, and its lease ends; what it knew stays.
+    async fn freeze(&mut self, number: usize) {
+        let known = self.seats[number]
+            .member
+            .as_ref()
+            .map(|(member, _)| (member.cluster.clone(), member.node.clone()));
+        self.die(number).await;
+        self.seats[number].frozen = known;
+    }
+
     /// The node is gone, and its lease with it.
     async fn die(&mut self, number: usize) {
         let seat = &mut self.seats[number];
-        seat.member = None;
+        (seat.member, seat.frozen) = (None, None);
         for lease in seat.store.take(|ttl| ttl == ALIVE) {
             self.raw.revoke(lease).await.unwrap();
         }
@@ -185,6 +265,7 @@ impl World {
         | Step::Expand { node, .. }
         | Step::Shrink { node, .. }
         | Step::Die { node }
+        | Step::Freeze { node }
         | Step::EndRest { node }
         | Step::Return { node }) = step
         else {
@@ -203,6 +284,7 @@ impl World {
             }
             Step::Die { .. } => self.die(node).await,
             _ if !here => {}
+            Step::Freeze { .. } => self.freeze(node).await,
             Step::Claim { name, service, asked, .. } => self.claim(node, name, service, asked).await?,
             Step::Release { which, .. } => self.release(node, which, true).await?,
             Step::Withdraw { which, .. } => self.release(node, which, false).await?,
@@ -247,7 +329,7 @@ impl World {
             ..request()
         };
         let claimed = cluster.claim(&network, &request, &self.alive()).await;
-        if asked.iter().any(|address| !self.facts.is_usable(*address)) {
+        if asked.iter().any(|address| !self.facts.is_allowed(*address)) {
             refused!(claimed, ClusterError::Address { .. });
             return Ok(());
         }
@@ -311,7 +393,8 @@ impl World {
         prop_assert_eq!(families, facts.families());
         prop_assert!(asked.iter().all(|address| new.addresses.contains(address)));
         for address in &new.addresses {
-            prop_assert!(facts.is_usable(*address) && !taken(address), "{} twice", address);
+            let may_be = facts.is_usable(*address) || asked.contains(address);
+            prop_assert!(may_be && !taken(address), "{} twice", address);
         }
         prop_assert_eq!(new.drawn, drawn);
         if let Some(kept) = service.and_then(|s| self.facts.kept.get_mut(&format!("s{s}"))) {

@@ -54,7 +54,7 @@ fn enter() -> anyhow::Result<()> {
 fn trials() -> Vec<Trial> {
     vec![
         Trial::test("histories::over_embedded", histories_over_embedded),
-        Trial::test("histories::over_etcd", histories_over_etcd),
+        Trial::test("histories::over_etcd", || histories_over_etcd(300)),
         Trial::test("run::over_embedded", || over_embedded(8_000)),
         Trial::test("run::over_etcd", || over_etcd(2_000)),
         Trial::test("audit::tells_an_address_that_two_have", || {
@@ -70,6 +70,7 @@ fn trials() -> Vec<Trial> {
             told(Fault::RestsForEver, &["LeakedAddress", "nothing ends that"])
         }),
         // By `scripts/test --long`.
+        Trial::test("histories::long_over_etcd", || histories_over_etcd(5000)).with_ignored_flag(true),
         Trial::test("run::long_over_embedded", || over_embedded(1_000_000)).with_ignored_flag(true),
         Trial::test("run::long_over_etcd", || over_etcd(100_000)).with_ignored_flag(true),
     ]
@@ -85,10 +86,10 @@ fn histories_over_embedded() -> Result<(), Failed> {
     })
 }
 
-fn histories_over_etcd() -> Result<(), Failed> {
+fn histories_over_etcd(count: u32) -> Result<(), Failed> {
     let server = started();
     let mut lived = 0;
-    histories(300, move |begin, steps| {
+    histories(count, move |begin, steps| {
         lived += 1;
         let config = EtcdConfig { prefix: format!("history{lived}"), ..server.config() };
         run_to_end(async {

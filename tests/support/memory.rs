@@ -10,8 +10,9 @@ use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
     ApiError, AttachRequest, Attached, BackendView, CheckOutcome, CheckView, Connections, DrainView,
-    EndpointView, ErrorCode, Expanded, Level, NetworkView, NodeCheck, NodeUsage, NodeView,
-    ReserveRequest, Service, ServiceView, Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
+    EndpointView, ErrorCode, Expanded, NetworkView, NodeCheck, NodeUsage, NodeView, ReserveRequest,
+    Service, ServiceView, SettingsView, Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
+    percent,
 };
 use netctl::model::{
     Attachment, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, FindingKind, MacAddr, Name,
@@ -40,8 +41,12 @@ pub struct State {
     pub not_compared: Option<&'static str>,
     /// How many of n2's findings are left out.
     pub cut: u64,
-    /// From which part of a network's addresses on its use is marked, in per cent.
-    pub levels: Option<(u64, u64)>,
+    /// The configuration, with the levels from which a network's use is marked.
+    pub settings: SettingsView,
+    /// Whether it is older than the question after them.
+    pub tells_no_settings: bool,
+    /// Whether nobody can count how addresses are used.
+    pub store_away: bool,
     /// When networks are full, in seconds.
     pub full_in: Option<u64>,
     /// What is drained, as it was asked for.
@@ -125,15 +130,6 @@ impl State {
         NodeView { drained, ..node(name, name == "n1") }
     }
 
-    fn level(&self, percent: u64) -> Level {
-        let (warning, alarm) = self.levels.unwrap_or((80, 95));
-        match percent {
-            percent if percent >= alarm => Level::Alarm,
-            percent if percent >= warning => Level::Warning,
-            _ => Level::Fine,
-        }
-    }
-
     fn network_view(&self, network: &Network) -> NetworkView {
         let members = self.endpoints.iter().filter(|endpoint| endpoint.network == network.id);
         let effective_mtu = network.mtu.unwrap_or(1450);
@@ -143,7 +139,7 @@ impl State {
             let usable: u128 = subnets.map(netctl::ipam::ledger::usable).sum();
             let usable = u64::try_from(usable).unwrap_or(u64::MAX);
             let (endpoints, free) = (endpoints as u64, usable.saturating_sub(endpoints as u64));
-            let level = self.level(endpoints * 100 / usable.max(1));
+            let level = self.settings.level(percent(endpoints.into(), usable.into()));
             let full_in = self.full_in;
             Usage { usable, endpoints, services: 0, resting: 0, reserved: 0, free, level, full_in }
         };
@@ -157,8 +153,8 @@ impl State {
         let node = NodeUsage { node: "n1".parse().unwrap(), ipv4: Some(share), ipv6: None };
         NetworkView {
             endpoints,
-            ipv4: network.has_ipv4().then(|| usage(true)),
-            ipv6: network.has_ipv6().then(|| usage(false)),
+            ipv4: (network.has_ipv4() && !self.store_away).then(|| usage(true)),
+            ipv6: (network.has_ipv6() && !self.store_away).then(|| usage(false)),
             subnet_usage: network.subnets.iter().map(subnet_usage).collect(),
             node_usage: vec![node],
             network: network.clone(),
@@ -247,6 +243,11 @@ impl Service for Memory {
         }
     }
 
+    async fn settings(&self) -> Result<SettingsView, ApiError> {
+        let state = self.call()?;
+        if state.tells_no_settings { Err(not_found("path")) } else { Ok(state.settings) }
+    }
+
     async fn metrics(&self) -> String {
         "# TYPE netctl_build_info gauge\nnetctl_build_info{version=\"0.1.0\"} 1\n# EOF\n".to_owned()
     }
@@ -261,7 +262,8 @@ impl Service for Memory {
         }
         let count = state.networks.len() as u32;
         if subnets.is_empty() {
-            let cidr = format!("10.128.{count}.0/24").parse().unwrap();
+            let prefix = spec.prefix.unwrap_or(24);
+            let cidr = format!("10.{}.0.0/{prefix}", 128 + count).parse().unwrap();
             subnets.push(Subnet::new(cidr, None, None, BTreeSet::new()).unwrap());
         }
         let network = Network {

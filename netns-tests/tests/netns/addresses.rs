@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
-use world::{Client, Config, Node, NodeOptions, World, wait_for};
+use world::{Client, Config, Node, NodeOptions, Output, World, wait_for};
 
 use crate::cluster::Cluster;
 
@@ -17,6 +17,8 @@ crate::tests![
     a_full_subnet_is_told_and_heals,
     two_subnets_give_what_both_have,
     the_default_pool_skips_what_is_in_use,
+    the_pool_gives_a_subnet_for_what_is_expected,
+    a_plan_knows_how_large_the_subnets_of_the_pool_are,
 ];
 
 /// How many attaches the large test does.
@@ -194,7 +196,10 @@ fn the_default_pool_skips_what_is_in_use(world: &World) {
                  ip link set other up
                  ip address add 10.200.0.1/24 dev other
                  ip route add 10.200.1.128/25 via 192.168.50.99");
-    let config = Config::embedded().raw("pools", "[\"10.200.0.0/22\"]").raw("pool_prefix", "24");
+    let config = Config::embedded()
+        .raw("pools", "[\"10.200.0.0/22\"]")
+        .raw("pool_prefix", "24")
+        .raw("address_alarm", "90");
     let _agent = n1.agent(&config);
     n1.ok("network create given --subnet 10.200.2.0/25");
     let made = n1.ok("-o json network create chosen").json();
@@ -204,4 +209,49 @@ fn the_default_pool_skips_what_is_in_use(world: &World) {
     assert!(output.stderr.contains("pools"), "{output}");
     n1.ok("network rm chosen");
     n1.ok("network create another");
+}
+
+fn the_pool_gives_a_subnet_for_what_is_expected(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let n1 = cluster.n1();
+    wait_for("both are known", || n1.ok("-o json node ls").json().as_array().unwrap().len() == 2);
+    let cidr = |output: &Output| output.json()["subnets"][0]["cidr"].as_str().unwrap().to_owned();
+    for (name, expected, prefix) in [
+        // Half of 300 may have to start on the other of two nodes; a quarter with four.
+        ("two", "--expect-endpoints 300 --expect-services 50", "/23"),
+        ("four", "--expect-endpoints 300 --expect-services 130 --nodes 4", "/23"),
+        ("more", "--expect-endpoints 300 --expect-services 130 --nodes 2", "/22"),
+        ("services", "--expect-services 5", "/27"),
+    ] {
+        let made = n1.ok(&format!("-o json network create {name} {expected}"));
+        assert!(made.stderr.contains(&format!("a {prefix} subnet is chosen")), "{made}");
+        assert!(cidr(&made).ends_with(prefix), "{made}");
+    }
+    let keys = cluster.etcd.keys();
+    let alone = n1.ctl("network create alone --nodes 4");
+    assert!(alone.code == Some(2) && alone.stderr.contains("--expect-endpoints"), "{alone}");
+    assert_eq!(cluster.etcd.keys(), keys);
+    let small = n1.ok("network create small --expect-endpoints 300 --nodes 4 --subnet 10.9.0.0/24");
+    assert!(small.stderr.contains("warning: smaller than what is expected: 253 IPv4"), "{small}");
+    let both = "--expect-endpoints 300 --nodes 4 --subnet 10.10.0.0/24 --subnet 10.11.0.0/24";
+    assert_eq!(n1.ok(&format!("network create both {both}")).stderr, "");
+}
+
+fn a_plan_knows_how_large_the_subnets_of_the_pool_are(world: &World) {
+    let n1 = world.node("n1");
+    let config = Config::embedded().raw("pool_prefix", "27").raw("pool6_prefix", "120");
+    let _agent = n1.agent(&config.raw("address_alarm", "90"));
+    let settings = n1.client().call("GET", "/v1/settings", None).unwrap();
+    let expected =
+        json!({"pool_prefix": 27, "pool6_prefix": 120, "address_warning": 80, "address_alarm": 90});
+    assert_eq!((settings.status, settings.body), (200, expected));
+    let file = n1.dir().join("stack.yml");
+    std::fs::write(&file, "services: {a: {scale: 29}}").unwrap();
+    let plan = n1.ctl(&format!("plan {} --project s", file.display()));
+    assert!(plan.code == Some(5) && plan.stdout.contains("29 (new, /27)"), "{plan}");
+    assert!(plan.stderr.contains("short by 1 IPv4 address: 30 needed, 29 free"), "{plan}");
+    // It is so, when it is made.
+    n1.ok("network create s_default");
+    let plan = n1.ctl(&format!("plan {} --project s", file.display()));
+    assert!(plan.stderr.contains("short by 1 IPv4 address: 30 needed, 29 free"), "{plan}");
 }

@@ -12,6 +12,8 @@ crate::tests![
     a_network_that_fills_is_seen_over_the_socket_and_the_port,
     the_capacity_of_subnets_and_nodes_is_what_the_store_has,
     what_somebody_breaks_is_counted_and_an_outage_is_seen,
+    an_address_that_rests_and_is_kept_again_is_counted_once,
+    a_network_that_services_fill_is_told_though_nobody_uses_it,
 ];
 
 /// Where the agents serve their metrics over TCP, each in its machine.
@@ -63,7 +65,9 @@ fn view(node: &Node, network: &str) -> Value {
 #[track_caller]
 fn mark(node: &Node, network: &str) -> String {
     let table = node.ok(&format!("network ls --filter name={network}")).stdout;
-    table.lines().nth(1).unwrap().rsplit("  ").next().unwrap().trim().to_owned()
+    let last = table.lines().nth(1).unwrap().rsplit("  ").next().unwrap();
+    // Where it grew, it is said when it will be full: that changes every second.
+    last.split(" full in ").next().unwrap().trim().to_owned()
 }
 
 /// A sample of the IPv4 addresses of the network `shop`.
@@ -126,6 +130,7 @@ fn a_network_that_fills_is_seen_over_the_socket_and_the_port(world: &World) {
         seconds.is_some_and(|seconds| seconds > 0.0) && shown.as_u64().is_some_and(|shown| shown > 0)
     });
     assert!(n1.ok("network inspect shop").stdout.contains("(76% used, alarm, full in "));
+    assert!(n1.ok("network ls").stdout.contains("76% !! full in "));
     // And back, or on: both leave room.
     n1.ok("endpoint detach --network shop d e");
     n1.ok("service rm web");
@@ -249,9 +254,70 @@ fn what_somebody_breaks_is_counted_and_an_outage_is_seen(world: &World) {
     cluster.etcd.stop();
     wait_for("the outage is seen", || connected(cluster.n1()) == 0.0);
     assert_eq!(cluster.n1().ctl("network create more").code, Some(6));
+    nothing_is_planned_without_numbers(cluster.n1());
     assert!(failures(cluster.n1()) > before);
     // What is known goes on being told.
     assert_eq!(shop(&port(cluster.n1()), "addresses", ",state=\"endpoints\""), Some(1.0));
     cluster.etcd.start();
     wait_for("its end is seen", || connected(cluster.n1()) == 1.0);
+}
+
+/// The store is away: what it last said of the network is known, but not how much of it is left.
+#[track_caller]
+fn nothing_is_planned_without_numbers(node: &Node) {
+    let file = node.dir().join("stack.yml");
+    let text = "services: {a: {networks: [shop]}}\nnetworks: {shop: {external: true}}\n";
+    std::fs::write(&file, text).unwrap();
+    assert!(node.ok("network ls").stdout.contains("shop"));
+    let plan = node.ctl(&format!("plan {}", file.display()));
+    assert_eq!((plan.code, plan.stdout.as_str()), (Some(6), ""), "{plan}");
+    let told = ["the use of network shop is not known now", "its store (etcd"];
+    assert!(told.iter().all(|told| plan.stderr.contains(told)), "{plan}");
+}
+
+fn an_address_that_rests_and_is_kept_again_is_counted_once(world: &World) {
+    let cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| config.set("rest", "1h"));
+    let n1 = cluster.n1();
+    // Thirteen: one of the service's own, and twelve for its containers.
+    n1.ok("network create shop --subnet 10.9.0.0/28");
+    n1.ok("service create web --network shop --replicas 12");
+    n1.attach_with("shop", "a", "--service web");
+    n1.attach_with("shop", "b", "--service web");
+    n1.ok("endpoint detach --network shop a");
+    // It rests, and the service is to have another: together one more than there are.
+    let usage = view(n1, "shop")["ipv4"].clone();
+    assert_eq!(
+        (&usage["resting"], &usage["reserved"], &usage["free"]),
+        (&json!(1), &json!(11), &json!(0))
+    );
+    let states = ["endpoints", "services", "resting", "reserved", "free"];
+    wait_for("each address has one state", || {
+        let metrics = socket(n1);
+        let state = |state: &&str| shop(&metrics, "addresses", &format!(",state=\"{state}\""));
+        let counts: Vec<f64> = states.iter().filter_map(state).collect();
+        counts.iter().sum::<f64>() == 13.0 && counts == [1.0, 1.0, 1.0, 10.0, 0.0]
+    });
+}
+
+fn a_network_that_services_fill_is_told_though_nobody_uses_it(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let log = |node: &Node| std::fs::read_to_string(node.dir().join("netctld.log")).unwrap();
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    n1.ok("network create shop --subnet 10.9.0.0/28");
+    // Thirteen usable: ten are no warning, eleven are, thirteen an alarm; each is told once.
+    let told = |node: &Node| {
+        let log = log(node);
+        ["network runs out of addresses", "network is about to be full"].map(|t| log.matches(t).count())
+    };
+    n1.ok("service create a --network shop --replicas 9");
+    assert_eq!(told(n1), [0, 0]);
+    n1.ok("service scale a=10");
+    n1.ok("service update a --label x=y");
+    assert_eq!((told(n1), told(n2)), ([1, 0], [0, 0]));
+    let file = n2.dir().join("stack.yml");
+    let text = "services: {b: {networks: [shop]}}\nnetworks: {shop: {external: true}}\n";
+    std::fs::write(&file, text).unwrap();
+    n2.ok(&format!("plan {} --reserve deploy", file.display()));
+    assert_eq!((told(n1), told(n2)), ([1, 0], [0, 1]));
+    assert_eq!((mark(n1, "shop"), mark(n2, "shop")), ("100% !!".to_owned(), "100% !!".to_owned()));
 }

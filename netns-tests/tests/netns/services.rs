@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use world::{Node, Transfer, World, wait_for};
+use world::{Node, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL, alive};
 
@@ -11,7 +11,6 @@ crate::tests![
     a_service_that_does_not_fit_is_refused_with_the_numbers,
     what_was_kept_for_a_service_is_there_when_its_containers_come,
     services_that_are_made_at_the_same_time_never_get_more_than_there_is,
-    the_outage_is_refused_before_anything_starts,
     what_is_reserved_by_a_plan_goes_to_the_service_that_names_it,
     what_a_service_cannot_be_is_refused_and_leaves_nothing,
     a_service_has_the_addresses_that_were_asked_for,
@@ -20,7 +19,7 @@ crate::tests![
 ];
 
 /// How a network's IPv4 addresses are used.
-fn usage(node: &Node, network: &str, what: &str) -> u64 {
+pub(crate) fn usage(node: &Node, network: &str, what: &str) -> u64 {
     let view = node.ok(&format!("-o json network inspect {network}")).json();
     view[0]["ipv4"][what].as_u64().unwrap_or_else(|| panic!("no {what} in {view}"))
 }
@@ -191,71 +190,6 @@ fn the_check_knows_services(cluster: &Cluster) {
     let told = n1.ctl("ipam check --repair");
     assert!(told.code == Some(1) && told.stdout.contains("missing reservation"), "{told}");
     etcd.put(&kept, &value);
-}
-
-/// A /24 for 127 stacks with a container each, and 128 services.
-fn the_outage_is_refused_before_anything_starts(world: &World) {
-    let cluster = Cluster::new(world, 2);
-    let n1 = cluster.n1();
-    n1.ok("network create shared --subnet 10.9.0.0/24");
-    // What runs already, and must go on.
-    let (old, other) = (n1.attach("shared", "old"), cluster.n2().attach("shared", "other"));
-    let address = cluster.n2().addresses("shared", "other").remove(0);
-    let stack = |mode: &str| {
-        format!(
-            "services:\n  app:\n    image: app\n    networks: [shared]\n    deploy: {{endpoint_mode: {mode}}}\n\
-             networks:\n  shared: {{external: true}}\n"
-        )
-    };
-    let folder = n1.dir().join("stacks");
-    std::fs::create_dir_all(&folder).unwrap();
-    let mut files = Vec::new();
-    for index in 0..255 {
-        let path = folder.join(format!("stack{index}.yml"));
-        std::fs::write(&path, stack(if index < 127 { "dnsrr" } else { "vip" })).unwrap();
-        files.push(path.display().to_string());
-    }
-    // 127 containers; 128 services with a container and an address each: 383 for 251.
-    let plan = n1.ctl(&format!("plan {}", files.join(" ")));
-    assert_eq!(plan.code, Some(5), "{plan}");
-    assert!(plan.stderr.contains("short by 132 IPv4 addresses"), "{plan}");
-    assert_eq!(usage(n1, "shared", "free"), 251);
-    // The same, one after the other: the first 127 take one each, then 62 services two each.
-    let mut refused = Vec::new();
-    let deploy = |index: usize| {
-        let mode = if index < 127 { "dnsrr" } else { "vip" };
-        let node = &cluster.nodes[index % 2];
-        node.ctl(&format!("service create stack{index} --network shared --endpoint-mode {mode}"))
-    };
-    for index in 0..255 {
-        let output = deploy(index);
-        if output.code != Some(0) {
-            assert!(output.code == Some(5) && output.stderr.contains("2 asked for, "), "{output}");
-            refused.push(index);
-        }
-    }
-    assert_eq!((refused.len(), usage(n1, "shared", "free")), (66, 0));
-
-    // The network grows while a transfer runs over it, and the rest is deployed.
-    let transfer = Transfer::start(&old.space, &other.space, &address).unwrap();
-    transfer.wait();
-    n1.ok("network expand shared --subnet 10.10.0.0/24");
-    for index in refused {
-        let output = deploy(index);
-        assert_eq!(output.code, Some(0), "{output}");
-    }
-    for index in 0..255 {
-        let node = &cluster.nodes[index % 2];
-        let name = format!("c{index}");
-        if index % 8 == 0 {
-            node.attach_with("shared", &name, &format!("--service stack{index}"));
-        }
-    }
-    let new = cluster.nodes[0].addresses("shared", "c248").remove(0);
-    assert!(old.space.reaches(&new) && other.space.reaches(&new), "{new}");
-    transfer.wait();
-    transfer.finish().unwrap();
-    n1.ok("ipam check");
 }
 
 fn what_is_reserved_by_a_plan_goes_to_the_service_that_names_it(world: &World) {

@@ -18,7 +18,7 @@ use super::extract::{Body, Parameters, Refusal, Segment};
 use super::{drain, metrics, services};
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, ErrorCode, Expanded,
-    NetworkView, NodeView, Service, VersionView,
+    NetworkView, NodeView, Service, SettingsView, VersionView,
 };
 use crate::model::{ExpandSpec, Name, NetworkSpec, NodeName};
 
@@ -53,6 +53,7 @@ pub(super) fn router(service: Arc<dyn Service>) -> axum::Router {
 fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
     OpenApiRouter::with_openapi(Head::openapi())
         .routes(routes!(version))
+        .routes(routes!(settings))
         .routes(routes!(openapi))
         .routes(routes!(networks, create_network))
         .routes(routes!(network, remove_network))
@@ -153,6 +154,13 @@ errors!(
 #[utoipa::path(get, path = "/v1/version", responses((status = 200, body = VersionView)))]
 async fn version(State(agent): Agent) -> Json<VersionView> {
     Json(agent.version().await)
+}
+
+/// What clients need of the agent's configuration.
+#[utoipa::path(get, path = "/v1/settings",
+    responses((status = 200, body = SettingsView), StoreErrors))]
+async fn settings(State(agent): Agent) -> Answer<Json<SettingsView>> {
+    Ok(Json(agent.settings().await?))
 }
 
 /// This document.

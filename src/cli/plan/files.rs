@@ -1,13 +1,14 @@
 //! The files of a plan: what is in them, and what their stacks are called.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Arguments;
+use super::{Arguments, Deployer};
 use crate::cli::failure::{Exit, Failure, complain};
 use crate::plan::Problem;
-use crate::plan::compose::{self, MAX_BYTES, Stack, StackName};
+use crate::plan::compose::{self, MAX_BYTES, Stack, StackName, Tool};
 use crate::plan::variables::{self, Variables};
 
 /// The name of the standard input, as a file and in messages.
@@ -26,8 +27,12 @@ pub(super) fn stacks(arguments: &Arguments) -> Result<Vec<Stack>, Failure> {
     if files.iter().filter(|file| is_stdin(file)).count() > 1 {
         return Err(Failure::new(Exit::Usage, "the standard input can be given once only"));
     }
+    if arguments.tool == Some(Deployer::Stack) && !arguments.profiles.is_empty() {
+        let message = "docker stack deploy knows no profiles: leave out --profile or --tool stack";
+        return Err(Failure::new(Exit::Usage, message));
+    }
     let mut wrong = Wrong(0);
-    let variables = read_variables(&arguments.env_files, &mut wrong);
+    let mut variables = Source::new(arguments, &mut wrong);
     let folders: Vec<PathBuf> = files.iter().map(|file| folder(file)).collect();
     let mut stacks = Vec::new();
     for (file, folder) in files.iter().zip(&folders) {
@@ -38,10 +43,59 @@ pub(super) fn stacks(arguments: &Arguments) -> Result<Vec<Stack>, Failure> {
             Some(project) => StackName::Given(project),
             None => StackName::OrElse(&fallback),
         };
+        let variables = variables.of(file, folder, &mut wrong);
+        let tool = tool(arguments, variables);
         let Some(text) = wrong.read(file) else { continue };
-        stacks.extend(wrong.take(compose::read(&text, &shown(file), name, &variables)));
+        stacks.extend(wrong.take(compose::read(&text, &shown(file), name, variables, &tool)));
     }
     wrong.end().map(|()| stacks)
+}
+
+/// What deploys a file with these variables.
+fn tool(arguments: &Arguments, variables: &Variables) -> Tool {
+    match arguments.tool {
+        None if arguments.profiles.is_empty() => Tool::Any,
+        Some(Deployer::Stack) => Tool::Stack,
+        None | Some(Deployer::Compose) if !arguments.profiles.is_empty() => {
+            Tool::Compose { profiles: arguments.profiles.iter().cloned().collect() }
+        }
+        None | Some(Deployer::Compose) => {
+            let active = variables.get("COMPOSE_PROFILES").into_iter().flat_map(|all| all.split(','));
+            let active = active.map(str::trim).filter(|profile| !profile.is_empty());
+            Tool::Compose { profiles: active.map(str::to_owned).collect() }
+        }
+    }
+}
+
+/// Where variables come from.
+enum Source {
+    /// The same for all files.
+    Given(Variables),
+    /// The file `.env` in each file's folder.
+    Beside(BTreeMap<PathBuf, Variables>),
+}
+
+impl Source {
+    fn new(arguments: &Arguments, wrong: &mut Wrong) -> Self {
+        if arguments.env_files.is_empty() && arguments.tool != Some(Deployer::Stack) {
+            Self::Beside(BTreeMap::new())
+        } else {
+            Self::Given(read_variables(&arguments.env_files, wrong))
+        }
+    }
+
+    /// The variables of a file in a folder.
+    fn of(&mut self, file: &Path, folder: &Path, wrong: &mut Wrong) -> &Variables {
+        match self {
+            Self::Given(variables) => variables,
+            Self::Beside(known) => known.entry(folder.to_owned()).or_insert_with(|| {
+                let beside = path(file).with_file_name(".env");
+                // What is there and cannot be read is told.
+                let there = fs::symlink_metadata(&beside).is_ok();
+                read_variables(if there { std::slice::from_ref(&beside) } else { &[] }, wrong)
+            }),
+        }
+    }
 }
 
 /// The variables of the files, later ones first, and of the environment before all.

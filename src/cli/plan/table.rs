@@ -2,19 +2,20 @@
 
 use std::io::IsTerminal;
 
+use crate::api::{self, Level, SettingsView};
 use crate::cli::failure::Failure;
 use crate::cli::output;
-use crate::plan::verdict::{FamilyVerdict, NetworkVerdict, State, Verdict};
+use crate::plan::verdict::{FamilyVerdict, NetworkVerdict, PoolSubnet, State, Verdict};
 
 /// How wide a bar is.
 const WIDTH: usize = 24;
 
 /// Prints the table and the bars.
-pub(super) fn print(verdict: &Verdict) -> Result<(), Failure> {
+pub(super) fn print(verdict: &Verdict, settings: &SettingsView) -> Result<(), Failure> {
     let header =
         ["NETWORK", "NEEDED", "ENDPOINTS", "SURGE", "VIPS", "FREE", "FITS", "SHORT", "MORE STACKS"];
     output::print_table(&header, verdict.networks.iter().map(row))?;
-    let bars = bars(&verdict.networks, is_colourful());
+    let bars = bars(&verdict.networks, settings, is_colourful());
     if bars.is_empty() { Ok(()) } else { output::print(&format!("\n{bars}")) }
 }
 
@@ -23,7 +24,7 @@ fn row(network: &NetworkVerdict) -> Vec<String> {
     let (free, short, more) = match network.tightest() {
         None => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
         Some(family) => (
-            format!("{}{}", family.stock.free, if network.state == State::New { " (new)" } else { "" }),
+            format!("{}{}", family.stock.free, origin(network, family)),
             family.short.to_string(),
             family.more.map_or_else(|| "-".to_owned(), |more| more.to_string()),
         ),
@@ -41,22 +42,35 @@ fn row(network: &NetworkVerdict) -> Vec<String> {
     row
 }
 
+/// Where the addresses of a network come from that is not there yet.
+fn origin(network: &NetworkVerdict, family: &FamilyVerdict) -> String {
+    match (network.state, family.pool) {
+        (State::Exists | State::Missing, _) => String::new(),
+        (State::New, None) => " (new)".to_owned(),
+        (State::New, Some(PoolSubnet { prefix, assumed: false })) => format!(" (new, /{prefix})"),
+        (State::New, Some(PoolSubnet { prefix, assumed: true })) => {
+            format!(" (new, /{prefix} assumed)")
+        }
+    }
+}
+
 /// Whether whoever reads the standard output wants colours.
 fn is_colourful() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-fn bars(networks: &[NetworkVerdict], colourful: bool) -> String {
+fn bars(networks: &[NetworkVerdict], settings: &SettingsView, colourful: bool) -> String {
     let width = networks.iter().map(|network| network.name.len()).max().unwrap_or_default();
     let mut text = String::new();
     for network in networks {
         let Some(family) = network.tightest() else { continue };
         let percent = percent(family, network.needed);
-        let (on, off) = match percent {
+        let (on, off) = match settings.level(percent) {
             _ if !colourful => ("", ""),
-            0..80 => ("\x1b[32m", "\x1b[0m"),
-            80..=100 => ("\x1b[33m", "\x1b[0m"),
-            _ => ("\x1b[31m", "\x1b[0m"),
+            _ if percent > 100 => ("\x1b[31m", "\x1b[0m"),
+            Level::Fine => ("\x1b[32m", "\x1b[0m"),
+            Level::Warning => ("\x1b[33m", "\x1b[0m"),
+            Level::Alarm => ("\x1b[31m", "\x1b[0m"),
         };
         let bar = bar(percent);
         text.push_str(&format!("{:width$}   {on}[{bar}]{off} {percent:>3} %\n", network.name));
@@ -67,9 +81,7 @@ fn bars(networks: &[NetworkVerdict], colourful: bool) -> String {
 /// How much of a network is used after the deployment; above 100 only if it does not fit.
 fn percent(family: &FamilyVerdict, needed: u64) -> u128 {
     let (usable, free) = (family.stock.usable, family.stock.free);
-    let used = usable.saturating_sub(free).saturating_add(needed.into());
-    let hundredfold = used.saturating_mul(100);
-    if used > usable { hundredfold.div_ceil(usable.max(1)) } else { hundredfold / usable.max(1) }
+    api::percent(usable.saturating_sub(free).saturating_add(needed.into()), usable)
 }
 
 fn bar(percent: u128) -> String {
@@ -86,7 +98,7 @@ mod tests {
     fn network(name: &str, usable: u128, free: u128, needed: u64) -> NetworkVerdict {
         let short = u128::from(needed).saturating_sub(free);
         let (family, stock, fits) = (Family::Ipv4, Stock { usable, free }, short == 0);
-        let families = vec![FamilyVerdict { family, stock, fits, short, more: None }];
+        let families = vec![FamilyVerdict { family, stock, pool: None, fits, short, more: None }];
         let (total, state) = (Count::default(), State::Exists);
         let name = name.to_owned();
         NetworkVerdict { name, state, fits, needed, total, families, services: Vec::new() }
@@ -97,6 +109,7 @@ mod tests {
         let networks = [
             network("web", 200, 100, 46),
             network("longer", 253, 253, 0),
+            network("warned", 200, 100, 60),
             network("full", 253, 3, 3),
             network("over", 253, 3, 4),
             network("empty", 0, 0, 2),
@@ -104,12 +117,22 @@ mod tests {
         let expected = "\
 web      [#################.......]  73 %
 longer   [........................]   0 %
+warned   [###################.....]  80 %
 full     [########################] 100 %
 over     [########################] 101 %
 empty    [########################] 200 %
 ";
-        assert_eq!(bars(&networks, false), expected);
-        let coloured = bars(&networks[2..4], true);
-        assert!(coloured.contains("\x1b[33m[") && coloured.contains("]\x1b[0m 101 %"), "{coloured:?}");
+        let usual = SettingsView::default();
+        assert_eq!(bars(&networks, &usual, false), expected);
+        let colours = |settings: &SettingsView| -> Vec<String> {
+            let coloured = bars(&networks, settings, true);
+            coloured.lines().map(|line| line.split_once('[').unwrap().1[..2].to_owned()).collect()
+        };
+        let (green, yellow, red) = ("32", "33", "31");
+        assert_eq!(colours(&usual), [green, green, yellow, red, red, red]);
+        // Where they begin is the agent's to say.
+        let other = SettingsView { address_warning: 70, address_alarm: 75, ..usual };
+        assert_eq!(colours(&other), [yellow, green, red, red, red, red]);
+        assert!(bars(&networks, &usual, true).contains("]\x1b[0m 101 %"));
     }
 }

@@ -6,7 +6,7 @@ fn variables() -> Variables {
 }
 
 fn stack(text: &str) -> Stack {
-    let stack = read(text, "stack.yml", StackName::Given("shop"), &variables());
+    let stack = read(text, "stack.yml", StackName::Given("shop"), &variables(), &Tool::Any);
     stack.unwrap_or_else(|problems| panic!("{text}: {}", told(&problems).join("\n")))
 }
 
@@ -16,7 +16,7 @@ fn told(problems: &[Problem]) -> Vec<String> {
 
 /// What is wrong with a text.
 fn wrong(text: &str) -> Vec<String> {
-    let stack = read(text, "stack.yml", StackName::OrElse("shop"), &variables());
+    let stack = read(text, "stack.yml", StackName::OrElse("shop"), &variables(), &Tool::Any);
     told(&stack.expect_err(text))
 }
 
@@ -82,14 +82,63 @@ fn a_service_is_on_the_networks_it_names_or_the_default_one() {
             &["networks:", "  front:", "  back: {aliases: [db], ipv4_address: 10.9.0.7}"],
             &["back", "front"],
         ),
-        (&["network_mode: host"], &[]),
-        (&["network_mode: none"], &[]),
-        (&["network_mode: bridge"], &[]),
-        (&["network_mode: 'service:db'"], &[]),
     ] {
         let expected: BTreeSet<String> = expected.iter().map(|&key| key.to_owned()).collect();
         assert_eq!(service(lines).networks, expected, "{lines:?}");
     }
+}
+
+/// The services of a file as a tool deploys it, with their networks; or what is wrong with it.
+fn deployed(text: &str, tool: &Tool) -> Result<Vec<(String, Vec<String>)>, Vec<String>> {
+    let stack = read(text, "f", StackName::Given("s"), &variables(), tool);
+    let services = stack.map_err(|problems| told(&problems))?.services.into_iter();
+    Ok(services.map(|service| (service.name, service.networks.into_iter().collect())).collect())
+}
+
+fn compose(profiles: &[&str]) -> Tool {
+    Tool::Compose { profiles: profiles.iter().map(|&profile| profile.to_owned()).collect() }
+}
+
+#[test]
+fn a_network_mode_counts_for_compose_and_not_for_a_stack() {
+    for mode in ["host", "none", "bridge", "default", "'service:db'", "'container:db'"] {
+        let text = format!("services:\n  web:\n    network_mode: {mode}\n");
+        let networks = |tool| deployed(&text, &tool).unwrap().remove(0).1;
+        assert_eq!(networks(compose(&[])), [""; 0], "{mode}");
+        assert_eq!(networks(Tool::Stack), ["default"], "{mode}");
+        let problems = deployed(&text, &Tool::Any).unwrap_err();
+        let expected =
+            "f:3:19: services.web.network_mode: docker compose keeps to this, docker stack deploy";
+        assert!(problems.len() == 1 && problems[0].starts_with(expected), "{problems:?}");
+    }
+    let both = "networks: {a: }\nservices: {web: {network_mode: host, networks: [a]}}";
+    assert_eq!(deployed(both, &Tool::Stack).unwrap()[0].1, ["a"]);
+    assert!(deployed(both, &compose(&[])).unwrap_err()[0].contains("is there beside networks"));
+}
+
+#[test]
+fn a_service_with_profiles_counts_for_compose_if_one_is_active_and_always_for_a_stack() {
+    let text = "services:\n  a: {}\n  b: {profiles: [debug, '$N']}\n  c: {profiles: [test]}\n  d: {profiles: []}\n";
+    let names = |tool: &Tool| -> String {
+        deployed(text, tool).unwrap().into_iter().map(|(name, _)| name).collect()
+    };
+    for (profiles, expected) in [
+        (&[][..], "ad"),
+        (&["debug"], "abd"),
+        (&["7"], "abd"),
+        (&["test", "other"], "acd"),
+        (&["*"], "abcd"),
+    ] {
+        assert_eq!(names(&compose(profiles)), expected, "{profiles:?}");
+    }
+    assert_eq!(names(&Tool::Stack), "abcd");
+    let problems = deployed(text, &Tool::Any).unwrap_err();
+    let expected =
+        "f:3:17: services.b.profiles: docker compose leaves this service out unless a profile";
+    assert!(problems.len() == 2 && problems[0].starts_with(expected), "{problems:?}");
+    // What is left out must be right all the same.
+    let wrong = "services: {a: {profiles: [x], scale: many}}";
+    assert!(deployed(wrong, &compose(&[])).unwrap_err()[0].contains("\"many\" is not a number"));
 }
 
 #[test]
@@ -125,8 +174,6 @@ fn a_network_has_the_name_that_docker_gives_it() {
         let network = network(declared);
         assert_eq!((network.name.as_str(), network.origin), (name, origin), "{declared}");
     }
-    let flags = network("{internal: true, attachable: true}");
-    assert!(flags.internal && flags.attachable);
     assert_eq!(network("{enable_ipv6: true}").origin, Origin::Stack { subnets: vec![], ipv6: true });
     let text = "services: {}\nnetworks: {default: {external: true, name: web}}";
     assert_eq!(stack(text).networks["default"].name, "web");
@@ -160,7 +207,7 @@ fn fragments_anchors_and_merge_keys_are_followed() {
 
 #[test]
 fn the_stack_has_the_name_it_is_given_or_says_or_that_of_its_folder() {
-    let name = |text, name| read(text, "f", name, &variables()).map(|stack| stack.name);
+    let name = |text, name| read(text, "f", name, &variables(), &Tool::Any).map(|stack| stack.name);
     let file = "name: from-${N}\nservices: {}";
     assert_eq!(name(file, StackName::Given("given")).unwrap(), "given");
     assert_eq!(name(file, StackName::OrElse("folder")).unwrap(), "from-7");
@@ -324,13 +371,13 @@ fn lines() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn any_text_is_a_stack_or_problems(text in "\\PC{0,80}|[ -~\n]{0,80}") {
-        let stack = read(&text, "f", StackName::OrElse("x"), &variables());
+        let stack = read(&text, "f", StackName::OrElse("x"), &variables(), &Tool::Any);
         prop_assert!(stack.map_or_else(|problems| !problems.is_empty(), |_| true));
     }
 
     #[test]
     fn any_lines_are_a_stack_or_problems(lines in prop::collection::vec(lines(), 0..14)) {
-        let stack = read(&lines.concat(), "f", StackName::OrElse("x"), &variables());
+        let stack = read(&lines.concat(), "f", StackName::OrElse("x"), &variables(), &Tool::Any);
         prop_assert!(stack.map_or_else(|problems| !problems.is_empty(), |_| true));
     }
 }

@@ -10,7 +10,7 @@ use proptest::test_runner::{TestCaseError, TestCaseResult};
 use proptest::{prop_assert, prop_assert_eq};
 
 use super::{KEEP, World};
-use crate::facts::{Held, Kept, Owner};
+use crate::facts::{Held, Kept, Owner, limits};
 use crate::member::name;
 
 impl World {
@@ -165,8 +165,11 @@ impl World {
 
     pub(super) async fn expand(&mut self, node: usize, subnet: &str) -> TestCaseResult {
         let spec = serde_json::json!({ "subnets": [subnet] });
-        let spec: ExpandSpec = serde_json::from_value(spec).expect("it is one");
+        let mut spec: ExpandSpec = serde_json::from_value(spec).expect("it is one");
         let subnet: IpNetwork = subnet.parse().expect("it is one");
+        if let Some((range, reserved)) = limits(subnet) {
+            (spec.ranges, spec.reserved) = (vec![range], reserved);
+        }
         let expanded = self.member(node).cluster.expand_network("net", &spec).await;
         let overlaps = |own: &IpNetwork| own.contains(subnet.ip()) || subnet.contains(own.ip());
         if self.facts.subnets.contains(&subnet) {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netctl::model::Subnet;
-use netctl::plan::compose::{self, Stack, StackName};
+use netctl::plan::compose::{self, Stack, StackName, Tool};
 use netctl::plan::demand::demands;
 use netctl::plan::variables::Variables;
-use netctl::plan::verdict::{Stocks, Verdict, judge, stocks};
+use netctl::plan::verdict::{PoolSubnet, Pools, Stocks, Verdict, judge, stocks};
 
 use crate::report::{Better, Metric, Report};
 use crate::{Ground, progress};
@@ -56,13 +56,14 @@ pub fn run(ground: &Ground) -> Report {
 fn plan(files: &[PathBuf], known: &BTreeMap<String, Stocks>) -> Verdict {
     let variables = Variables::from([("TAG".to_owned(), "1.2".to_owned())]);
     let stacks: Vec<Stack> = files.iter().map(|file| read(file, &variables)).collect();
-    judge(demands(&stacks, NODES), known)
+    let pool = |prefix| PoolSubnet { prefix, assumed: false };
+    judge(demands(&stacks, NODES), known, &Pools { ipv4: pool(24), ipv6: pool(64) })
 }
 
 fn read(file: &Path, variables: &Variables) -> Stack {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
-    compose::read(&text, &file.display().to_string(), StackName::OrElse(&name), variables)
+    compose::read(&text, &file.display().to_string(), StackName::OrElse(&name), variables, &Tool::Any)
         .unwrap_or_else(|problems| panic!("{}", problems[0]))
 }
 
