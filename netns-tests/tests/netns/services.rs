@@ -450,7 +450,7 @@ fn a_node_that_balances_nothing_sends_nothing_to_others_for_a_service(world: &Wo
     let sandbox = n1.sandbox("shop");
     let refused = |vip: &str| !sandbox.try_sh(&format!("ip route get {vip}")).success();
     wait_for("it is refused", || vips.iter().all(|vip| refused(vip)));
-    assert!(!a.space.reaches(vips[0]));
+    assert!(!a.space.ping(vips[0]));
     // Who has the address afterwards is reached.
     n2.ok("service rm web");
     wait_for("it is not refused", || !vips.iter().any(|vip| refused(vip)));
