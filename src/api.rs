@@ -121,6 +121,10 @@ pub struct EndpointView {
     pub prefix_lengths: Vec<u8>,
     /// The MTU of its interface (known on its own node).
     pub mtu: u32,
+    /// Why it gets no new connections of its service, wherever they come from; `null`: it gets them,
+    /// or has no service.
+    #[serde(default)]
+    pub out: Option<String>,
 }
 
 /// A node as it is shown.
@@ -211,7 +215,7 @@ pub struct ServiceView {
 }
 
 /// After which silence entries for connections go on a network, in seconds: the longest that any
-/// service there asks for.
+/// service there asks for, and what the kernel has where none does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TimeoutsView {
     /// The network's name.
@@ -238,13 +242,17 @@ pub struct BackendView {
     /// Its addresses.
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
-    /// Whether it takes connections.
+    /// Whether it takes connections, by itself.
     pub state: EndpointState,
+    /// Why it does not; empty where nothing is known.
+    #[serde(default)]
+    pub reason: String,
     /// The weight in effect; 0: it gets no new connections from this node.
     pub weight: u32,
-    /// Why that is so; `null`: it gets them.
+    /// Why it gets none; `null`: it gets them.
     pub out: Option<String>,
-    /// Connections from this node to it; `null`: this node balances nothing there.
+    /// Connections from the node that answers to it; `null`: that node balances nothing there, or
+    /// several services are listed, or one was changed.
     pub connections: Option<Connections>,
 }
 
@@ -266,6 +274,9 @@ pub struct DrainView {
     pub endpoints: u64,
     /// The nodes that may still give one of them a new connection.
     pub waiting: Vec<NodeName>,
+    /// The nodes with endpoints on their networks that are not asked, because their lease has ended.
+    #[serde(default)]
+    pub dead: Vec<NodeName>,
     /// How many connections to them are still open.
     pub connections: u64,
 }

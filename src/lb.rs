@@ -70,9 +70,12 @@ pub struct Balancer {
     /// This node's backends, each with every address of its service: what a backend sends to its
     /// own service may come back to itself, and must then look as if the gateway had sent it.
     pub own: BTreeSet<(IpAddr, IpAddr)>,
-    /// The longest that any of the services asks for: the kernel has one for each namespace. All 0
-    /// without services.
+    /// The longest that any of the services asks for, and the kernel's own where none does: there is
+    /// one for each namespace. All 0 without services.
     pub timeouts: Timeouts,
+    /// Addresses of services that this node does not balance, because nothing here does. Connections
+    /// to them are refused: another node would balance them, and its answers would be in vain.
+    pub refused: BTreeSet<IpAddr>,
 }
 
 /// Why an endpoint of a service gets no new connections.
@@ -188,6 +191,20 @@ pub fn balancer<'a>(
 }
 
 impl Balancer {
+    /// That of a node on which nothing balances.
+    pub fn refusing(snapshot: &Snapshot, network: &Network) -> Self {
+        let addresses = snapshot.services.values().filter_map(|s| s.addresses.get(&network.id));
+        Self { refused: addresses.flatten().copied().collect(), ..Self::default() }
+    }
+
+    /// Whether nothing of another balancer needs a rule of a firewall that this one does not: a mark,
+    /// or the translation for a backend that meets itself.
+    pub fn has_rules_for(&self, other: &Self) -> bool {
+        let marked = |front: &&Front| matches!(front, Front::All { .. });
+        other.own.is_subset(&self.own)
+            && other.fronts.keys().filter(marked).all(|front| self.fronts.contains_key(front))
+    }
+
     fn add(
         &mut self,
         me: &Node,
@@ -236,28 +253,19 @@ impl Timeouts {
     /// What IPVS begins with (`tcp_timeouts` and `udp_timeouts` in net/netfilter/ipvs).
     pub const DEFAULT: Self = Self { tcp: 900, tcp_fin: 120, udp: 300 };
 
-    /// What a service asks for.
-    pub fn of(service: &Service) -> Self {
-        let asked = service.balancing.timeouts;
-        Self {
-            tcp: asked.tcp.unwrap_or(Self::DEFAULT.tcp),
-            tcp_fin: asked.tcp_fin.unwrap_or(Self::DEFAULT.tcp_fin),
-            udp: asked.udp.unwrap_or(Self::DEFAULT.udp),
-        }
-    }
-
-    /// What is in effect on a network with these services: the longest that any of those asks for
-    /// that have an address there.
+    /// What is in effect on a network with these services: of those that have an address there the
+    /// longest that any asks for, each time by itself; the default where none asks. All 0 where none
+    /// has an address.
     pub fn in_effect<'a>(network: NetworkId, services: impl IntoIterator<Item = &'a Service>) -> Self {
         let balanced = services.into_iter().filter(|s| s.addresses.contains_key(&network));
-        balanced.map(Self::of).fold(Self::default(), Self::max)
-    }
-
-    fn max(self, other: Self) -> Self {
+        let asked: Vec<_> = balanced.map(|service| service.balancing.timeouts).collect();
+        if asked.is_empty() {
+            return Self::default();
+        }
         Self {
-            tcp: self.tcp.max(other.tcp),
-            tcp_fin: self.tcp_fin.max(other.tcp_fin),
-            udp: self.udp.max(other.udp),
+            tcp: asked.iter().filter_map(|t| t.tcp).max().unwrap_or(Self::DEFAULT.tcp),
+            tcp_fin: asked.iter().filter_map(|t| t.tcp_fin).max().unwrap_or(Self::DEFAULT.tcp_fin),
+            udp: asked.iter().filter_map(|t| t.udp).max().unwrap_or(Self::DEFAULT.udp),
         }
     }
 }

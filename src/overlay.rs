@@ -42,7 +42,7 @@ pub fn effective_mtu(me: &Node, network: &Network) -> u32 {
 /// Whose each block of a network's addresses is.
 pub type Blocks = BTreeMap<IpNetwork, NodeName>;
 
-/// All that a network needs on this node; `balancer` is empty where nothing is balanced.
+/// All that a network needs on this node; `balancer` says what is balanced, or refused.
 pub fn sandbox<'a>(
     around: Surroundings<'_>,
     network: &Network,
@@ -53,12 +53,18 @@ pub fn sandbox<'a>(
     let mtu = effective_mtu(around.me, network);
     let mut objects = skeleton(around.me, network, mtu);
     objects.extend(block_objects(around, network, blocks));
+    let mut refused = balancer.refused.clone();
     for endpoint in endpoints {
+        // An endpoint and the end of the service that had its address are heard of on ways of their own.
+        for address in &endpoint.addresses {
+            refused.remove(address);
+        }
         objects.extend(endpoint_objects(around, network, blocks, endpoint));
     }
     let held =
         |address: &IpAddr| Object::Address { device: Device::Loopback, address: host_net(*address) };
     objects.extend(balancer.addresses.iter().map(held));
+    objects.extend(refused.into_iter().map(|a| route(host_net(a), Target::Unreachable, None)));
     Sandbox {
         network: network.id,
         objects,

@@ -3,42 +3,50 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
 use super::dataplane::{Dataplane, Load};
+use crate::cluster::drain::{Ack, Cause};
 use crate::cluster::{Cluster, View};
 use crate::model::{Endpoint, EndpointId, EndpointState, NetworkId, Snapshot};
 
 /// How often connections are counted while something drains.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often another number of them is written, as long as there are any.
+const TELL: Duration = Duration::from_secs(5);
 
-/// What was written of an endpoint, and the record that it was written of.
+/// What was written of an endpoint, when, and the record that it was written of.
 struct Said {
     endpoint: Arc<Endpoint>,
-    drain: Drain,
+    drain: Cause,
     connections: u64,
+    at: Instant,
 }
 
-/// What says that an endpoint is to get no new connections. One that is activated and drained again
-/// is drained by another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Drain {
-    /// Its own state.
-    Own,
-    /// The mark of its node, of this revision.
-    Node(u64),
+impl Said {
+    /// Whether this number of connections is to be written now.
+    fn is_news(&self, connections: u64, now: Instant) -> bool {
+        connections == 0 || (connections != self.connections && now.duration_since(self.at) >= TELL)
+    }
+}
+
+/// What was written, and when each network's connections were counted last.
+#[derive(Default)]
+struct Known {
+    said: BTreeMap<EndpointId, Said>,
+    counted: BTreeMap<NetworkId, Instant>,
 }
 
 /// Acknowledges drained endpoints, until the view ends.
 pub(super) async fn watch(view: View, cluster: Arc<Cluster>, dataplane: Arc<Dataplane>) {
     let mut published = view.subscribe();
-    let mut said = BTreeMap::new();
+    let mut known = Known::default();
     loop {
         let latest = published.borrow_and_update().clone();
         let draining = match latest.complete {
-            true => acknowledge(&latest.snapshot, &cluster, &dataplane, &mut said).await,
+            true => acknowledge(&latest.snapshot, &cluster, &dataplane, &mut known).await,
             false => false,
         };
         let change = published.changed();
@@ -58,7 +66,7 @@ async fn acknowledge(
     snapshot: &Snapshot,
     cluster: &Cluster,
     dataplane: &Dataplane,
-    said: &mut BTreeMap<EndpointId, Said>,
+    Known { said, counted }: &mut Known,
 ) -> bool {
     said.retain(|_, said| {
         let members = snapshot.members.get(&said.endpoint.network);
@@ -69,7 +77,7 @@ async fn acknowledge(
     });
     let mut more = false;
     for (network, members) in &snapshot.members {
-        let open: Vec<(&Arc<Endpoint>, Drain)> = members
+        let open: Vec<(&Arc<Endpoint>, Cause)> = members
             .endpoints
             .values()
             .filter(|endpoint| said.get(&endpoint.id).is_none_or(|said| said.connections > 0))
@@ -79,6 +87,14 @@ async fn acknowledge(
             continue;
         }
         more = true;
+        let now = Instant::now();
+        // Whoever waits to hear of a drain waits for no count; a count comes in time.
+        let is_new = open.iter().any(|(endpoint, _)| !said.contains_key(&endpoint.id));
+        let last = counted.get(network);
+        if !is_new && last.is_some_and(|last| now.duration_since(*last) < LOOK) {
+            continue;
+        }
+        counted.insert(*network, now);
         let loads = match dataplane.loads(*network).await {
             Ok(Ok(loads)) => loads,
             Ok(Err(error)) => {
@@ -90,32 +106,35 @@ async fn acknowledge(
         };
         for (endpoint, drain) in open {
             let Some(connections) = left(endpoint, &loads) else { continue };
-            if said.get(&endpoint.id).is_some_and(|_| connections > 0) {
+            if said.get(&endpoint.id).is_some_and(|said| !said.is_news(connections, now)) {
                 continue;
             }
-            match say(cluster, *network, endpoint.id, members.revision, connections).await {
-                true => {
-                    said.insert(endpoint.id, Said { endpoint: endpoint.clone(), drain, connections });
-                }
-                false => continue,
+            let ack = Ack { revision: members.revision, connections };
+            if say(cluster, *network, endpoint.id, drain, ack).await {
+                let endpoint = endpoint.clone();
+                said.insert(endpoint.id, Said { endpoint, drain, connections, at: now });
             }
         }
     }
+    counted.retain(|network, _| snapshot.members.contains_key(network));
     more
 }
 
+/// Writes an acknowledgement; `false`: it was not written.
 async fn say(
     cluster: &Cluster,
     network: NetworkId,
     endpoint: EndpointId,
-    revision: u64,
-    connections: u64,
+    drain: Cause,
+    ack: Ack,
 ) -> bool {
-    match cluster.acknowledge(network, endpoint, revision, connections).await {
-        Ok(()) => {
-            debug!(%endpoint, revision, connections, "drain acknowledged");
+    match cluster.acknowledge(network, endpoint, drain, ack).await {
+        Ok(true) => {
+            debug!(%endpoint, ?ack, "drain acknowledged");
             true
         }
+        // The view is about to show that.
+        Ok(false) => false,
         Err(error) => {
             warn!(%endpoint, %error, "drain not acknowledged yet");
             false
@@ -124,11 +143,11 @@ async fn say(
 }
 
 /// Whether an endpoint is to get no new connections because somebody said so.
-fn drain(snapshot: &Snapshot, endpoint: &Endpoint) -> Option<Drain> {
+fn drain(snapshot: &Snapshot, endpoint: &Endpoint) -> Option<Cause> {
     endpoint.service.as_ref()?;
     match endpoint.state {
-        EndpointState::Draining => Some(Drain::Own),
-        _ => snapshot.drained.get(&endpoint.node).copied().map(Drain::Node),
+        EndpointState::Draining => Some(Cause::Own),
+        _ => snapshot.drained.get(&endpoint.node).copied().map(Cause::Node),
     }
 }
 
@@ -158,14 +177,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_left_counts_when_nothing_new_can_come() {
-        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
+    fn endpoint() -> Endpoint {
+        serde_json::from_value(serde_json::json!({
             "id": "bbbbbbbbbbbb", "name": "e", "network": "aaaaaaaaaaaa", "node": "n1",
             "addresses": ["10.9.0.5", "fd00:9::5"], "mac": "06:00:00:00:00:01",
             "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn the_end_is_told_at_once_and_another_number_after_a_while() {
+        let at = Instant::now();
+        let said = Said { endpoint: Arc::new(endpoint()), drain: Cause::Own, connections: 3, at };
+        for (connections, after, news) in [
+            (0, Duration::ZERO, true),
+            (3, Duration::ZERO, false),
+            (3, TELL, false),
+            (2, TELL - Duration::from_millis(1), false),
+            (2, TELL, true),
+            (4, TELL, true),
+        ] {
+            assert_eq!(said.is_news(connections, at + after), news, "{connections} {after:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_counts_when_nothing_new_can_come() {
+        let endpoint = endpoint();
         assert_eq!(left(&endpoint, &[]), Some(0));
         let other = load("10.9.0.6:80", 1, 7);
         let loads = [load("10.9.0.5:80", 0, 2), load("[fd00:9::5]:80", 0, 1), other.clone()];

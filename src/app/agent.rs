@@ -15,6 +15,7 @@ use super::pressure::Pressure;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NodeView};
 use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
 use crate::kernel::Netns;
+use crate::lb;
 use crate::model::{
     Endpoint, EndpointId, EndpointState, Name, Network, NetworkId, Node, NodeName, Snapshot, Versioned,
 };
@@ -86,15 +87,16 @@ impl Agent {
             })?;
 
         let place = self.places.find(request.netns, request.interface, &self.boot).await?;
-        let mut claim = EndpointRequest {
+        let claim = EndpointRequest {
             name: request.name,
             addresses: request.addresses,
             mac: request.mac,
             attachment: place.attachment,
             any_interface: place.any_interface,
-            service: request.service,
             weight: request.weight.map_or(1, NonZeroU16::get),
-            state: EndpointState::default(),
+            // Nothing is to be sent there before it is plugged in.
+            state: if request.service.is_some() { EndpointState::Pending } else { EndpointState::Ready },
+            service: request.service,
             labels: request.labels,
         };
         match &claim.name {
@@ -107,8 +109,6 @@ impl Agent {
                 }
             }
         }
-        let snapshot = self.snapshot();
-        claim.state = health::first_state(claim.service.as_ref(), &snapshot, &self.cluster).await?;
         let (network, claimed) = self.claim(network, &claim, deadline).await?;
         match claimed {
             Claimed::Existing(endpoint) => self.complete(&network, Arc::new(endpoint), deadline).await,
@@ -116,7 +116,8 @@ impl Agent {
                 let endpoint = Arc::new(endpoint);
                 self.plug_new(&network, endpoint.clone(), revision, deadline).await?;
                 self.hold_until_seen(place.guard, network.id, revision);
-                Ok(Attached::Created(self.endpoint_view(&network, &endpoint)))
+                let endpoint = health::begin(&self.cluster, &endpoint).await;
+                Ok(Attached::Created(self.endpoint_view(&network, &endpoint, &self.snapshot())))
             }
         }
     }
@@ -228,7 +229,8 @@ impl Agent {
         deadline: Instant,
     ) -> Result<Attached, ApiError> {
         self.plug(endpoint.clone(), 0, deadline).await??;
-        Ok(Attached::Existing(self.endpoint_view(network, &endpoint)))
+        let endpoint = health::begin(&self.cluster, &endpoint).await;
+        Ok(Attached::Existing(self.endpoint_view(network, &endpoint, &self.snapshot())))
     }
 
     /// Plugs an endpoint in; what is not ready is waited for until the deadline.
@@ -289,7 +291,13 @@ impl Agent {
         });
     }
 
-    fn endpoint_view(&self, network: &Network, endpoint: &Endpoint) -> EndpointView {
+    fn endpoint_view(
+        &self,
+        network: &Network,
+        endpoint: &Endpoint,
+        snapshot: &Snapshot,
+    ) -> EndpointView {
+        let out = endpoint.service.as_ref().and_then(|_| lb::out(&self.me, snapshot, endpoint));
         let subnet = |address: &_| network.standing().find(|s| s.cidr().contains(*address));
         let subnets = endpoint.addresses.iter().filter_map(subnet);
         let (gateways, prefix_lengths) = subnets.map(|s| (s.gateway(), s.cidr().prefix())).unzip();
@@ -299,6 +307,7 @@ impl Agent {
             gateways,
             prefix_lengths,
             mtu: effective_mtu(&self.me, network),
+            out: out.map(|out| out.to_string()),
         }
     }
 
@@ -311,12 +320,12 @@ impl Agent {
             Some(reference) => vec![self.cluster.network(reference).await?],
             None => self.cluster.networks().await?,
         };
-        let mut views = Vec::new();
+        let (snapshot, mut views) = (self.snapshot(), Vec::new());
         for network in networks {
             let endpoints = self.cluster.endpoints(network.id).await?;
             let chosen =
                 endpoints.iter().filter(|endpoint| node.is_none_or(|name| *name == endpoint.node));
-            views.extend(chosen.map(|endpoint| self.endpoint_view(&network, endpoint)));
+            views.extend(chosen.map(|endpoint| self.endpoint_view(&network, endpoint, &snapshot)));
         }
         views.sort_by(|a, b| {
             (&a.network_name, &a.endpoint.name).cmp(&(&b.network_name, &b.endpoint.name))

@@ -35,6 +35,8 @@ enum Command {
     Unplug(NetworkId, EndpointId, u64, oneshot::Sender<Result<(), kernel::Error>>),
     /// Say what the backends of a network have on this node.
     Loads(NetworkId, batch::LoadsReply),
+    /// Say whether an endpoint of this node is plugged in.
+    Plugged(NetworkId, EndpointId, oneshot::Sender<bool>),
     /// Say when the kernel shows everything that was published before.
     Settle(oneshot::Sender<()>),
     /// The kernel says that something has changed which we did not do.
@@ -131,6 +133,16 @@ impl Dataplane {
     ) -> Result<Result<(), kernel::Error>, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Unplug(network, endpoint, revision, reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Whether an endpoint of this node is plugged in.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn is_plugged(&self, network: NetworkId, endpoint: EndpointId) -> Result<bool, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Plugged(network, endpoint, reply)).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
 

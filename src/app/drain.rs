@@ -40,7 +40,8 @@ impl Agent {
     async fn drain_view(&self, scope: &Scope) -> Result<DrainView, ApiError> {
         let drain = self.cluster().drain_state(scope).await?;
         let done = drain.is_done(scope);
-        let Drain { endpoints, waiting, connections, .. } = drain;
-        Ok(DrainView { done, endpoints, waiting: waiting.into_iter().collect(), connections })
+        let Drain { endpoints, waiting, dead, connections, .. } = drain;
+        let (waiting, dead) = (waiting.into_iter().collect(), dead.into_iter().collect());
+        Ok(DrainView { done, endpoints, waiting, dead, connections })
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -20,11 +20,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use self::course::Course;
 use self::reports::Reports;
 use super::agent::Agent;
+use super::dataplane::Dataplane;
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::HealthUser;
 use crate::config::duration::Shown;
@@ -34,10 +35,14 @@ use crate::model::{
 
 /// How many checks over the network are made at once.
 const CONNECTIONS: usize = 256;
-/// How many commands run at once.
+/// How many commands run at once, and how many of them for one service: those of one that hang leave
+/// places for the others'.
 const COMMANDS: usize = 32;
+const COMMANDS_OF_SERVICE: usize = COMMANDS / 4;
 /// How soon the store is asked again about a service.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How soon it is asked again whether an endpoint is plugged in.
+const PLUGGED_AGAIN: Duration = Duration::from_millis(100);
 /// The longest reason that is told, in characters.
 const MAX_REASON: usize = 200;
 
@@ -57,26 +62,27 @@ impl Tally {
     }
 }
 
-/// What a new endpoint of a service begins as.
-///
-/// # Errors
-/// When neither the view nor the store tells about the service.
-pub(super) async fn first_state(
-    service: Option<&Name>,
-    snapshot: &Snapshot,
-    cluster: &Cluster,
-) -> Result<EndpointState, ClusterError> {
-    let Some(name) = service else { return Ok(EndpointState::Ready) };
-    let has_check = match snapshot.services.get(name) {
-        Some(service) => service.health.is_some(),
-        None => match cluster.service(name).await {
-            Ok(service) => service.health.is_some(),
-            // The claim refuses it, or finds it by then: better too careful.
-            Err(ClusterError::NoService(_)) => true,
-            Err(error) => return Err(error),
-        },
+/// Makes an endpoint that was plugged in just now ready, where its service has no check; gives it as
+/// it is then. What the store does not take is written once it does.
+pub(super) async fn begin(cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Arc<Endpoint> {
+    let (Some(name), EndpointState::Pending) = (&endpoint.service, endpoint.state) else {
+        return endpoint.clone();
     };
-    Ok(if has_check { EndpointState::Pending } else { EndpointState::Ready })
+    let (network, id) = (endpoint.network, endpoint.id);
+    let begun = match cluster.service(name).await {
+        Ok(service) if service.health.is_some() => return endpoint.clone(),
+        Ok(_) | Err(ClusterError::NoService(_)) => {
+            cluster.set_endpoint_state(network, id, EndpointState::Ready, "").await
+        }
+        Err(error) => Err(error),
+    };
+    match begun {
+        Ok(begun) => begun.map_or_else(|| endpoint.clone(), Arc::new),
+        Err(error) => {
+            warn!(endpoint = %id, %error, "endpoint takes no connections yet: it is tried again");
+            endpoint.clone()
+        }
+    }
 }
 
 /// What all checks share.
@@ -86,8 +92,11 @@ struct Context {
     tally: Tally,
     /// As whom commands run.
     user: HealthUser,
+    dataplane: Arc<Dataplane>,
     connections: Semaphore,
     commands: Semaphore,
+    /// The places for commands of those services of which some run or wait.
+    commands_of: Mutex<BTreeMap<Name, Arc<Semaphore>>>,
 }
 
 impl Context {
@@ -100,12 +109,14 @@ impl Context {
         due: Instant,
     ) -> (Result<(), String>, (Instant, Instant)) {
         tokio::time::sleep_until(due.into()).await;
-        let places = match check.test {
-            HealthTest::Tcp { .. } | HealthTest::Http { .. } => &self.connections,
-            HealthTest::Command { .. } => &self.commands,
+        // Places are never closed, so this waits for them and nothing else.
+        let (_of_service, _place) = match check.test {
+            HealthTest::Tcp { .. } | HealthTest::Http { .. } => (None, self.connections.acquire().await),
+            HealthTest::Command { .. } => {
+                let of_service = self.places_of(subject.endpoint.service.as_ref());
+                (Some(of_service.acquire_owned().await), self.commands.acquire().await)
+            }
         };
-        // They are never closed, so this waits for a place and nothing else.
-        let _place = places.acquire().await;
         let (began, limit) = (Instant::now(), Duration::from_secs(check.timeout.into()));
         let result = match tokio::time::timeout(limit, subject.examine(&check.test, &self.user)).await {
             Ok(result) => result.map_err(|error| brief(&error.to_string())),
@@ -117,6 +128,24 @@ impl Context {
             debug!(endpoint = %subject.endpoint.id, reason, "health check failed");
         }
         (result, (began, Instant::now()))
+    }
+
+    /// The places for commands of one service.
+    fn places_of(&self, service: Option<&Name>) -> Arc<Semaphore> {
+        let new = || Arc::new(Semaphore::new(COMMANDS_OF_SERVICE));
+        let Some(service) = service else { return new() };
+        let mut all = self.commands_of.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who holds or awaits a place has it, too.
+        all.retain(|_, places| Arc::strong_count(places) > 1);
+        all.entry(service.clone()).or_insert_with(new).clone()
+    }
+
+    /// Waits until an endpoint is plugged in.
+    async fn until_plugged(&self, endpoint: &Endpoint) {
+        // A dataplane that has ended plugs nothing in.
+        while !self.dataplane.is_plugged(endpoint.network, endpoint.id).await.unwrap_or(false) {
+            tokio::time::sleep(PLUGGED_AGAIN).await;
+        }
     }
 
     /// Has an endpoint's state written again where the view shows another.
@@ -225,8 +254,10 @@ pub(super) async fn follow(agent: Arc<Agent>, user: HealthUser, tally: Tally) {
         reports: Arc::default(),
         tally,
         user,
+        dataplane: agent.dataplane.clone(),
         connections: Semaphore::new(CONNECTIONS),
         commands: Semaphore::new(COMMANDS),
+        commands_of: Mutex::default(),
     });
     tokio::spawn(context.reports.clone().write(agent.cluster.clone()));
     let mut view = agent.view.subscribe();
@@ -294,8 +325,13 @@ fn adopt(
     }
 }
 
-/// Looks after one endpoint, with its service's check or without one.
+/// Looks after one endpoint, with its service's check or without one. A new one only once it is plugged
+/// in: before, it cannot be reached.
 async fn care(context: Arc<Context>, mut receiver: watch::Receiver<Subject>) {
+    let new = receiver.borrow().endpoint.clone();
+    if new.state == EndpointState::Pending {
+        context.until_plugged(&new).await;
+    }
     let mut course: Option<Course> = None;
     loop {
         let subject = receiver.borrow_and_update().clone();

@@ -34,14 +34,14 @@ impl Agent {
     pub(super) async fn services(&self) -> Result<Vec<ServiceView>, ApiError> {
         let (mut members, mut views) = (Members::default(), Vec::new());
         for service in self.cluster().services().await? {
-            views.push(self.shown(service, &mut members).await?);
+            views.push(self.shown(service, &mut members, false).await?);
         }
         Ok(views)
     }
 
     pub(super) async fn service(&self, name: &Name) -> Result<ServiceView, ApiError> {
         let service = self.cluster().service(name).await?;
-        self.service_view(service.value).await
+        self.shown(service.value, &mut Members::default(), true).await
     }
 
     pub(super) async fn update_service(
@@ -84,11 +84,17 @@ impl Agent {
     }
 
     async fn service_view(&self, service: Service) -> Result<ServiceView, ApiError> {
-        self.shown(service, &mut Members::default()).await
+        self.shown(service, &mut Members::default(), false).await
     }
 
-    /// A service as it is shown; `members` is what was read already.
-    async fn shown(&self, service: Service, members: &mut Members) -> Result<ServiceView, ApiError> {
+    /// A service as it is shown; `members` is what was read already. `counted`: with the connections
+    /// to its backends, for which the kernel's whole table of each of its networks is read.
+    async fn shown(
+        &self,
+        service: Service,
+        members: &mut Members,
+        counted: bool,
+    ) -> Result<ServiceView, ApiError> {
         let snapshot = self.snapshot();
         let (mut network_names, mut backends) = (Vec::new(), Vec::new());
         let (mut ready, mut timeouts_in_effect) = (None::<u64>, Vec::new());
@@ -107,7 +113,7 @@ impl Agent {
             let found = lb::backends(&self.me, &snapshot, &service, endpoints);
             let here = found.iter().filter(|b| matches!(b.out, None | Some(Out::Far))).count() as u64;
             ready = Some(ready.map_or(here, |fewest| fewest.min(here)));
-            let open = self.open_connections(*id).await;
+            let open = if counted { self.open_connections(*id).await } else { None };
             let view = |backend: &Backend<'_>| backend_view(backend, &network_name, open.as_ref());
             backends.extend(found.iter().map(view));
             network_names.push(network_name);
@@ -184,6 +190,7 @@ fn backend_view(
         node: endpoint.node.clone(),
         addresses: endpoint.addresses.clone(),
         state: endpoint.state,
+        reason: endpoint.reason.clone(),
         weight: backend.weight(),
         out: backend.out.as_ref().map(Out::to_string),
         connections: open.map(sum),

@@ -8,12 +8,13 @@ use clap::Args;
 use tokio::time::{Instant, sleep};
 
 use super::Session;
-use super::failure::{Exit, Failure, Tally};
+use super::failure::{Exit, Failure, Tally, complain};
 use super::output::{self, Format};
 use super::values;
 use crate::api::client::{Client, ClientError};
 use crate::api::{ApiError, DrainView, ErrorCode, Target};
 use crate::config::duration::Shown;
+use crate::model::NodeName;
 
 /// How often the agent is asked how far a drain is.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -51,6 +52,9 @@ pub(super) async fn drain(
             false => Ok(view),
         };
         let Some(view) = tally.take(waited) else { continue };
+        if wait.wait && !view.dead.is_empty() {
+            complain(&format!("{name}: {}", not_asked(&view)));
+        }
         match session.format {
             Format::Table => output::print_line(&name)?,
             Format::Json => views.push(view),
@@ -124,24 +128,38 @@ fn over(name: &str, target: &Target) -> Result<DrainView, Failure> {
 
 /// What is drained and has been detached, or removed: nothing leads there any more.
 fn gone() -> DrainView {
-    DrainView { done: true, endpoints: 0, waiting: Vec::new(), connections: 0 }
+    DrainView { done: true, endpoints: 0, waiting: Vec::new(), dead: Vec::new(), connections: 0 }
 }
 
 /// What is still waited for.
 fn left(view: &DrainView) -> String {
     let mut parts = Vec::new();
     if !view.waiting.is_empty() {
-        let mut names = output::joined(view.waiting.iter().take(NAMED)).replace(',', ", ");
-        let more = view.waiting.len().saturating_sub(NAMED);
-        if more > 0 {
-            names.push_str(&format!(" and {more} more"));
-        }
-        parts.push(format!("not acknowledged yet by {names}"));
+        parts.push(format!("not acknowledged yet by {}", names(&view.waiting)));
     }
     if view.connections > 0 {
         parts.push(format!("{} open connection(s)", view.connections));
     }
+    if !view.dead.is_empty() {
+        parts.push(not_asked(view));
+    }
     parts.join(", ")
+}
+
+/// Who cannot say what is open there.
+fn not_asked(view: &DrainView) -> String {
+    let are = if view.dead.len() == 1 { "is" } else { "are" };
+    format!("not asked: {} {are} dead", names(&view.dead))
+}
+
+/// The first of some nodes, and how many more there are.
+fn names(nodes: &[NodeName]) -> String {
+    let mut names = output::joined(nodes.iter().take(NAMED)).replace(',', ", ");
+    let more = nodes.len().saturating_sub(NAMED);
+    if more > 0 {
+        names.push_str(&format!(" and {more} more"));
+    }
+    names
 }
 
 /// A line on the terminal that is written over; nothing where there is none.
@@ -193,5 +211,7 @@ mod tests {
         assert_eq!(left(&view(0, 3)), "3 open connection(s)");
         let many = left(&view(7, 1));
         assert_eq!(many, "not acknowledged yet by n1, n2, n3, n4, n5 and 2 more, 1 open connection(s)");
+        let dead = DrainView { dead: vec!["n9".parse().unwrap()], ..view(1, 0) };
+        assert_eq!(left(&dead), "not acknowledged yet by n1, not asked: n9 is dead");
     }
 }

@@ -13,7 +13,7 @@ use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
 use super::{Session, values, wait};
 use crate::api::{AttachRequest, EndpointView, Target};
-use crate::model::{Endpoint, IfName, MacAddr, Name};
+use crate::model::{EndpointState, IfName, MacAddr, Name};
 
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -124,7 +124,7 @@ pub(super) struct Attach {
     /// The service that it belongs to: it gets one of the addresses that are kept for that
     #[arg(long)]
     service: Option<Name>,
-    /// Its share of the service's connections, for the schedulers wrr and wlc [default: 1]
+    /// Its share of the service's connections, for the schedulers wrr, wlc, sh and mh [default: 1]
     #[arg(long, value_name = "N", requires = "service")]
     weight: Option<NonZeroU16>,
     /// Free text; can be repeated
@@ -169,6 +169,10 @@ async fn ls(
         output::print_json(&views)?;
     } else {
         let row = |view: EndpointView| {
+            let state = match &view.out {
+                Some(out) if view.endpoint.state == EndpointState::Ready => format!("out ({out})"),
+                _ => view.endpoint.state.to_string(),
+            };
             let endpoint = view.endpoint;
             vec![
                 endpoint.id.to_string(),
@@ -178,7 +182,7 @@ async fn ls(
                 output::joined(&endpoint.addresses),
                 endpoint.attachment.interface.to_string(),
                 output::or_dash(endpoint.service.as_ref().map_or("", Name::as_str)),
-                endpoint.state.to_string(),
+                state,
             ]
         };
         let header =
@@ -217,15 +221,16 @@ fn details(view: &EndpointView) -> Details {
         .with("Boot", &endpoint.attachment.boot)
         .with("Service", endpoint.service.as_ref().map_or("none", Name::as_str))
         .with("Weight", endpoint.weight)
-        .with("State", state(endpoint))
+        .with("State", state(view))
         .with_all("Labels", output::labels(&endpoint.labels))
 }
 
 /// Whether it takes connections, and why not.
-fn state(endpoint: &Endpoint) -> String {
-    match endpoint.reason.as_str() {
-        "" => endpoint.state.to_string(),
-        reason => format!("{}: {reason}", endpoint.state),
+fn state(view: &EndpointView) -> String {
+    let state = output::state(view.endpoint.state, &view.endpoint.reason);
+    match &view.out {
+        Some(out) if *out != state => format!("{state}, out ({out})"),
+        _ => state,
     }
 }
 

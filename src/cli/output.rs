@@ -7,6 +7,7 @@ use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
 use super::failure::Failure;
+use crate::model::EndpointState;
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -107,6 +108,11 @@ pub(super) fn print_all<T: Serialize>(
 /// `key=value` texts of labels.
 pub(super) fn labels(labels: &std::collections::BTreeMap<String, String>) -> Vec<String> {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+/// Whether an endpoint takes connections, and why not.
+pub(super) fn state(state: EndpointState, reason: &str) -> String {
+    if reason.is_empty() { state.to_string() } else { format!("{state}: {reason}") }
 }
 
 /// The text, or a dash where there is none.

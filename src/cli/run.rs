@@ -70,7 +70,7 @@ pub(super) struct Arguments {
     /// The service that it belongs to: it gets one of the addresses that are kept for that
     #[arg(long)]
     service: Option<Name>,
-    /// Its share of the service's connections, for the schedulers wrr and wlc [default: 1]
+    /// Its share of the service's connections, for the schedulers wrr, wlc, sh and mh [default: 1]
     #[arg(long, value_name = "N", requires = "service")]
     weight: Option<NonZeroU16>,
     /// Free text; can be repeated

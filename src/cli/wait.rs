@@ -10,7 +10,7 @@ use super::drain::Progress;
 use super::failure::{Exit, Failure, Tally};
 use super::{Session, output, values};
 use crate::api::client::ClientError;
-use crate::api::{ApiError, ErrorCode};
+use crate::api::{ApiError, EndpointView, ErrorCode};
 use crate::config::duration::Shown;
 use crate::model::EndpointState;
 
@@ -22,6 +22,7 @@ Examples:
   netctl endpoint wait --network web box
   netctl endpoint wait --network web --for gone --timeout 30s box
 
+Ready: it gets connections of its service; on a node that is drained or dead it gets none.
 An endpoint that does not exist yet is waited for too. Exit status 6: at the end of the time.";
 
 /// What an endpoint is waited to be.
@@ -63,11 +64,14 @@ pub(super) async fn wait(session: &Session, wait: &Wait) -> Result<ExitCode, Fai
 async fn wait_for(session: &Session, wait: &Wait, name: &str, deadline: Instant) -> Result<(), Failure> {
     let mut progress = Progress::new();
     loop {
+        let is_wanted = wait.condition == Condition::Ready;
         let state = match session.client.endpoint(name, wait.network.as_deref()).await {
-            Ok(view)
-                if wait.condition == Condition::Ready && view.endpoint.state == EndpointState::Ready =>
-            {
-                return Ok(());
+            Ok(EndpointView { endpoint, out, .. }) if endpoint.state == EndpointState::Ready => {
+                match out {
+                    None if is_wanted => return Ok(()),
+                    None => "is ready".to_owned(),
+                    Some(out) => format!("takes no connections: {out}"),
+                }
             }
             Ok(view) if view.endpoint.reason.is_empty() => format!("is {}", view.endpoint.state),
             Ok(view) => format!("is {} ({})", view.endpoint.state, view.endpoint.reason),
@@ -82,7 +86,7 @@ async fn wait_for(session: &Session, wait: &Wait, name: &str, deadline: Instant)
             Err(error) => return Err(error.into()),
         };
         if Instant::now() >= deadline {
-            let wanted = if wait.condition == Condition::Ready { "ready" } else { "gone" };
+            let wanted = if is_wanted { "ready" } else { "gone" };
             let text =
                 format!("endpoint {name} is not {wanted} after {}: it {state}", Shown(wait.timeout));
             return Err(Failure::new(Exit::NotNow, text));

@@ -23,6 +23,16 @@ pub struct Ack {
     pub connections: u64,
 }
 
+/// What says that an endpoint is to get no new connections. One that is activated and drained again
+/// is drained by another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its own state.
+    Own,
+    /// The mark of its node, of this revision of the store.
+    Node(u64),
+}
+
 /// By endpoint and node, each with the revision that wrote it.
 pub type Acks = BTreeMap<EndpointId, BTreeMap<NodeName, Versioned<Ack>>>;
 
@@ -48,6 +58,8 @@ pub struct Drain {
     pub marked: bool,
     /// The nodes that may still give one of them a new connection.
     pub waiting: BTreeSet<NodeName>,
+    /// The nodes that have endpoints on their networks and are not waited for, because they are dead.
+    pub dead: BTreeSet<NodeName>,
     /// How many connections are still open to them.
     pub connections: u64,
 }
@@ -171,12 +183,13 @@ impl Cluster {
         Ok(drain)
     }
 
-    /// Writes that this node has applied that an endpoint is drained, and how many connections
-    /// through it are still open there. Nothing is written of an endpoint that is gone, or that gets
-    /// connections again.
+    /// Writes that this node has applied a drain of an endpoint, and how many connections through it
+    /// are still open there. `false`: nothing was written, because the endpoint is gone, or is not
+    /// drained by that any more.
     ///
-    /// `revision` is that of the endpoint's record, or a later one of the members that were applied.
-    /// What is written for a drained node counts for one drain: it is written again for the next.
+    /// The acknowledgement's revision is that of the endpoint's record, or a later one of the members
+    /// that were applied. What is written for a drained node counts for one drain, that of the mark
+    /// which was applied: it is written again for the next.
     ///
     /// # Errors
     /// When the store cannot be reached or is another one.
@@ -184,22 +197,29 @@ impl Cluster {
         &self,
         network: NetworkId,
         endpoint: EndpointId,
-        revision: u64,
-        connections: u64,
-    ) -> Result<(), ClusterError> {
+        cause: Cause,
+        ack: Ack,
+    ) -> Result<bool, ClusterError> {
         let record = keys::endpoint(network, endpoint);
-        let ack = encode(&Ack { revision, connections });
+        let ack = encode(&ack);
         for _ in 0..TRIES {
-            let Some(found) = self.read::<Endpoint>(&record).await? else { return Ok(()) };
+            let Some(found) = self.read::<Endpoint>(&record).await? else { return Ok(false) };
             let mut transaction = Transaction::new().modified(&record, Revision(found.revision));
-            if found.state != EndpointState::Draining {
-                let mark = keys::drained(&found.node);
-                let Some(entry) = self.store.get(&mark).await? else { return Ok(()) };
-                transaction = transaction.modified(mark, entry.modified);
+            match cause {
+                Cause::Own if found.state == EndpointState::Draining => {}
+                Cause::Own => return Ok(false),
+                Cause::Node(applied) => {
+                    let mark = keys::drained(&found.node);
+                    let present = self.store.get(&mark).await?.map(|entry| entry.modified);
+                    if present != Some(Revision(applied)) {
+                        return Ok(false);
+                    }
+                    transaction = transaction.modified(mark, Revision(applied));
+                }
             }
             let key = keys::ack(network, endpoint, &self.node);
             if let Outcome::Committed(_) = self.commit(transaction.put(key, ack.clone())).await? {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(ClusterError::Contention(format!("endpoint {endpoint}")))
@@ -228,12 +248,15 @@ impl Cluster {
     }
 
     /// Removes what this node has written on a network that it does not use any more: nobody here
-    /// has connections to it.
+    /// has connections to it. What was written again meanwhile stays: the network is used anew.
     pub(super) async fn withdraw_acks(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let own = |(endpoint, nodes): (EndpointId, BTreeMap<NodeName, Versioned<Ack>>)| {
-            nodes.contains_key(&self.node).then(|| keys::ack(network, endpoint, &self.node))
-        };
-        self.delete_all(self.acks(network).await?.into_iter().filter_map(own).collect()).await
+        for (endpoint, nodes) in self.acks(network).await? {
+            let Some(own) = nodes.get(&self.node) else { continue };
+            let key = keys::ack(network, endpoint, &self.node);
+            let unchanged = Transaction::new().modified(&key, Revision(own.revision));
+            self.commit(unchanged.delete(key)).await?;
+        }
+        Ok(())
     }
 
     async fn delete_all(&self, keys: Vec<String>) -> Result<(), ClusterError> {
@@ -296,6 +319,8 @@ impl Seen<'_> {
                 Some(since) => ack.revision > since.0,
                 None => false,
             };
+            let dead = self.endpoints.iter().map(|e| &e.node).filter(|node| !self.alive.contains(*node));
+            drain.dead.extend(dead.cloned());
             let acks = self.acks.get(&endpoint.id).into_iter().flatten();
             let valid: BTreeMap<&NodeName, u64> = acks
                 .filter(|(node, ack)| self.alive.contains(*node) && applied(ack))

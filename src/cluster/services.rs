@@ -223,7 +223,9 @@ impl Cluster {
             let key = keys::service(name);
             let mut transaction =
                 Transaction::new().modified(&key, Revision(found.revision)).put(key, encode(&service));
-            for id in &service.networks {
+            // What is kept follows from how many containers there may be: most changes concern others.
+            let keeps_other = service.most_containers() != found.most_containers();
+            for id in service.networks.iter().filter(|_| keeps_other) {
                 let part = self.part(self.network(&id.to_string()).await?).await?;
                 let key = keys::reservation(*id, name);
                 let kept: Option<Versioned<Reservation>> = self.read(&key).await?;
@@ -243,7 +245,7 @@ impl Cluster {
             if let Outcome::Committed(_) = self.commit(transaction).await? {
                 return Ok(service);
             }
-            for id in &found.networks {
+            for id in found.networks.iter().filter(|_| keeps_other) {
                 self.read_ledger(*id).await?;
             }
         }

@@ -116,6 +116,14 @@ impl Sandbox {
         })?
     }
 
+    /// Whether there are virtual services in the sandbox. Asks without having the kernel load IPVS.
+    pub fn has_ipvs_services(&self) -> Result<bool, Error> {
+        // Of this thread, so of the namespace that it is in.
+        let read = || std::fs::read_to_string("/proc/thread-self/net/ip_vs");
+        // Where IPVS is not loaded there is no such file. Three lines are its head.
+        Ok(self.netns.enter(read)?.is_ok_and(|text| text.lines().count() > 3))
+    }
+
     /// Opens the sandbox's IPVS.
     pub fn open_ipvs(&self) -> Result<Ipvs, Error> {
         self.netns.enter(Ipvs::open)?.map_err(Error::ipvs(&self.name))

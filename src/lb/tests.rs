@@ -205,9 +205,44 @@ fn the_longest_timeout_counts_and_the_kernels_where_none_is_asked_for() {
     assert_eq!(ground.balancer("n1").timeouts, Timeouts { tcp: 60, tcp_fin: 120, udp: 10 });
     let db = service("db", 101, json!({"timeouts": {"tcp": 3600}}));
     Arc::make_mut(&mut ground.snapshot.services).insert(db.name.clone(), Arc::new(db));
-    assert_eq!(ground.balancer("n1").timeouts, Timeouts { tcp: 3600, tcp_fin: 120, udp: 300 });
+    assert_eq!(ground.balancer("n1").timeouts, Timeouts { tcp: 3600, tcp_fin: 120, udp: 10 });
+    // Who asks for nothing does not ask for what the kernel has.
+    let plain = service("plain", 102, json!({}));
+    Arc::make_mut(&mut ground.snapshot.services).insert(plain.name.clone(), Arc::new(plain));
+    assert_eq!(ground.balancer("n1").timeouts, Timeouts { tcp: 3600, tcp_fin: 120, udp: 10 });
     Arc::make_mut(&mut ground.snapshot.services).clear();
     assert_eq!(ground.balancer("n1"), Balancer::default());
+}
+
+#[test]
+fn a_weight_needs_no_new_rule_and_a_mark_or_a_backend_here_does() {
+    for balancing in [json!({}), json!({"ports": [{"port": 80, "target": 80}]})] {
+        let mut ground = ground(balancing);
+        let before = ground.balancer("n1");
+        ground.endpoints[0].state = EndpointState::Draining;
+        ground.endpoints.push(endpoint(15, "n2", "web"));
+        let other = ground.balancer("n1");
+        assert!(before != other && before.has_rules_for(&other));
+        ground.endpoints.push(endpoint(16, "n1", "web"));
+        assert!(!before.has_rules_for(&ground.balancer("n1")));
+        assert!(ground.balancer("n1").has_rules_for(&before), "what is there too many does no harm");
+        let all = service("all", 101, json!({}));
+        let more = Arc::make_mut(&mut ground.snapshot.services);
+        more.insert(all.name.clone(), Arc::new(all));
+        ground.endpoints.truncate(4);
+        assert!(!before.has_rules_for(&ground.balancer("n1")));
+    }
+}
+
+#[test]
+fn where_nothing_balances_the_addresses_of_the_networks_services_are_refused() {
+    let mut ground = ground(json!({}));
+    let vips: BTreeSet<IpAddr> = ["10.9.0.100", "fd00:9::64"].map(|a| a.parse().unwrap()).into();
+    let refusing = Balancer::refusing(&ground.snapshot, &network());
+    assert_eq!(refusing, Balancer { refused: vips, ..Balancer::default() });
+    assert!(ground.balancer("n1").refused.is_empty());
+    Arc::make_mut(&mut ground.snapshot.services).clear();
+    assert_eq!(Balancer::refusing(&ground.snapshot, &network()), Balancer::default());
 }
 
 #[test]

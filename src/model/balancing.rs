@@ -192,8 +192,9 @@ impl FromStr for ServicePort {
     }
 }
 
-/// After which silence an entry for a connection goes, in seconds. What is not given is as the
-/// kernel has it: 900, 120 and 300.
+/// After which silence an entry for a connection goes, in seconds. A network has one of each: the
+/// longest that any of its services asks for. What none asks for is as the kernel has it: 900, 120
+/// and 300.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Timeouts {

@@ -140,8 +140,9 @@ fn inspect_shows_a_service_s_policy_and_each_backend_with_its_reason() {
         "Timeouts:      udp 5s\n",
         "In effect:     web: tcp 15m, tcp-fin 2m, udp 5m\n",
         "tcp:8080, every 30s, fails after 30s, start period 0s, 3 retries\n",
-        "b1 on n2, web 10.9.0.3: ready, weight 1, 3 active and 4 inactive connections\n",
+        "b1 on n2, web 10.9.0.3: ready, weight 1, 3 active and 4 inactive connections from here\n",
         "b2 on n2, web 10.9.0.3: out (unhealthy: refused), weight 0\n",
+        "b3 on n2, web 10.9.0.3: out (its node is dead; ready), weight 0\n",
     ] {
         assert!(shown.contains(line), "{line}: {shown}");
     }
@@ -166,7 +167,7 @@ fn an_endpoint_has_a_weight_within_its_service() {
 /// A drain that waits for this many nodes and connections.
 fn waits(nodes: usize, connections: u64) -> DrainView {
     let waiting = (1..=nodes).map(|number| format!("n{number}").parse().unwrap()).collect();
-    DrainView { done: false, endpoints: 1, waiting, connections }
+    DrainView { done: false, endpoints: 1, waiting, dead: Vec::new(), connections }
 }
 
 #[test]
@@ -182,6 +183,30 @@ fn a_drain_is_waited_for_until_nothing_is_left() {
         assert!(agent.memory.state().drains.is_empty(), "{line}");
     }
     assert_eq!(json(&agent, "node drain n1 --wait -o json")[0]["done"], true);
+}
+
+#[test]
+fn who_is_dead_is_named_when_a_drain_is_waited_for() {
+    let (agent, ..) = with_endpoint();
+    let dead = vec!["n7".parse().unwrap(), "n8".parse().unwrap()];
+    agent.memory.state().drains = [DrainView { done: true, dead, ..waits(0, 0) }].into();
+    let output = netctl(&agent, "endpoint drain a --wait");
+    assert!(output.status.success() && text(&output.stdout) == "a\n", "{output:?}");
+    assert_eq!(text(&output.stderr), "netctl: a: not asked: n7, n8 are dead\n");
+}
+
+#[test]
+fn an_endpoint_that_is_out_is_not_ready() {
+    let (agent, ..) = with_endpoint();
+    agent.memory.state().out = Some("its node is drained".to_owned());
+    let complaint = failed(&agent, "endpoint wait a --timeout 10ms", 6);
+    assert!(complaint.contains("not ready after 10ms: it takes no connections: its node is drained"));
+    let row = done(&agent, "endpoint ls");
+    assert!(row.lines().nth(1).unwrap().ends_with("out (its node is drained)"), "{row}");
+    let shown = done(&agent, "endpoint inspect a");
+    assert!(shown.contains("State:     ready, out (its node is drained)\n"), "{shown}");
+    agent.memory.state().out = None;
+    assert_eq!(done(&agent, "endpoint wait a"), "a\n");
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub struct State {
     pub drained: Vec<Target>,
     /// What the next looks at a drain show; then it is at its end.
     pub drains: VecDeque<DrainView>,
+    /// Why endpoints take no connections.
+    pub out: Option<String>,
 }
 
 pub struct Memory {
@@ -173,6 +175,7 @@ impl State {
             gateways: subnets.iter().map(|subnet| subnet.gateway()).collect(),
             prefix_lengths: subnets.iter().map(|subnet| subnet.cidr().prefix()).collect(),
             mtu: 1450,
+            out: self.out.clone(),
         }
     }
 }
@@ -192,27 +195,33 @@ fn finding(&(what, repairable): &(&str, bool)) -> Finding {
 /// A drain that waits for n2, or is at its end.
 fn drain(done: bool) -> DrainView {
     let waiting = if done { Vec::new() } else { vec!["n2".parse().unwrap()] };
-    DrainView { done, endpoints: 1, waiting, connections: u64::from(!done) }
+    DrainView { done, endpoints: 1, waiting, dead: Vec::new(), connections: u64::from(!done) }
 }
 
 fn timeouts(network: &str) -> TimeoutsView {
     TimeoutsView { network_name: network.to_owned(), tcp: 900, tcp_fin: 120, udp: 300 }
 }
 
-/// One that takes connections and one that does not.
-fn backends(network: &str) -> [BackendView; 2] {
-    [("b1", EndpointState::Ready, None), ("b2", EndpointState::Unhealthy, Some("unhealthy: refused"))]
-        .map(|(name, state, out)| BackendView {
-            endpoint: EndpointId::random(&mut rand::rng()),
-            name: name.parse().unwrap(),
-            network_name: network.to_owned(),
-            node: "n2".parse().unwrap(),
-            addresses: vec![Ipv4Addr::new(10, 9, 0, 3).into()],
-            state,
-            weight: u32::from(out.is_none()),
-            out: out.map(str::to_owned),
-            connections: out.is_none().then_some(Connections { active: 3, inactive: 4 }),
-        })
+/// One that takes connections and two that do not.
+fn backends(network: &str) -> [BackendView; 3] {
+    let dead = Some("its node is dead");
+    [
+        ("b1", EndpointState::Ready, "", None),
+        ("b2", EndpointState::Unhealthy, "refused", Some("unhealthy: refused")),
+        ("b3", EndpointState::Ready, "", dead),
+    ]
+    .map(|(name, state, reason, out)| BackendView {
+        endpoint: EndpointId::random(&mut rand::rng()),
+        name: name.parse().unwrap(),
+        network_name: network.to_owned(),
+        node: "n2".parse().unwrap(),
+        addresses: vec![Ipv4Addr::new(10, 9, 0, 3).into()],
+        state,
+        reason: reason.to_owned(),
+        weight: u32::from(out.is_none()),
+        out: out.map(str::to_owned),
+        connections: out.is_none().then_some(Connections { active: 3, inactive: 4 }),
+    })
 }
 
 pub fn node(name: &str, alive: bool) -> NodeView {

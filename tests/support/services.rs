@@ -91,7 +91,10 @@ pub async fn show_drain(api: &mut Checked<'_>, path: &str) {
     let begun = api.exchange("post", &drain, none.clone(), 200).await;
     assert_eq!((&begun["done"], &begun["waiting"]), (&json!(false), &json!(["n2"])));
     let ended = api.exchange("get", &drain, none.clone(), 200).await;
-    assert_eq!(ended, json!({"done": true, "endpoints": 1, "waiting": [], "connections": 0}));
+    assert_eq!(
+        ended,
+        json!({"done": true, "endpoints": 1, "waiting": [], "dead": [], "connections": 0})
+    );
     assert_eq!(api.agent.memory.state().drained.len(), 1);
     api.exchange("post", &format!("{path}/activate"), none.clone(), 204).await;
     assert!(api.agent.memory.state().drained.is_empty());

@@ -1,7 +1,7 @@
 //! Drains: who is told, who is waited for, and what is left of it.
 
 use serde_json::{Value, json};
-use world::{Container, Node, NodeOptions, World, wait_for};
+use world::{Container, Node, NodeOptions, World, binary, wait_for};
 
 use crate::cluster::{Cluster, alive};
 
@@ -11,6 +11,7 @@ crate::tests![
     a_drained_node_is_waited_for_anew_each_time,
     what_was_acknowledged_goes_with_the_endpoint,
     what_is_activated_takes_connections_again,
+    the_example_replaces_containers_in_the_order_that_is_asked_for,
 ];
 
 /// Two machines whose leases outlast the test, with an endpoint of the service `web` on each.
@@ -190,4 +191,42 @@ fn what_is_activated_takes_connections_again(world: &World) {
     // A drain after that is another one.
     n1.ok("endpoint drain w1 --wait");
     assert_eq!(endpoint(n1, "w1")["state"], "draining");
+}
+
+fn the_example_replaces_containers_in_the_order_that_is_asked_for(world: &World) {
+    let (mut cluster, _web) = ground(world, "");
+    let n1 = cluster.nodes[0].clone();
+    let _containers = ["w3", "w4", "w5"].map(|name| n1.container(name));
+    let (log, netctl) = (n1.dir().join("log"), binary("netctl"));
+    let (log, path, socket) = (log.display(), netctl.parent().unwrap().display(), n1.socket());
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/replace-containers");
+    let replace = |options: &str| {
+        let attach = "netctl endpoint attach --network shop --service web --netns /run/netns/$NAME";
+        let detach = "netctl endpoint detach --network shop $NAME";
+        let output = n1.space.try_sh(&format!(
+            "export PATH={path}:$PATH NETCTL_SOCKET={}
+             for option in {options}; do set -- \"$@\" \"$option\"; done
+             pair=$1
+             shift
+             : > {log}
+             {example} \"$@\" shop 'echo + $NAME >> {log}; {attach} --name $NAME' \\
+                 'echo - $NAME >> {log}; {detach}' $pair
+             cat {log}",
+            socket.display()
+        ));
+        assert!(output.success(), "{output}");
+        output
+    };
+    let order = |output: &world::Output| -> Vec<String> {
+        let steps = output.stdout.lines().filter(|line| line.starts_with(['+', '-']));
+        steps.map(str::to_owned).collect()
+    };
+    assert_eq!(order(&replace("w3=w1")), ["+ w3", "- w1"]);
+    assert_eq!(order(&replace("w4=w3 --order stop-first")), ["- w3", "+ w4"]);
+    // What is not drained in time is stopped all the same.
+    cluster.freeze(1);
+    let late = replace("w5=w4 --timeout 1s");
+    assert_eq!(order(&late), ["+ w5", "- w4"]);
+    assert!(late.stderr.contains("w4 is stopped although its drain is not at its end"), "{late}");
+    assert_eq!(n1.ctl("endpoint inspect w4").code, Some(4));
 }

@@ -20,7 +20,10 @@ crate::tests![
     a_server_that_says_nothing_has_failed_when_the_time_is_over,
     a_command_runs_in_the_endpoints_network_and_its_output_is_the_reason,
     nothing_of_a_command_is_left_however_it_ends,
+    the_rest_of_an_answer_is_not_waited_for,
     only_so_many_commands_run_at_once,
+    commands_of_one_service_that_hang_leave_places_for_others,
+    an_endpoint_without_a_check_is_ready_once_it_is_plugged_in_and_not_before,
     an_agent_that_starts_again_takes_endpoints_up_as_they_are,
     another_check_counts_at_once_and_without_one_an_endpoint_is_ready,
     an_endpoint_that_is_drained_stays_so,
@@ -349,6 +352,7 @@ fn nothing_of_a_command_is_left_however_it_ends(world: &World) {
 
 fn only_so_many_commands_run_at_once(world: &World) {
     const ENDPOINTS: usize = 48;
+    const SERVICES: usize = 6;
     let cluster = shop(world);
     let n1 = cluster.n1();
     let log = n1.dir().join("log");
@@ -357,9 +361,11 @@ fn only_so_many_commands_run_at_once(world: &World) {
     // Pending for ever, so each is begun again as soon as there is a place.
     let mut check = command(&format!("echo + >> {shown}; sleep 2; echo - >> {shown}; exit 1"), 60);
     check["start_period"] = json!(3600);
-    service(n1, "web", check);
+    for index in 0..SERVICES {
+        service(n1, &format!("web{index}"), check.clone());
+    }
     for index in 0..ENDPOINTS {
-        n1.attach_with("shop", &format!("c{index}"), "--service web");
+        n1.attach_with("shop", &format!("c{index}"), &format!("--service web{}", index % SERVICES));
     }
     let lines = || std::fs::read_to_string(&log).unwrap_or_default();
     let begun = lines().matches('+').count();
@@ -370,6 +376,70 @@ fn only_so_many_commands_run_at_once(world: &World) {
         most = most.max(running);
     }
     assert!((17..=32).contains(&most), "{most} at once");
+}
+
+fn commands_of_one_service_that_hang_leave_places_for_others(world: &World) {
+    let cluster = shop(world);
+    let n1 = cluster.n1();
+    let log = n1.dir().join("log");
+    nobodys(&log);
+    service(n1, "stuck", command(&format!("echo + >> {}; sleep 3600", log.display()), 3600));
+    let begun = || std::fs::read_to_string(&log).unwrap_or_default().matches('+').count();
+    for index in 0..40 {
+        n1.attach_with("shop", &format!("s{index}"), "--service stuck");
+    }
+    wait_for("its places are taken", || begun() >= 8);
+    service(n1, "web", command("true", 60));
+    n1.attach_with("shop", "w", "--service web");
+    becomes(n1, "w", "ready");
+    assert_eq!(begun(), 8);
+}
+
+fn the_rest_of_an_answer_is_not_waited_for(world: &World) {
+    let cluster = shop(world);
+    let n1 = cluster.n1();
+    let test = json!({"type": "http", "port": 80, "path": "/"});
+    service(n1, "web", json!({"test": test, "interval": 1, "timeout": 1, "retries": 1}));
+    let web = n1.container("w");
+    let listener = web.space.enter(|| TcpListener::bind("0.0.0.0:80")).unwrap();
+    setsockopt(&listener, ReceiveTimeout, &TimeVal::seconds(20)).unwrap();
+    plug_in(n1, &web, "web");
+    // Only the first check gets an answer, and that has no end.
+    let (mut stream, _) = listener.accept().unwrap();
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n").unwrap();
+    becomes(n1, "w", "ready");
+}
+
+fn an_endpoint_without_a_check_is_ready_once_it_is_plugged_in_and_not_before(world: &World) {
+    let mut cluster = shop(world);
+    let n1 = cluster.nodes[0].clone();
+    service(&n1, "plain", Value::Null);
+    // Somebody else has what the network needs.
+    let vni = n1.ok("-o json network inspect shop").json()[0]["vni"].clone();
+    let vxlan = format!("type vxlan id {vni} local {} dstport 4789", n1.ipv4());
+    n1.space.sh(&format!("ip link add other {vxlan}"));
+    let path = n1.container("w").path;
+    let attach =
+        format!("endpoint attach --network shop --name w --netns {path} --service plain --wait 30s");
+    let failures = || socket(&n1)["netctl_reconcile_failures_total"];
+    std::thread::scope(|scope| {
+        let attaching = scope.spawn(|| n1.ctl(&attach));
+        wait_for("it is written", || n1.ctl("endpoint inspect --network shop w").success());
+        let before = failures();
+        wait_for("it was tried again", || failures() >= before + 5.0);
+        assert_eq!(state(&n1, "w").0, "pending");
+        n1.space.sh("ip link del other");
+        let attached = attaching.join().unwrap();
+        assert!(attached.success(), "{attached}");
+    });
+    assert_eq!(state(&n1, "w").0, "ready");
+    let key = key(&n1, "w");
+    assert_eq!(cluster.etcd.writes(&key), 2);
+    // An agent that is killed between the two leaves it so.
+    cluster.kill(0);
+    rewrite(&cluster, &key, |endpoint| endpoint["state"] = json!("pending"));
+    cluster.start(0);
+    becomes(&n1, "w", "ready");
 }
 
 fn an_agent_that_starts_again_takes_endpoints_up_as_they_are(world: &World) {

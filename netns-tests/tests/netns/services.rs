@@ -16,6 +16,7 @@ crate::tests![
     a_service_has_the_addresses_that_were_asked_for,
     updates_that_are_made_at_once_all_count,
     inspect_shows_what_this_node_balances_to_and_why_not,
+    a_node_that_balances_nothing_sends_nothing_to_others_for_a_service,
 ];
 
 /// How a network's IPv4 addresses are used.
@@ -359,8 +360,36 @@ fn inspect_shows_what_this_node_balances_to_and_why_not(world: &World) {
     wait_for("the drained node's is out", || {
         backends(&n1) == expected((0, "its node is drained"), (1, ""))
     });
+    let vain = n1.ctl("endpoint wait w1 --network shop --timeout 100ms");
+    assert!(vain.code == Some(6) && vain.stderr.contains("its node is drained"), "{vain}");
     n1.ok("node activate n1");
+    n1.ok("endpoint wait w1 --network shop");
     cluster.kill(1);
     wait_for("the dead node's is out", || backends(&n1) == expected((7, ""), (0, "its node is dead")));
     assert!(n1.ok("service ls").stdout.contains("1/3"));
+    assert!(n1.ok("endpoint ls").stdout.contains("out (its node is dead)"));
+}
+
+fn a_node_that_balances_nothing_sends_nothing_to_others_for_a_service(world: &World) {
+    let cluster = Cluster::with(world, 2, &world::NodeOptions::default(), |config| {
+        config.set("rest", "0s").set("lb", "none")
+    });
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let _b = n2.attach("shop", "b");
+    // It has addresses of a block of n2's.
+    n2.ok("service create web --network shop");
+    let view = n2.ok("-o json service inspect web").json()[0].clone();
+    let vips = view["addresses"].as_object().unwrap().values().next().unwrap().as_array().unwrap();
+    let vips: Vec<&str> = vips.iter().map(|vip| vip.as_str().unwrap()).collect();
+    let sandbox = n1.sandbox("shop");
+    let refused = |vip: &str| !sandbox.try_sh(&format!("ip route get {vip}")).success();
+    wait_for("it is refused", || vips.iter().all(|vip| refused(vip)));
+    assert!(!a.space.ping(vips[0]));
+    // Who has the address afterwards is reached.
+    n2.ok("service rm web");
+    wait_for("it is not refused", || !vips.iter().any(|vip| refused(vip)));
+    let _c = n2.attach_with("shop", "c", &format!("--ip {} --ip {}", vips[0], vips[1]));
+    wait_for("the new holder is reached", || vips.iter().all(|vip| a.space.reaches(vip)));
 }

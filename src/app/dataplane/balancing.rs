@@ -1,11 +1,12 @@
 //! The balancer of one sandbox: its table of IPVS, as far as it is known, and what it should be.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use tracing::{debug, warn};
 
 use super::table::{self, Table};
-use crate::kernel::ipvs::{Entry, Ipvs, Timeouts};
+use crate::kernel::ipvs::{DestinationState, Entry, Ipvs, ServiceKey, Timeouts};
 use crate::kernel::{self, Sandbox};
 use crate::lb::{Balancer, Front};
 
@@ -133,11 +134,12 @@ impl Balancing {
     }
 
     fn loads_of(&self, entries: &[Entry]) -> Vec<Load> {
+        let states = entries.iter().map(|entry| (entry.state.service.key, &entry.destinations));
+        let by_key: BTreeMap<ServiceKey, &Vec<DestinationState>> = states.collect();
         let mut loads = Vec::new();
         for front in self.balancer.fronts.keys() {
             let Some(key) = table::key_of(front) else { continue };
-            let entry = entries.iter().find(|entry| entry.state.service.key == key);
-            let states = entry.into_iter().flat_map(|entry| &entry.destinations);
+            let states = by_key.get(&key).into_iter().copied().flatten();
             loads.extend(states.map(|state| {
                 let key = state.destination.key;
                 Load {

@@ -27,6 +27,8 @@ pub(super) struct Batch {
     pub(super) noticed: BTreeSet<Option<NetworkId>>,
     /// Who asks what the backends of a network have.
     pub(super) loads: Vec<(NetworkId, LoadsReply)>,
+    /// Who asks whether an endpoint is plugged in.
+    pub(super) plugged: Vec<(NetworkId, EndpointId, oneshot::Sender<bool>)>,
     /// Who waits until this batch is worked off.
     pub(super) waiting: Vec<oneshot::Sender<()>>,
     pub(super) stop: bool,
@@ -37,6 +39,7 @@ impl Batch {
         match command {
             Command::Sync => {}
             Command::Loads(network, reply) => self.loads.push((network, reply)),
+            Command::Plugged(network, id, reply) => self.plugged.push((network, id, reply)),
             Command::Settle(reply) => self.waiting.push(reply),
             Command::Plug(endpoint, revision, reply) => {
                 self.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));

@@ -20,11 +20,25 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// Forgets what a view of this revision shows; whether there is more.
-    pub(super) fn is_unseen_after(&mut self, known: u64) -> bool {
-        self.added.retain(|_, (_, revision)| *revision > known);
+    /// Notes an endpoint that was written at a revision, unless a view of the revision `known` shows
+    /// that, or what came of it since.
+    pub(super) fn add(&mut self, endpoint: Arc<Endpoint>, revision: u64, known: u64) {
+        if revision > known {
+            self.added.insert(endpoint.id, (endpoint, revision));
+        }
+    }
+
+    /// Forgets what a view of this revision shows; whether an endpoint of a service was among it.
+    pub(super) fn forget_until(&mut self, known: u64) -> bool {
+        let gone = self.added.extract_if(.., |_, (_, revision)| *revision <= known);
+        let of_service = gone.filter(|(_, (endpoint, _))| endpoint.service.is_some()).count() > 0;
         self.removed.retain(|_, revision| *revision > known);
-        !self.added.is_empty() || !self.removed.is_empty()
+        of_service
+    }
+
+    /// Whether a view shows all of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty()
     }
 
     /// Does the same to what the view shows.
@@ -97,6 +111,33 @@ pub(super) fn differences(
 mod tests {
     use super::*;
 
+    fn endpoint(service: Option<&str>) -> Endpoint {
+        serde_json::from_value(serde_json::json!({
+            "id": "bbbbbbbbbbbb", "name": "e", "network": "aaaaaaaaaaaa", "node": "n1",
+            "addresses": ["10.9.0.2", "fd00:9::2"], "mac": "06:00:00:00:00:01", "service": service,
+            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_the_view_shows_by_now_is_newer_than_what_was_done() {
+        let new = Arc::new(endpoint(Some("web")));
+        let mut shown = Endpoints::from([(new.id, Arc::new(endpoint(None)))]);
+        let mut ahead = Ahead::default();
+        for known in [7, 8] {
+            ahead.add(new.clone(), 7, known);
+            assert!(ahead.is_empty(), "the view of {known} shows it, or what came of it");
+        }
+        ahead.add(new.clone(), 7, 6);
+        assert!(!ahead.forget_until(6) && !ahead.is_empty());
+        ahead.apply(&mut shown);
+        assert_eq!(shown[&new.id], new);
+        assert!(ahead.forget_until(7) && ahead.is_empty(), "it is balanced anew");
+        ahead.add(Arc::new(endpoint(None)), 8, 7);
+        assert!(!ahead.forget_until(9) && ahead.is_empty(), "it takes no connections");
+    }
+
     #[test]
     fn an_endpoint_has_a_place_as_long_as_its_subnet_stands() {
         let network = |subnets, leaving| -> Arc<Versioned<Network>> {
@@ -106,12 +147,7 @@ mod tests {
             }));
             Arc::new(Versioned { value: value.unwrap(), revision: 7 })
         };
-        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
-            "id": "bbbbbbbbbbbb", "name": "e", "network": "aaaaaaaaaaaa", "node": "n1",
-            "addresses": ["10.9.0.2", "fd00:9::2"], "mac": "06:00:00:00:00:01",
-            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
-        }))
-        .unwrap();
+        let endpoint = endpoint(None);
         let (v4, v6) =
             (serde_json::json!({"cidr": "10.9.0.0/24"}), serde_json::json!({"cidr": "fd00:9::/64"}));
         let none = Vec::<serde_json::Value>::new();

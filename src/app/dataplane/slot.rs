@@ -1,6 +1,7 @@
 //! One network on this node: its sandbox, and what is known to be in it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use tracing::{debug, info, warn};
 
@@ -11,6 +12,7 @@ use crate::lb::Balancer;
 use crate::model::object::{
     self, Device, Link, Object, Plug, Route, Step, Target, Uplink, sandbox_name,
 };
+use crate::model::subnet::width;
 use crate::model::{EndpointId, NetworkId};
 use crate::reconcile;
 
@@ -21,6 +23,10 @@ pub(super) struct Slot {
     firewall: Option<Firewall>,
     /// Its IPVS; `None` where there is none, or until it is opened.
     balancing: Option<Balancing>,
+    /// Whether the kernel may have a table of IPVS although it is not open.
+    unread: bool,
+    /// The addresses that are refused.
+    refused: BTreeSet<IpAddr>,
     /// Endpoints whose containers do not have the network's subnets yet.
     behind: BTreeSet<EndpointId>,
     /// What somebody else did here, as far as it is not put right.
@@ -76,8 +82,18 @@ impl Slot {
     pub(super) fn open(network: NetworkId) -> Result<Self, kernel::Error> {
         let mut sandbox = Sandbox::create(&sandbox_name(network))?;
         let observed = sandbox.observe()?;
-        let (behind, drift) = (BTreeSet::new(), Drift::default());
-        Ok(Self { sandbox, observed, firewall: None, balancing: None, behind, drift, mended: 0 })
+        let unread = sandbox.has_ipvs_services()?;
+        Ok(Self {
+            sandbox,
+            observed,
+            firewall: None,
+            balancing: None,
+            unread,
+            refused: BTreeSet::new(),
+            behind: BTreeSet::new(),
+            drift: Drift::default(),
+            mended: 0,
+        })
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {
@@ -116,7 +132,7 @@ impl Slot {
         let Some(balancing) = &mut self.balancing else { return Ok(Vec::new()) };
         Ok(balancing.reread(&self.sandbox).unwrap_or_else(|error| {
             warn!(sandbox = self.sandbox.name(), %error, "IPVS cannot be read: it is opened anew");
-            self.balancing = None;
+            (self.balancing, self.unread) = (None, true);
             Vec::new()
         }))
     }
@@ -130,51 +146,77 @@ impl Slot {
 
     /// Whether the addresses of a balancer are those that are here.
     pub(super) fn balances(&self, balancer: &Balancer) -> bool {
-        self.balancing.as_ref().is_some_and(|b| b.balancer().addresses == balancer.addresses)
+        let here = self.balancing.as_ref().map(|balancing| &balancing.balancer().addresses);
+        let same = here.map_or(balancer.addresses.is_empty(), |here| *here == balancer.addresses);
+        same && self.refused == balancer.refused
     }
 
-    /// Makes the rules and the table of IPVS what they should be; the addresses stay.
+    /// Makes the rules and the table of IPVS what they should be; the addresses stay. Goes on after a
+    /// failure.
     pub(super) fn balance(&mut self, firewall: &str, balancer: &Balancer) -> Result<(), kernel::Error> {
-        // By its rules a packet is known before the table is asked about it.
+        if self.has_rules_for(balancer) {
+            let spread = self.spread(balancer);
+            return self.install(firewall).and(spread);
+        }
+        let installed = self.install(firewall);
+        self.spread(balancer).and(installed)
+    }
+
+    /// Whether a balancer's table needs no rule that is not here: then who takes connections does not
+    /// wait for the rules. Otherwise a packet is known by its rules before the table is asked about it.
+    fn has_rules_for(&self, balancer: &Balancer) -> bool {
+        let Some(here) = self.balancing.as_ref().map(Balancing::balancer) else { return false };
+        self.firewall.is_some() && here.has_rules_for(balancer)
+    }
+
+    /// Puts the rules in place where they are not.
+    fn install(&mut self, firewall: &str) -> Result<(), kernel::Error> {
         if !self.firewall.as_ref().is_some_and(|installed| installed.is(firewall)) {
             self.firewall = Some(Firewall::install(self.sandbox.netns(), firewall)?);
         }
+        Ok(())
+    }
+
+    /// Makes the table of IPVS what it should be. Where nothing is or was balanced it is not opened: a
+    /// network without services does not depend on it.
+    fn spread(&mut self, balancer: &Balancer) -> Result<(), kernel::Error> {
         let balancing = match &mut self.balancing {
             Some(balancing) => balancing,
-            None => self.balancing.insert(Balancing::open(&self.sandbox)?),
+            None if balancer.fronts.is_empty() && !self.unread => return Ok(()),
+            None => {
+                self.unread = true;
+                self.balancing.insert(Balancing::open(&self.sandbox)?)
+            }
         };
+        self.unread = false;
         balancing.converge(&self.sandbox, balancer)
     }
 
-    /// What each backend has; `None`: IPVS is not open.
+    /// What each backend has; `None`: IPVS is not open, although something is or was balanced.
     pub(super) fn loads(&mut self) -> Option<Result<Vec<Load>, kernel::Error>> {
-        self.balancing.as_mut().map(|balancing| balancing.loads(&self.sandbox))
+        match &mut self.balancing {
+            Some(balancing) => Some(balancing.loads(&self.sandbox)),
+            None => (self.is_ready() && !self.unread).then(|| Ok(Vec::new())),
+        }
     }
 
     /// Makes the sandbox what it should be. Goes on after a failure.
     pub(super) fn converge(
         &mut self,
         desired: &object::Sandbox,
-        balancer: Option<&Balancer>,
+        balancer: &Balancer,
         host: &mut Host,
         plug_of: impl Fn(EndpointId) -> Option<Plug>,
     ) -> Left {
         let mut left = Left::default();
+        // An address that is balanced comes when the table knows it.
+        left.note(self.balance(&desired.firewall, balancer));
         // Rules come before anything that they guard.
         if !self.firewall.as_ref().is_some_and(|firewall| firewall.is(&desired.firewall)) {
-            match Firewall::install(self.sandbox.netns(), &desired.firewall) {
-                Ok(firewall) => self.firewall = Some(firewall),
-                Err(error) => {
-                    warn!(sandbox = self.sandbox.name(), %error, "nftables table not installed");
-                    left.failure = Some(error);
-                    return left;
-                }
-            }
+            warn!(sandbox = self.sandbox.name(), "nftables table not installed");
+            return left;
         }
-        // An address that is balanced comes when the table knows it.
-        if let Some(balancer) = balancer {
-            left.note(self.balance(&desired.firewall, balancer));
-        }
+        self.refused.clone_from(&balancer.refused);
         let steps = reconcile::plan(&desired.objects, &self.observed);
         if steps.iter().any(is_of_subnet) {
             self.behind = self.plugged();
@@ -286,10 +328,22 @@ impl Slot {
 
     /// Whether a device is known to be there.
     pub(super) fn has_device(&self, device: Device) -> bool {
+        self.link(device).is_some()
+    }
+
+    /// Whether an endpoint of this node is known to be plugged in, and packets flow: its device comes
+    /// up last.
+    pub(super) fn is_plugged(&self, endpoint: EndpointId) -> bool {
+        self.is_ready() && self.link(Device::Endpoint(endpoint)).is_some_and(|link| link.up)
+    }
+
+    fn link(&self, device: Device) -> Option<&Link> {
         // Links come first, and they are ordered by device first.
         let lowest = Link { device, kind: object::LinkKind::Loopback, mtu: 0, up: false };
-        let next = self.observed.range(Object::Link(lowest)..).next();
-        matches!(next, Some(Object::Link(link)) if link.device == device)
+        match self.observed.range(Object::Link(lowest)..).next() {
+            Some(Object::Link(link)) if link.device == device => Some(link),
+            _ => None,
+        }
     }
 
     /// Takes steps; goes on after a failure and returns the last one.
@@ -333,10 +387,14 @@ fn sort(steps: &[Step]) -> Sorted {
     (unplugged, removals, links, plugged, rest)
 }
 
-/// Whether a step adds or removes the route of a subnet: containers have one too.
+/// Whether a step adds or removes the route of a subnet: containers have one too. That of a single
+/// address is a service's that is refused here.
 fn is_of_subnet(step: &Step) -> bool {
     let (Step::Add(object) | Step::Remove(object)) = step else { return false };
-    matches!(object, Object::Route(Route { target: Target::Unreachable, .. }))
+    let Object::Route(Route { target: Target::Unreachable, destination, .. }) = object else {
+        return false;
+    };
+    destination.prefix() < width(destination.ip())
 }
 
 fn added(step: &Step) -> Option<Link> {

@@ -21,7 +21,7 @@ use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
-use crate::model::{Endpoint, EndpointId, Engine, Network, NetworkId, Node, Snapshot, Versioned};
+use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
 use crate::overlay::{self, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
@@ -148,6 +148,10 @@ impl Worker {
                 // Who asked may have given up.
                 let _ = reply.send(self.loads(network));
             }
+            for (network, endpoint, reply) in batch.plugged {
+                let plugged = self.slots.get(&network).is_some_and(|slot| slot.is_plugged(endpoint));
+                let _ = reply.send(plugged);
+            }
             for waiting in batch.waiting {
                 // Whoever waited too long is gone.
                 let _ = waiting.send(());
@@ -216,7 +220,10 @@ impl Worker {
         self.follow_services(&old);
         let members = &self.snapshot.members;
         self.ahead.retain(|id, ahead| {
-            ahead.is_unseen_after(members.get(id).map_or(0, |members| members.revision))
+            if ahead.forget_until(members.get(id).map_or(0, |members| members.revision)) {
+                self.rebalance.insert(*id);
+            }
+            !ahead.is_empty()
         });
     }
 
@@ -387,7 +394,6 @@ impl Worker {
         let balancer = self.balancer(&network, &endpoints);
         let members = endpoints.values().map(Arc::as_ref);
         let desired = overlay::sandbox(around, &network, &blocks, members, &balancer);
-        let balancer = (self.me.lb == Engine::Ipvs).then_some(&balancer);
         let Some(slot) = self.slots.get_mut(&id) else { return };
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
@@ -396,7 +402,7 @@ impl Worker {
             let placed = endpoint.filter(|endpoint| has_place(&network, endpoint));
             placed.map(|endpoint| overlay::plug(&self.me, &network, endpoint))
         };
-        let Left { failure, mut gone } = slot.converge(&desired, balancer, &mut self.host, plug_of);
+        let Left { failure, mut gone } = slot.converge(&desired, &balancer, &mut self.host, plug_of);
         self.settings.tally.repairs.inc_by(slot.repaired());
         if let Some(failure) = failure {
             self.settings.tally.failures.inc();

@@ -84,7 +84,7 @@ pub(super) async fn http(
     let handshake = builder.handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| fail(&error))?;
     // Its errors reach the request, too.
-    let _connection = Ended(tokio::spawn(async { drop(connection.await) }).abort_handle());
+    let connection = Ended(tokio::spawn(async { drop(connection.await) }).abort_handle());
     let request = Request::get(path)
         .header(header::HOST, target.to_string())
         .header(header::USER_AGENT, AGENT)
@@ -96,8 +96,11 @@ pub(super) async fn http(
     if !status.is_success() && !status.is_redirection() {
         return Err(ConnectError::Status(target, path.to_owned(), status));
     }
-    // The status has decided.
-    let _ = tokio::time::timeout(BODY_TIME, Limited::new(answer, MAX_BODY).collect()).await;
+    // The status has decided: the rest is read for the server's sake, and nobody waits for it.
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(BODY_TIME, Limited::new(answer, MAX_BODY).collect()).await;
+        drop(connection);
+    });
     Ok(())
 }
 

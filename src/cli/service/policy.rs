@@ -14,7 +14,7 @@ use crate::model::{
 #[derive(Debug, Args)]
 pub(super) struct Policy {
     /// Which container gets a new connection: by turns (rr, wrr), the one with the fewest
-    /// connections (lc, wlc), by a hash of the client's address (sh, mh); w: for its weight
+    /// connections (lc, wlc), by a hash of the client's address (sh, mh); all but rr and lc by weight
     #[arg(long, value_name = "rr|wrr|lc|wlc|sh|mh")]
     scheduler: Option<Scheduler>,
     /// How long a client keeps its container after its last connection, such as 10m
@@ -24,7 +24,8 @@ pub(super) struct Policy {
     /// [default of a new service: all ports]
     #[arg(long = "port", value_name = "PORT[:TARGET][/PROTOCOL]")]
     ports: Vec<ServicePort>,
-    /// After which silence an entry for a connection goes: tcp, tcp-fin or udp; can be repeated
+    /// After which silence an entry for a connection goes: tcp, tcp-fin or udp; can be repeated. On a
+    /// network the longest counts that any of its services asks for
     #[arg(long = "timeout", value_name = "KEY=DURATION", value_parser = timeout)]
     timeouts: Vec<(TimeoutKind, u32)>,
     /// Which containers are preferred as long as any is ready: those on the client's node, or on
@@ -81,7 +82,7 @@ pub(super) struct Removals {
     /// Every port leads to the same one of a container
     #[arg(long, conflicts_with_all = ["ports", "remove_ports"])]
     all_ports: bool,
-    /// A timeout that is the kernel's again; can be repeated
+    /// A timeout that is not asked for any more; can be repeated
     #[arg(long = "timeout-rm", value_name = "KEY")]
     remove_timeouts: Vec<TimeoutKind>,
     /// No container is preferred

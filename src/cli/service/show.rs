@@ -126,9 +126,14 @@ fn health(check: &HealthCheck) -> String {
 fn backend(view: &BackendView) -> String {
     let BackendView { name, network_name, node, state, weight, .. } = view;
     let addresses = output::joined(&view.addresses);
-    let why = view.out.as_ref().map_or_else(|| state.to_string(), |why| format!("out ({why})"));
+    let own = output::state(*state, &view.reason);
+    let why = match &view.out {
+        None => own,
+        Some(why) if *why == own => format!("out ({why})"),
+        Some(why) => format!("out ({why}; {own})"),
+    };
     let open = view.connections.map_or_else(String::new, |open| {
-        format!(", {} active and {} inactive connections", open.active, open.inactive)
+        format!(", {} active and {} inactive connections from here", open.active, open.inactive)
     });
     format!("{name} on {node}, {network_name} {addresses}: {why}, weight {weight}{open}")
 }

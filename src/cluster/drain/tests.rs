@@ -118,7 +118,9 @@ fn dead_nodes_are_not_waited_for() {
     let mut ground = Ground::new();
     ground.drain(1, 20);
     ground.alive.remove(&node(3));
-    assert_eq!(waiting(&ground.look(&one())), ["n1", "n2"]);
+    let drain = ground.look(&one());
+    assert_eq!(waiting(&drain), ["n1", "n2"]);
+    assert_eq!(drain.dead, [node(3)].into(), "they are named");
     ground.alive.remove(&node(1));
     assert!(ground.look(&one()).is_done(&one()), "the endpoint's own node is dead");
 }
@@ -235,9 +237,26 @@ impl Stored {
     /// Both nodes acknowledge an endpoint with this many connections.
     async fn acknowledge(&self, endpoint: &Endpoint, connections: u64) {
         for cluster in [&self.n1, &self.n2] {
-            let (network, id) = (endpoint.network, endpoint.id);
-            cluster.acknowledge(network, id, u64::MAX, connections).await.unwrap();
+            self.acknowledge_by(cluster, endpoint, self.cause(endpoint).await, connections).await;
         }
+    }
+
+    /// By what an endpoint is drained now, if it is.
+    async fn cause(&self, endpoint: &Endpoint) -> Cause {
+        let marks = self.n1.drained_since().await.unwrap();
+        marks.get(&endpoint.node).map_or(Cause::Own, |mark| Cause::Node(mark.0))
+    }
+
+    /// A node acknowledges an endpoint; whether that was written.
+    async fn acknowledge_by(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        cause: Cause,
+        connections: u64,
+    ) -> bool {
+        let ack = Ack { revision: u64::MAX, connections };
+        cluster.acknowledge(endpoint.network, endpoint.id, cause, ack).await.unwrap()
     }
 
     async fn acks(&self) -> usize {
@@ -293,6 +312,51 @@ async fn endpoints_of_a_drained_node_are_acknowledged_until_it_is_activated() {
     assert_eq!(waiting(&ground.n2.drain_state(&scope).await.unwrap()), ["n1", "n2"]);
     let unknown = ground.n1.drain(&Scope::Node(node(9))).await;
     assert!(matches!(unknown, Err(ClusterError::NoNode(_))), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn who_has_applied_an_earlier_drain_of_a_node_does_not_acknowledge_a_later_one() {
+    let ground = Stored::new().await;
+    let endpoint = ground.attach(&ground.n1).await;
+    let scope = Scope::Node(node(1));
+    ground.n1.drain(&scope).await.unwrap();
+    let earlier = ground.cause(&endpoint).await;
+    ground.n1.set_drained(&node(1), false).await.unwrap();
+    assert!(!ground.acknowledge_by(&ground.n2, &endpoint, earlier, 0).await);
+    ground.n1.drain(&scope).await.unwrap();
+    assert!(!ground.acknowledge_by(&ground.n2, &endpoint, earlier, 0).await);
+    assert_eq!(ground.acks().await, 0);
+    let present = ground.cause(&endpoint).await;
+    assert!(ground.acknowledge_by(&ground.n2, &endpoint, present, 0).await);
+    assert_eq!(waiting(&ground.n2.drain_state(&scope).await.unwrap()), ["n1"]);
+    // Nor is one acknowledged that was drained by itself and is not any more.
+    assert!(!ground.acknowledge_by(&ground.n1, &endpoint, Cause::Own, 0).await);
+}
+
+#[tokio::test]
+async fn a_change_of_a_service_hinders_who_takes_addresses_only_where_others_are_kept() {
+    let ground = Stored::new().await;
+    let (cluster, name) = (&ground.n1, "web".parse().unwrap());
+    let stamp = async || {
+        let keys = [keys::usage(ground.network.id), keys::reservations_guard(ground.network.id)];
+        let mut revisions = Vec::new();
+        for key in keys {
+            revisions.push(cluster.store.get(&key).await.unwrap().map(|entry| entry.modified));
+        }
+        revisions
+    };
+    let before = stamp().await;
+    let update = |update: serde_json::Value| serde_json::from_value(update).unwrap();
+    let changed = cluster.update_service(&name, &update(json!({"scheduler": "lc"}))).await.unwrap();
+    assert_eq!(changed.balancing.scheduler, crate::model::Scheduler::Lc);
+    cluster.update_service(&name, &update(json!({"replicas": 2}))).await.unwrap();
+    assert_eq!(stamp().await, before);
+    cluster.update_service(&name, &update(json!({"replicas": 3}))).await.unwrap();
+    let after = stamp().await;
+    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "{after:?}");
+    let key = keys::reservation(ground.network.id, &name);
+    let kept = cluster.read::<crate::model::Reservation>(&key).await.unwrap().unwrap();
+    assert_eq!(kept.count, 3);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@
 //!   address it would take no packet. That is address translation, so what a backend sends to its
 //!   services, and to the gateway as the answer, is tracked; all else stays untracked.
 //! - An address without a backend that takes connections refuses a ping.
+//! - Every node balances what its own containers send. What another node sends to an address of a
+//!   service it does not balance itself, so it would not know the answers: it is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,6 +18,15 @@ use crate::model::Network;
 
 /// The families: the keyword, its number, and whether it is IPv4.
 const FAMILIES: [(&str, u8, bool); 2] = [("ip", 4, true), ("ip6", 6, false)];
+
+/// The chain for what comes from another node and is for this sandbox itself: errors only.
+const REMOTE: &str = r#"    chain remote {
+        icmp type { destination-unreachable, time-exceeded, parameter-problem } accept
+        icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+        meta l4proto tcp counter reject with tcp reset comment "not-balanced-there"
+        counter reject with icmpx port-unreachable comment "not-balanced-there"
+    }
+"#;
 
 /// The sets and maps that the rules ask.
 pub(super) fn sets(network: &Network, balancer: &Balancer) -> String {
@@ -64,9 +75,13 @@ pub(super) fn prerouting(network: &Network, balancer: &Balancer) -> String {
     rules
 }
 
-/// The input chain: pings of addresses without a backend that takes connections.
+/// The input chain, which packets pass before a backend is chosen: what comes from other nodes, and
+/// pings of addresses without a backend that takes connections.
 pub(super) fn input(balancer: &Balancer) -> String {
     let mut rules = String::new();
+    if !balancer.addresses.is_empty() {
+        rules.push_str("        iifname \"vx0\" jump remote\n");
+    }
     for (family, ipv4, icmp, refusal) in
         [("ip", true, "icmp", "host-unreachable"), ("ip6", false, "icmpv6", "addr-unreachable")]
     {
@@ -83,7 +98,7 @@ pub(super) fn input(balancer: &Balancer) -> String {
     match rules.is_empty() {
         true => rules,
         false => format!(
-            "    chain input {{\n        type filter hook input priority filter; policy accept;\n{rules}    }}\n"
+            "{REMOTE}    chain input {{\n        type filter hook input priority filter; policy accept;\n{rules}    }}\n"
         ),
     }
 }

@@ -52,14 +52,14 @@ impl Worker {
                 let endpoints = endpoints.values().map(Arc::as_ref);
                 lb::balancer(&self.me, &self.snapshot, network, endpoints)
             }
-            Engine::None | Engine::Missing => Balancer::default(),
+            Engine::None | Engine::Missing => Balancer::refusing(&self.snapshot, network),
         }
     }
 
     /// Brings what balances a network's connections to the desired state. Where other addresses are
     /// balanced than before the whole network converges.
     pub(super) fn balance(&mut self, id: NetworkId) {
-        let (Some(network), true) = (self.network(id), self.me.lb == Engine::Ipvs) else { return };
+        let Some(network) = self.network(id) else { return };
         let balancer = self.balancer(&network, &self.endpoints(id));
         let Some(slot) = self.slots.get_mut(&id) else { return };
         if !slot.balances(&balancer) {

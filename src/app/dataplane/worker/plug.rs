@@ -50,10 +50,11 @@ impl Worker {
             self.retry(Some(id));
         }
         let plugged: Vec<EndpointId> = requests.iter().map(|(endpoint, ..)| endpoint.id).collect();
+        let known = self.snapshot.members.get(&id).map_or(0, |members| members.revision);
         let ahead = self.ahead.entry(id).or_default();
         for ((endpoint, revision, reply), result) in requests.into_iter().zip(results) {
-            if result.is_ok() && revision > 0 {
-                ahead.added.insert(endpoint.id, (endpoint, revision));
+            if result.is_ok() {
+                ahead.add(endpoint, revision, known);
             }
             // The caller may have given up; then reconciliation finds what to do.
             let _ = reply.send(result.map_err(|error| Arc::new(error).into()));
