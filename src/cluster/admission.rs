@@ -7,7 +7,7 @@
 //! every reservation writes.
 
 use super::endpoints::lock;
-use super::{Cluster, ClusterError, EndpointRequest, encode, keys};
+use super::{Cluster, ClusterError, EndpointRequest, TRIES, encode, keys};
 use crate::ipam::{Count, Ledger};
 use crate::model::{Name, Network, NetworkId, Reservation, Versioned};
 use crate::store::{Revision, Transaction};
@@ -66,47 +66,50 @@ impl Cluster {
                 return Ok(Ticket::Drawn { name: service.clone(), reservation });
             }
         }
-        let known = self.with_ledger(network, |ledger| {
-            (ledger.revision() > 0).then(|| (ledger.guard(), ledger.reserved()))
-        });
-        let (guard, reserved) = match known {
-            Some(known) => known,
-            None => {
-                self.read_ledger(network.id).await?;
-                self.with_ledger(network, |ledger| (ledger.guard(), ledger.reserved()))
-            }
-        };
+        let kept = |ledger: &Ledger| (ledger.guard(), ledger.reserved());
+        let (guard, reserved) = self.complete(network, None, kept).await?;
         if reserved == 0 {
             return Ok(Ticket::Open(guard));
         }
-        let (usage, guard) = self.count_exactly(network).await?;
-        if self.full(network).is_some() {
+        let full = |ledger: &Ledger| (ledger.guard(), full(ledger, network));
+        let mut usage = self.usage(network.id).await?;
+        let (mut guard, mut refusal) = self.complete(network, usage, full).await?;
+        if refusal.is_some() {
             self.read_anew(network.id).await?;
+            usage = self.usage(network.id).await?;
+            (guard, refusal) = self.complete(network, usage, full).await?;
         }
-        match self.full(network) {
+        match refusal {
             Some((family, count)) => Err(exhausted(network, family, count)),
             None => Ok(Ticket::Counted { guard, usage }),
         }
     }
 
-    /// The family of which all that is free is kept, as far as this node knows.
-    fn full(&self, network: &Network) -> Option<(&'static str, Count)> {
-        let count = |(ipv4, family)| (family, self.known_count(network, ipv4));
-        network.families().map(count).find(|(_, count)| count.free() == 0)
+    /// The revision of the last taking of an address.
+    pub(super) async fn usage(&self, network: NetworkId) -> Result<Option<u64>, ClusterError> {
+        Ok(self.store.get(&keys::usage(network)).await?.map(|entry| entry.modified.0))
     }
 
-    /// Makes sure that the ledger knows of every address that is taken: gives the revision of the
-    /// last taking, which must still be the last when the count is relied on, and the guard's.
-    pub(super) async fn count_exactly(
+    /// What is known of a network's addresses, once that has everything up to a revision and up to the
+    /// guard that is told with it. One look has to give all that is relied on together: the view may
+    /// tell what was before the last reading, and a ledger is then for a while as it was.
+    pub(super) async fn complete<T>(
         &self,
         network: &Network,
-    ) -> Result<(Option<u64>, Option<u64>), ClusterError> {
-        let usage = self.store.get(&keys::usage(network.id)).await?.map(|entry| entry.modified.0);
-        let known = self.with_ledger(network, |ledger| ledger.revision());
-        if usage.is_some_and(|usage| usage > known) || known == 0 {
+        since: Option<u64>,
+        look: impl Fn(&Ledger) -> T,
+    ) -> Result<T, ClusterError> {
+        for _ in 0..TRIES {
+            let seen = self.with_ledger(network, |ledger| {
+                let since = since.max(ledger.guard()).unwrap_or(0).max(1);
+                (ledger.revision() >= since).then(|| look(ledger))
+            });
+            if let Some(seen) = seen {
+                return Ok(seen);
+            }
             self.read_ledger(network.id).await?;
         }
-        Ok((usage, self.with_ledger(network, |ledger| ledger.guard())))
+        Err(ClusterError::Contention(format!("network {}", network.name)))
     }
 
     /// How a network's addresses are used, IPv4 and IPv6, as the store has it now.
@@ -142,6 +145,12 @@ impl Cluster {
             }
         });
     }
+}
+
+/// The family of which all that is free is kept.
+fn full(ledger: &Ledger, network: &Network) -> Option<(&'static str, Count)> {
+    let count = |(ipv4, family)| (family, ledger.count(ipv4));
+    network.families().map(count).find(|(_, count)| count.free() == 0)
 }
 
 pub(super) fn exhausted(network: &Network, family: &'static str, count: Count) -> ClusterError {

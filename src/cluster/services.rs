@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::endpoints::{Chosen, holder, is_only_chosen, taken, taking_blocks};
 use super::rest::freeing;
 use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys, pause};
-use crate::ipam::Count;
+use crate::ipam::{Count, Ledger};
 use crate::model::service::MAX_REPLICAS;
 use crate::model::{
     Balancing, EndpointMode, HealthCheck, Name, Network, NodeName, Reservation, Service, ServiceId,
@@ -93,8 +93,6 @@ impl Cluster {
                     let transaction = std::mem::take(&mut design.transaction);
                     self.commit(transaction.put(keys::service(&service.name), encode(service))).await
                 }
-                // Perhaps by another's service of that name, which the next look finds.
-                Err(ClusterError::NameReserved { .. }) if attempt == 0 => Ok(Outcome::Conflict),
                 Err(refusal) if is_only_chosen(&refusal) => Ok(Outcome::Conflict),
                 Err(refusal) => Err(refusal),
             };
@@ -135,7 +133,10 @@ impl Cluster {
             let reserved = self.reservation_to_take(&part, spec.reservation.as_ref()).await?;
             let own = keys::reservation(id, &spec.name);
             let takes_its_own = reserved.is_some() && spec.reservation.as_ref() == Some(&spec.name);
-            if !takes_its_own && self.store.get(&own).await?.is_some() {
+            let there: Option<Versioned<Reservation>> =
+                if takes_its_own { None } else { self.read(&own).await? };
+            // A service's own is that of another one of that name, which the next look finds.
+            if there.is_some_and(|there| there.service.is_none()) {
                 let (name, network) = (spec.name.clone(), part.network.name.clone());
                 return Err(ClusterError::NameReserved { name, network });
             }
@@ -381,7 +382,8 @@ impl Cluster {
         if network.removing {
             return Err(ClusterError::Removing(network.name.clone()));
         }
-        let (usage, guard) = self.count_exactly(&network).await?;
+        let usage = self.usage(network.id).await?;
+        let guard = self.complete(&network, usage, Ledger::guard).await?;
         Ok(Part { network, usage, guard })
     }
 
@@ -409,10 +411,15 @@ impl Cluster {
         asked: u128,
         released: u128,
     ) -> Result<(), ClusterError> {
-        if self.too_few(&part.network, asked, released).is_some() {
-            self.read_anew(part.network.id).await?;
+        let network = &part.network;
+        let look = |ledger: &Ledger| too_few(ledger, network, asked, released);
+        // Should more have been taken or kept by then, the transaction finds that out.
+        let mut found = self.complete(network, part.usage.max(part.guard), look).await?;
+        if found.is_some() {
+            self.read_anew(network.id).await?;
+            found = self.complete(network, part.usage.max(part.guard), look).await?;
         }
-        match self.too_few(&part.network, asked, released) {
+        match found {
             Some((family, count)) => {
                 let (network, count) = (part.network.name.clone(), Box::new(count));
                 Err(ClusterError::TooFew { network, family, asked, count })
@@ -420,16 +427,21 @@ impl Cluster {
             None => Ok(()),
         }
     }
+}
 
-    /// The family of which too little is free, as far as this node knows.
-    fn too_few(&self, network: &Network, asked: u128, released: u128) -> Option<(&'static str, Count)> {
-        let counts = network.families().map(|(ipv4, family)| {
-            let mut count = self.known_count(network, ipv4);
-            count.reserved = count.reserved.saturating_sub(released);
-            (family, count)
-        });
-        counts.into_iter().find(|(_, count)| asked > count.free())
-    }
+/// The family of which fewer are free than are asked for.
+fn too_few(
+    ledger: &Ledger,
+    network: &Network,
+    asked: u128,
+    released: u128,
+) -> Option<(&'static str, Count)> {
+    let mut counts = network.families().map(|(ipv4, family)| {
+        let mut count = ledger.count(ipv4);
+        count.reserved = count.reserved.saturating_sub(released);
+        (family, count)
+    });
+    counts.find(|(_, count)| asked > count.free())
 }
 
 fn check(spec: &ServiceSpec) -> Result<(), ClusterError> {

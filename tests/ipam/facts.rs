@@ -146,13 +146,13 @@ impl Facts {
         self.endpoints.iter().find(|held| held.name == Some(name))
     }
 
-    /// An endpoint has gone; its addresses rest, or not.
-    pub fn release(&mut self, index: usize, resting: Option<usize>) {
+    /// A node has released an endpoint, of whose addresses some rest.
+    pub fn release(&mut self, index: usize, node: usize, rests: &BTreeSet<IpAddr>) {
         let held = self.endpoints.swap_remove(index);
         for address in held.addresses {
-            match resting {
-                Some(node) => self.owners.insert(address, Owner::Resting(node)),
-                None => self.owners.remove(&address),
+            match rests.contains(&address) {
+                true => self.owners.insert(address, Owner::Resting(node)),
+                false => self.owners.remove(&address),
             };
         }
         let kept = held.service.and_then(|service| self.kept.get_mut(&format!("s{service}")));

@@ -416,13 +416,38 @@ impl World {
         let endpoints = cluster.endpoints(self.network).await.unwrap();
         let endpoint = endpoints.into_iter().find(|endpoint| endpoint.id == id);
         let Some(endpoint) = endpoint else { return Err(TestCaseError::fail("it was lost")) };
+        let mut must_rest = BTreeSet::new();
+        for address in &endpoint.addresses {
+            if resting || !self.is_in_block_of(node, *address).await {
+                must_rest.insert(*address);
+            }
+        }
         let released = match resting {
             true => cluster.release(&endpoint).await,
             false => cluster.withdraw(&endpoint).await,
         };
         prop_assert!(matches!(released, Ok(Some(_))), "{:?}", released);
         prop_assert!(matches!(cluster.release(&endpoint).await, Ok(None)));
-        self.facts.release(index, resting.then_some(node));
+        // A node that does not know its blocks may be more careful.
+        let mut rests = BTreeSet::new();
+        for address in &endpoint.addresses {
+            let key = format!("members/{}/addresses/{address}", self.network);
+            if self.raw.get(&key).await.unwrap().is_some() {
+                rests.insert(*address);
+            }
+        }
+        prop_assert!(rests.is_superset(&must_rest), "{:?} rest, of {:?}", rests, must_rest);
+        self.facts.release(index, node, &rests);
         Ok(())
+    }
+
+    /// Whether the store says that an address is in a block of a node.
+    async fn is_in_block_of(&self, node: usize, address: IpAddr) -> bool {
+        let prefix = format!("members/{}/blocks/", self.network);
+        let blocks = self.raw.list(&prefix).await.unwrap().entries;
+        blocks.iter().any(|(key, entry)| {
+            let range: IpNetwork = key[prefix.len()..].parse().unwrap();
+            range.contains(address) && entry.value == format!("\"n{node}\"").as_bytes()
+        })
     }
 }
