@@ -105,19 +105,27 @@ impl Cluster {
     /// When the store cannot be reached or is another one, or another machine has the name.
     pub async fn come_alive(&self, id: NodeId, ttl: Duration) -> Result<Lease, ClusterError> {
         let key = keys::alive(&self.node);
-        let transaction = match self.read::<NodeId>(&key).await? {
-            Some(holder) if holder.value != id => {
-                let (what, id) = (format!("node name {}", self.node), holder.value.to_string());
-                return Err(ClusterError::NodeTaken { what, node: self.node.clone(), id });
+        let mut granted = None;
+        for _ in 0..TRIES {
+            let transaction = match self.read::<NodeId>(&key).await? {
+                Some(holder) if holder.value != id => {
+                    let (what, id) = (format!("node name {}", self.node), holder.value.to_string());
+                    return Err(ClusterError::NodeTaken { what, node: self.node.clone(), id });
+                }
+                Some(ours) => Transaction::new().modified(&key, Revision(ours.revision)),
+                None => Transaction::new().absent(&key),
+            };
+            let lease = match granted {
+                Some(lease) => lease,
+                None => *granted.insert(self.store.grant(ttl).await?),
+            };
+            let alive = transaction.put_leased(&key, encode(&id), lease);
+            if let Outcome::Committed(_) = self.commit(alive).await? {
+                return Ok(lease);
             }
-            Some(ours) => Transaction::new().modified(&key, Revision(ours.revision)),
-            None => Transaction::new().absent(&key),
-        };
-        let lease = self.store.grant(ttl).await?;
-        match self.commit(transaction.put_leased(&key, encode(&id), lease)).await? {
-            Outcome::Committed(_) => Ok(lease),
-            Outcome::Conflict => Err(ClusterError::Contention(key)),
+            // Its last lease has ended just now.
         }
+        Err(ClusterError::Contention(key))
     }
 
     /// Keeps the node's lease; one that ended is made anew, and so is the record of a node that was
