@@ -9,4 +9,4 @@ mod zone;
 
 pub use name::DomainName;
 pub use names::{Found, Names};
-pub use zone::{Entry, Kind, Srv, Zone};
+pub use zone::{Entry, Kind, Zone};

@@ -159,11 +159,10 @@ impl Cluster {
     /// Reads all, if it can be so that nobody takes an address meanwhile: before a refusal, because
     /// the view may not have told yet what is free again.
     pub(super) async fn read_anew(&self, network: NetworkId) -> Result<(), ClusterError> {
-        let usage = async || self.store.get(&keys::usage(network)).await;
-        let mut before = usage().await?;
+        let mut before = self.usage(network).await?;
         for _ in 0..READINGS {
             self.read_ledger(network).await?;
-            let after = usage().await?;
+            let after = self.usage(network).await?;
             if after == before {
                 break;
             }

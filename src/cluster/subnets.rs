@@ -317,4 +317,4 @@ fn without(network: &Network, cidr: IpNetwork) -> Network {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -34,19 +34,6 @@ pub struct Entry {
     pub v4: Vec<Ipv4Addr>,
     /// Its IPv6 addresses.
     pub v6: Vec<Ipv6Addr>,
-    /// Where a port of it is found, by this very name.
-    pub srv: Vec<Srv>,
-}
-
-/// Where a port is found (RFC 2782).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Srv {
-    /// Its share.
-    pub weight: u16,
-    /// The port.
-    pub port: u16,
-    /// The name of who has it, within the same network.
-    pub target: DomainName,
 }
 
 /// All names of one network, relative to it.
@@ -149,7 +136,7 @@ impl Zone {
 
     /// Gives a name addresses; what is above it exists then too.
     fn insert(&mut self, name: &DomainName, kind: Kind, addresses: &[IpAddr]) {
-        let empty = || Entry { kind, v4: Vec::new(), v6: Vec::new(), srv: Vec::new() };
+        let empty = || Entry { kind, v4: Vec::new(), v6: Vec::new() };
         let entry = self.names.entry(name.wire().into()).or_insert_with(empty);
         if entry.kind == Kind::Branch {
             entry.kind = kind;

@@ -101,6 +101,12 @@ fn tcp(interval: u32, start_period: u32) -> Value {
     })
 }
 
+/// A check over HTTP that fails at the first failure.
+fn http_once() -> Value {
+    let test = json!({"type": "http", "port": 80, "path": "/"});
+    json!({"test": test, "interval": 1, "timeout": 1, "retries": 1})
+}
+
 fn command(script: &str, timeout: u32) -> Value {
     json!({
         "test": {"type": "command", "command": ["sh", "-c", script]},
@@ -235,8 +241,7 @@ fn an_answer_of_200_to_399_is_well(world: &World) {
 fn a_server_that_says_nothing_has_failed_when_the_time_is_over(world: &World) {
     let cluster = shop(world);
     let n1 = cluster.n1();
-    let test = json!({"type": "http", "port": 80, "path": "/"});
-    service(n1, "web", json!({"test": test, "interval": 1, "timeout": 1, "retries": 1}));
+    service(n1, "web", http_once());
     let web = n1.container("w");
     // The kernel takes the connection; nobody reads from it.
     let listener = web.space.enter(|| TcpListener::bind("0.0.0.0:80")).unwrap();
@@ -398,8 +403,7 @@ fn commands_of_one_service_that_hang_leave_places_for_others(world: &World) {
 fn the_rest_of_an_answer_is_not_waited_for(world: &World) {
     let cluster = shop(world);
     let n1 = cluster.n1();
-    let test = json!({"type": "http", "port": 80, "path": "/"});
-    service(n1, "web", json!({"test": test, "interval": 1, "timeout": 1, "retries": 1}));
+    service(n1, "web", http_once());
     let web = n1.container("w");
     let listener = web.space.enter(|| TcpListener::bind("0.0.0.0:80")).unwrap();
     setsockopt(&listener, ReceiveTimeout, &TimeVal::seconds(20)).unwrap();

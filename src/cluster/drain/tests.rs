@@ -4,8 +4,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::cluster::{Claimed, Defaults, EndpointRequest};
-use crate::model::{ClusterId, Network, Vni};
+use crate::cluster::subnets::tests::defaults;
+use crate::cluster::{Claimed, EndpointRequest};
+use crate::model::{ClusterId, Network};
 use crate::store::embedded::Embedded;
 use crate::store::schema;
 
@@ -200,16 +201,9 @@ impl Stored {
             clusters.push(cluster);
         }
         let (n2, n1) = (clusters.pop().unwrap(), clusters.pop().unwrap());
-        let defaults = Defaults {
-            pools: Vec::new(),
-            pool_prefix: 24,
-            pools6: Vec::new(),
-            pool6_prefix: 64,
-            vnis: (Vni::new(4097).unwrap(), Vni::new(4200).unwrap()),
-        };
         let spec = json!({"name": "shop", "subnets": ["10.9.0.0/24"]});
         let spec = serde_json::from_value(spec).unwrap();
-        let network = n1.create_network(&spec, &defaults).await.unwrap();
+        let network = n1.create_network(&spec, &defaults()).await.unwrap();
         let web = json!({"name": "web", "networks": ["shop"], "replicas": 2});
         let web = serde_json::from_value(web).unwrap();
         n1.create_service(&web, &BTreeSet::new()).await.unwrap();

@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::*;
 use crate::cluster::endpoints::lock;
-use crate::cluster::{Claimed, Defaults, EndpointRequest};
-use crate::model::{Attachment, ClusterId, Endpoint, NetworkSpec, Vni};
+use crate::cluster::subnets::tests::defaults;
+use crate::cluster::{Claimed, EndpointRequest};
+use crate::model::{Attachment, ClusterId, Endpoint, NetworkSpec};
 use crate::store::embedded::Embedded;
 use crate::store::schema;
 
@@ -15,15 +16,8 @@ async fn cluster(folder: &tempfile::TempDir, cidr: &str) -> (Cluster, Versioned<
     let store = Arc::new(Embedded::open(folder.path().join("store")).unwrap());
     schema::identify(&*store, None, ClusterId::random(&mut rand::rng())).await.unwrap();
     let cluster = Cluster::new(store, "n1".parse().unwrap(), Duration::from_secs(60)).await.unwrap();
-    let defaults = Defaults {
-        pools: Vec::new(),
-        pool_prefix: 24,
-        pools6: Vec::new(),
-        pool6_prefix: 64,
-        vnis: (Vni::new(4097).unwrap(), Vni::new(4200).unwrap()),
-    };
     let spec: NetworkSpec = serde_json::from_value(json!({"name": "web", "subnets": [cidr]})).unwrap();
-    cluster.create_network(&spec, &defaults).await.unwrap();
+    cluster.create_network(&spec, &defaults()).await.unwrap();
     let network = cluster.network("web").await.unwrap();
     (cluster, network)
 }

@@ -11,7 +11,7 @@ use crate::model::{Attachment, ClusterId, NetworkSpec, Vni};
 use crate::store::embedded::Embedded;
 use crate::store::{Lease, Listing, Store, StoreError, Watch, schema};
 
-fn defaults() -> Defaults {
+pub(in crate::cluster) fn defaults() -> Defaults {
     Defaults {
         pools: vec!["10.200.0.0/22".parse().unwrap()],
         pool_prefix: 24,
