@@ -9,4 +9,4 @@ pub mod pool;
 mod space;
 
 pub use count::{Count, NodeCount, SubnetCount};
-pub use ledger::{Block, Blocks, Ledger, NewBlock, Proposal};
+pub use ledger::{Block, Blocks, Ledger, NewBlock, OwnBlock, Proposal};

@@ -147,10 +147,11 @@ impl Cluster {
     }
 }
 
-/// The family of which all that is free is kept.
+/// The family of which all that is free is kept. Where nothing is kept any more, whether anything is
+/// free is asked later: an address that was asked for may be outside of those that are given out.
 fn full(ledger: &Ledger, network: &Network) -> Option<(&'static str, Count)> {
     let count = |(ipv4, family)| (family, ledger.count(ipv4));
-    network.families().map(count).find(|(_, count)| count.free() == 0)
+    network.families().map(count).find(|(_, count)| count.reserved > 0 && count.free() == 0)
 }
 
 pub(super) fn exhausted(network: &Network, family: &'static str, count: Count) -> ClusterError {

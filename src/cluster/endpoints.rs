@@ -1,7 +1,7 @@
 //! Endpoints: an address is taken and the endpoint that uses it is written in one transaction, and
 //! released likewise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -337,33 +337,32 @@ impl Cluster {
         let key = keys::endpoint(endpoint.network, endpoint.id);
         for attempt in 0..TRIES {
             let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(None) };
-            let ledger = self.ledger(found.network);
-            let rests: BTreeSet<IpAddr> = found
-                .addresses
-                .iter()
-                .copied()
-                .filter(|address| resting || !lock(&ledger).is_own(*address))
-                .collect();
-            let rest = if rests.is_empty() { None } else { self.rest_lease().await? };
+            // By a second try, whose blocks these are is not known for sure.
+            let own = match resting || attempt > 0 {
+                true => BTreeMap::new(),
+                false => lock(&self.ledger(found.network)).own_blocks_of(&found.addresses),
+            };
+            let must_rest = found.addresses.iter().any(|address| !own.contains_key(address));
+            let rest = if must_rest { self.rest_lease().await? } else { None };
             let mut transaction = Transaction::new()
                 .modified(&key, Revision(found.revision))
                 .delete(&key)
                 .delete(keys::name(found.network, &found.name))
                 .delete(keys::local(&found.node, found.network, found.id));
             for address in &found.addresses {
-                let rest = rest.filter(|_| rests.contains(address));
+                let rest = rest.filter(|_| !own.contains_key(address));
                 transaction = freeing(transaction, found.network, *address, rest);
+            }
+            for block in own.into_values() {
+                // It goes back if it was taken for this endpoint alone.
+                let key = keys::block(found.network, block.range);
+                transaction = transaction.modified(&key, Revision(block.revision));
+                if block.is_empty_else {
+                    transaction = transaction.delete(key);
+                }
             }
             if let Some(service) = &found.drawn {
                 transaction = self.give_back(&found, *service, transaction).await?;
-            }
-            if !resting && attempt == 0 {
-                // A block that was taken for this endpoint alone, unless it is another node's now.
-                let blocks = found.addresses.iter().filter_map(|a| lock(&ledger).last_of_block(*a));
-                for (range, revision) in blocks {
-                    let key = keys::block(found.network, range);
-                    transaction = transaction.modified(&key, Revision(revision)).delete(key);
-                }
             }
             match self.commit(transaction).await {
                 Ok(Outcome::Committed(Revision(revision))) => {

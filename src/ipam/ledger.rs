@@ -47,6 +47,17 @@ pub struct Block {
     pub revision: u64,
 }
 
+/// A block of this node in which an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnBlock {
+    /// Its addresses.
+    pub range: IpNetwork,
+    /// The store's revision that made it this node's.
+    pub revision: u64,
+    /// Whether nothing else is held in it.
+    pub is_empty_else: bool,
+}
+
 /// An address that an endpoint may get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
@@ -261,16 +272,15 @@ impl Ledger {
         own.map(|(range, block)| (*range, block.revision))
     }
 
-    /// The block of this node in which an address is the only one that is held.
-    pub fn last_of_block(&self, address: IpAddr) -> Option<(IpNetwork, u64)> {
-        let (index, number) = self.find(address)?;
-        let (range, revision) = self.own_block_of(address)?;
-        self.spans.get(index)?.is_empty_block_but(number).then_some((range, revision))
-    }
-
-    /// Whether an address is in a block of this node.
-    pub fn is_own(&self, address: IpAddr) -> bool {
-        self.own_block_of(address).is_some()
+    /// The blocks of this node in which addresses are; those in others' are left out.
+    pub fn own_blocks_of(&self, addresses: &[IpAddr]) -> BTreeMap<IpAddr, OwnBlock> {
+        let block = |address: &IpAddr| {
+            let (index, number) = self.find(*address)?;
+            let (range, revision) = self.own_block_of(*address)?;
+            let is_empty_else = self.spans.get(index)?.is_empty_block_but(number);
+            Some((*address, OwnBlock { range, revision, is_empty_else }))
+        };
+        addresses.iter().filter_map(block).collect()
     }
 
     fn own_block_of(&self, address: IpAddr) -> Option<(IpNetwork, u64)> {

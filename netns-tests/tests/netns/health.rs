@@ -41,7 +41,13 @@ struct Server {
 impl Server {
     /// Listens on port 80 of all addresses.
     fn start(space: &Space, status: u16) -> Self {
-        let listener = space.enter(|| TcpListener::bind("[::]:80")).expect("the port is free");
+        // A process that is just being started holds what its parent has closed a moment longer.
+        let mut listener = None;
+        wait_for("the port is free", || {
+            listener = space.enter(|| TcpListener::bind("[::]:80")).ok();
+            listener.is_some()
+        });
+        let listener = listener.expect("it is bound");
         // So that the end is seen without anybody who connects.
         setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(50))
             .expect("accept has a time-out");
@@ -138,8 +144,12 @@ fn state(node: &Node, name: &str) -> (String, String) {
 /// Waits until an endpoint has a state; gives the reason.
 #[track_caller]
 fn becomes(node: &Node, name: &str, expected: &str) -> String {
-    wait_for(&format!("{name} is {expected}"), || state(node, name).0 == expected);
-    state(node, name).1
+    let mut seen = state(node, name);
+    wait_for(&format!("{name} is {expected}"), || {
+        seen = state(node, name);
+        seen.0 == expected
+    });
+    seen.1
 }
 
 /// Waits until so many more checks were made on a node, of which so many failed.

@@ -7,6 +7,7 @@ use super::*;
 use crate::cluster::endpoints::lock;
 use crate::cluster::subnets::tests::defaults;
 use crate::cluster::{Claimed, EndpointRequest};
+use crate::ipam::Block;
 use crate::model::{Attachment, ClusterId, Endpoint, NetworkSpec};
 use crate::store::embedded::Embedded;
 use crate::store::schema;
@@ -78,17 +79,24 @@ async fn what_is_withdrawn_is_free_at_once_in_own_blocks_only() {
         let entry = cluster.store.get(&keys::address(network.id, endpoint.addresses[0])).await.unwrap();
         entry.is_some_and(|entry| entry.value.is_empty())
     };
-    let own = claim(&cluster, 1).await;
-    for number in 2..125 {
+    let (own, second) = (claim(&cluster, 1).await, claim(&cluster, 2).await);
+    for number in 3..125 {
         claim(&cluster, number).await;
     }
     let rest = Duration::from_secs(60);
     let other = Cluster::new(cluster.store.clone(), "n2".parse().unwrap(), rest).await.unwrap();
     let borrowed = claim(&other, 125).await;
-    let is_own = lock(&other.ledger(network.id)).is_own(borrowed.addresses[0]);
-    assert!(!is_own, "all blocks are the first's");
+    let blocks = lock(&other.ledger(network.id)).own_blocks_of(&borrowed.addresses);
+    assert_eq!(blocks, BTreeMap::new(), "all blocks are the first's");
     other.withdraw(&borrowed).await.unwrap();
     assert!(rests(&borrowed).await, "others may have a route to it");
-    cluster.withdraw(&own).await.unwrap();
-    assert!(!rests(&own).await, "nobody has met it");
+    // The first takes the block over while the other still thinks that it has it.
+    let (_, block) =
+        lock(&cluster.ledger(network.id)).own_blocks_of(&own.addresses).pop_first().unwrap();
+    let before = Block { node: other.node.clone(), revision: block.revision - 1 };
+    lock(&other.ledger(network.id)).own(block.range, before);
+    other.withdraw(&own).await.unwrap();
+    assert!(rests(&own).await, "it is in a block of another node by now");
+    cluster.withdraw(&second).await.unwrap();
+    assert!(!rests(&second).await, "nobody has met it");
 }
