@@ -207,7 +207,7 @@ async fn start_agent(
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
     let loads = tally.loads.clone();
-    let settings = Settings { boot: boot.clone(), resync: config.resync, tally };
+    let settings = Settings { boot: boot.clone(), lease: config.lease, resync: config.resync, tally };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let defaults = Defaults {

@@ -117,6 +117,17 @@ impl Backend<'_> {
     pub fn weight(&self) -> u32 {
         if self.out.is_none() { u32::from(self.endpoint.weight) } else { 0 }
     }
+
+    /// Whether it is on a node that is gone.
+    fn is_gone(&self, gone: &BTreeSet<NodeName>) -> bool {
+        self.out == Some(Out::NodeDead) && gone.contains(&self.endpoint.node)
+    }
+
+    /// Whether clients whose datagrams it gets by now go on with it. A client that sends on and on
+    /// would never leave one that does not answer: of UDP nothing ever ends.
+    fn keeps_datagrams(&self) -> bool {
+        !matches!(&self.out, Some(Out::NodeDead | Out::NotReady(EndpointState::Unhealthy, _)))
+    }
 }
 
 /// Why an endpoint takes no connections of its service, wherever they come from.
@@ -162,10 +173,12 @@ fn near(me: &Node, snapshot: &Snapshot, prefer: &Prefer, node: &NodeName) -> boo
     }
 }
 
-/// What balances a network's connections on this node.
+/// What balances a network's connections on this node. To the backends of nodes that are `gone` no
+/// connection is kept.
 pub fn balancer<'a>(
     me: &Node,
     snapshot: &Snapshot,
+    gone: &BTreeSet<NodeName>,
     network: &Network,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Balancer {
@@ -183,6 +196,8 @@ pub fn balancer<'a>(
         let Some(addresses) = service.addresses.get(&network.id) else { continue };
         let members = members.get(service.name.as_str()).map_or(&[][..], Vec::as_slice);
         let backends = backends(me, snapshot, service, members.iter().copied());
+        let backends: Vec<Backend<'_>> =
+            backends.into_iter().filter(|backend| !backend.is_gone(gone)).collect();
         for address in addresses {
             balancer.add(me, service, *address, &backends, &mut marks);
         }
@@ -223,28 +238,26 @@ impl Balancer {
             if backend.endpoint.node == me.name {
                 self.own.insert((*own, address));
             }
-            // Connections to a dead node go nowhere: its backends go with all that they had.
-            if backend.out != Some(Out::NodeDead) {
-                weights.insert(*own, backend.weight());
-            }
+            weights.insert(*own, (backend.weight(), backend.keeps_datagrams()));
         }
-        if weights.values().all(|weight| *weight == 0) {
+        if weights.values().all(|(weight, _)| *weight == 0) {
             self.silent.insert(address);
         }
-        let spread = |target: u16| Spread {
+        let spread = |protocol: Option<Protocol>, target: u16| Spread {
             scheduler: service.balancing.scheduler,
             affinity: service.balancing.affinity,
             backends: weights
                 .iter()
-                .map(|(own, weight)| (SocketAddr::new(*own, target), *weight))
+                .filter(|(_, (_, keeps_datagrams))| protocol != Some(Protocol::Udp) || *keeps_datagrams)
+                .map(|(own, (weight, _))| (SocketAddr::new(*own, target), *weight))
                 .collect(),
         };
         if service.balancing.ports.is_empty() {
-            self.fronts.insert(Front::All { address, mark: marks.of(address) }, spread(0));
+            self.fronts.insert(Front::All { address, mark: marks.of(address) }, spread(None, 0));
         }
         for port in &service.balancing.ports {
             let front = Front::Port { protocol: port.protocol, address, port: port.port };
-            self.fronts.insert(front, spread(port.target));
+            self.fronts.insert(front, spread(Some(port.protocol), port.target));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::dataplane::{Dataplane, Load};
@@ -16,6 +17,9 @@ use crate::model::{Endpoint, EndpointId, EndpointState, NetworkId, Snapshot};
 const LOOK: Duration = Duration::from_secs(1);
 /// How often another number of them is written, as long as there are any.
 const TELL: Duration = Duration::from_secs(5);
+
+/// How many are written at once.
+const AT_ONCE: usize = 32;
 
 /// What was written of an endpoint, when, and the record that it was written of.
 struct Said {
@@ -64,7 +68,7 @@ pub(super) async fn watch(view: View, cluster: Arc<Cluster>, dataplane: Arc<Data
 /// Writes what is to be said by now; whether more will be.
 async fn acknowledge(
     snapshot: &Snapshot,
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     dataplane: &Dataplane,
     Known { said, counted }: &mut Known,
 ) -> bool {
@@ -104,40 +108,51 @@ async fn acknowledge(
             // It is about to end.
             Err(_) => return false,
         };
+        let mut saying = JoinSet::new();
         for (endpoint, drain) in open {
             let Some(connections) = left(endpoint, &loads) else { continue };
             if said.get(&endpoint.id).is_some_and(|said| !said.is_news(connections, now)) {
                 continue;
             }
-            let ack = Ack { revision: members.revision, connections };
-            if say(cluster, *network, endpoint.id, drain, ack).await {
-                let endpoint = endpoint.clone();
-                said.insert(endpoint.id, Said { endpoint, drain, connections, at: now });
+            if saying.len() == AT_ONCE {
+                take_over(said, saying.join_next().await);
             }
+            let news = Said { endpoint: endpoint.clone(), drain, connections, at: now };
+            saying.spawn(say(cluster.clone(), news, members.revision));
+        }
+        while let Some(ended) = saying.join_next().await {
+            take_over(said, Some(ended));
         }
     }
     counted.retain(|network, _| snapshot.members.contains_key(network));
     more
 }
 
-/// Writes an acknowledgement; `false`: it was not written.
-async fn say(
-    cluster: &Cluster,
-    network: NetworkId,
-    endpoint: EndpointId,
-    drain: Cause,
-    ack: Ack,
-) -> bool {
-    match cluster.acknowledge(network, endpoint, drain, ack).await {
+/// Keeps what was written.
+fn take_over(
+    said: &mut BTreeMap<EndpointId, Said>,
+    written: Option<Result<Option<Said>, tokio::task::JoinError>>,
+) {
+    if let Some(Ok(Some(news))) = written {
+        said.insert(news.endpoint.id, news);
+    }
+}
+
+/// Writes what is to be said, with the revision of the members that was applied; gives it back once
+/// it is written.
+async fn say(cluster: Arc<Cluster>, news: Said, revision: u64) -> Option<Said> {
+    let Endpoint { network, id, .. } = *news.endpoint;
+    let ack = Ack { revision, connections: news.connections };
+    match cluster.acknowledge(network, id, news.drain, ack).await {
         Ok(true) => {
-            debug!(%endpoint, ?ack, "drain acknowledged");
-            true
+            debug!(endpoint = %id, ?ack, "drain acknowledged");
+            Some(news)
         }
         // The view is about to show that.
-        Ok(false) => false,
+        Ok(false) => None,
         Err(error) => {
-            warn!(%endpoint, %error, "drain not acknowledged yet");
-            false
+            warn!(endpoint = %id, %error, "drain not acknowledged yet");
+            None
         }
     }
 }

@@ -7,6 +7,7 @@
 mod balancing;
 mod batch;
 mod changes;
+mod dead;
 mod slot;
 mod table;
 mod tally;

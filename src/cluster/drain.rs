@@ -310,7 +310,7 @@ impl Seen<'_> {
             }
             drain.endpoints += 1;
             let mode = endpoint.service.as_ref().and_then(|name| modes.get(name).copied().flatten());
-            // Nobody balances to it, or everybody has dropped it with all its connections.
+            // Nobody balances to it, or what it still has is on a node that nobody waits for.
             if mode != Some(EndpointMode::Vip) || !self.alive.contains(&endpoint.node) {
                 continue;
             }

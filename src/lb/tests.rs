@@ -51,6 +51,7 @@ fn endpoint(number: u8, node: &str, service: &str) -> Endpoint {
 /// Three nodes, the first two in one zone; `web` has an endpoint on each.
 struct Ground {
     snapshot: Snapshot,
+    gone: BTreeSet<NodeName>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -69,13 +70,13 @@ fn ground(balancing: Value) -> Ground {
         endpoint(13, "n3", "web"),
         endpoint(14, "n1", "db"),
     ];
-    Ground { snapshot, endpoints }
+    Ground { snapshot, gone: BTreeSet::new(), endpoints }
 }
 
 impl Ground {
     fn balancer(&self, me: &str) -> Balancer {
         let me = &self.snapshot.nodes[&me.parse::<NodeName>().unwrap()];
-        balancer(me, &self.snapshot, &network(), &self.endpoints)
+        balancer(me, &self.snapshot, &self.gone, &network(), &self.endpoints)
     }
 
     /// The weights of the IPv4 front's backends, as n1 has them, by the last part of the address.
@@ -151,9 +152,27 @@ fn who_is_out_takes_no_new_connections() {
     ground.snapshot.drained = Arc::new([("n3".parse().unwrap(), 7)].into());
     assert_eq!(ground.weights("n1")[1..], weights(&[("10.9.0.12:80", 7), ("10.9.0.13:80", 0)]));
     Arc::make_mut(&mut ground.snapshot.alive).remove(&"n2".parse::<NodeName>().unwrap());
+    let others = [("10.9.0.11:80", 1), ("10.9.0.12:80", 0), ("10.9.0.13:80", 0)];
+    assert_eq!(ground.weights("n1"), weights(&others), "what it has goes on for a while");
+    ground.gone = BTreeSet::from(["n2".parse().unwrap()]);
     assert_eq!(ground.weights("n1"), weights(&[("10.9.0.11:80", 1), ("10.9.0.13:80", 0)]));
     // A node whose lease ended uses its own backends all the same.
     assert_eq!(ground.weights("n2")[1], ("10.9.0.12:80".to_owned(), 7));
+}
+
+#[test]
+fn datagrams_go_to_no_backend_that_is_known_to_fail() {
+    let mut ground = ground(json!({"ports": [{"protocol": "udp", "port": 53, "target": 53}]}));
+    let mut state = |state| {
+        ground.endpoints[1].state = state;
+        ground.weights("n1")[1..].to_vec()
+    };
+    let (second, third) = (("10.9.0.12:53", 0), ("10.9.0.13:53", 1));
+    assert_eq!(state(EndpointState::Draining), weights(&[second, third]));
+    assert_eq!(state(EndpointState::Unhealthy), weights(&[third]));
+    state(EndpointState::Ready);
+    Arc::make_mut(&mut ground.snapshot.alive).remove(&"n2".parse::<NodeName>().unwrap());
+    assert_eq!(ground.weights("n1")[1..], weights(&[third]));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Services while agents, machines and tables fail. For a kernel that has IPVS.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -15,6 +16,7 @@ use crate::shop::{
 crate::tests![
     an_agents_death_ends_no_connection_and_what_others_change_comes_back,
     a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_returns,
+    connections_to_a_dead_node_that_answers_go_on_for_another_lease,
 ];
 
 /// Those that take many minutes in there.
@@ -125,7 +127,7 @@ fn a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_
     shop.cluster.kill(1);
     let died = Instant::now();
     world.connect(&n2, false);
-    wait_for("the dead node's backend has gone", || shop.weights(0) == [1]);
+    wait_for("the dead node's backend gets nothing", || shop.weights(0) == [1, 0]);
     load.goes_on(60, "the other machine serves");
     let begun_after = |time: Instant| -> Vec<Failure> {
         load.failures().into_iter().filter(|failure| failure.begun > time).collect()
@@ -142,6 +144,22 @@ fn a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_
     wait_for("its backend is used again", || {
         ask(from, Tcp, &shop.vips[0], 80).is_ok_and(|answer| answer.server == "b2")
     });
+}
+
+fn connections_to_a_dead_node_that_answers_go_on_for_another_lease(world: &World) {
+    let ports = json!({"ports": [{"port": 80, "target": 8080}]});
+    let mut shop = Shop::new(world, 2, ports, |config| config);
+    let n1 = shop.cluster.nodes[0].clone();
+    let client = plug(&n1, "client", None);
+    let from = &client.container.space;
+    let mut session = session_with(from, &shop.vips[0], 80, "b2");
+    // Only its agent ends.
+    shop.cluster.kill(1);
+    wait_for("its backend gets no new connections", || shop.weights(0) == [1, 0]);
+    assert_eq!(session.ask().unwrap().server, "b2", "its connection goes on");
+    wait_for("its backend has gone", || shop.weights(0) == [1]);
+    let ended = session.ask().unwrap_err();
+    assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "{ended}");
 }
 
 fn agents_that_are_killed_at_once_under_load_end_no_connection(world: &World) {

@@ -15,6 +15,7 @@ use super::batch::Batch;
 use super::changes::{
     Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks, same_ways,
 };
+use super::dead::Dead;
 use super::slot::{Firewall, Left, Slot};
 use super::tally::Tally;
 use crate::cluster::Health;
@@ -39,6 +40,8 @@ const REPORT_AGAIN: Duration = Duration::from_secs(10);
 pub struct Settings {
     /// The current boot: namespaces of another do not exist any more.
     pub boot: String,
+    /// How long connections to a dead node are kept.
+    pub lease: Duration,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
     /// Where its work is counted.
@@ -66,6 +69,7 @@ pub(super) struct Worker {
     changed: BTreeSet<NetworkId>,
     /// Networks in which something else is to be balanced.
     rebalance: BTreeSet<NetworkId>,
+    dead: Dead,
     /// Endpoints that changed where nothing else did, as they were before.
     touched: BTreeMap<NetworkId, BTreeMap<EndpointId, Option<Arc<Endpoint>>>>,
     /// New endpoints of this node that somebody is about to have plugged in, and until when.
@@ -91,6 +95,7 @@ impl Worker {
         let monitor = Monitor::start(notify)?;
         monitor.add(HOST, host.netns(), Scope::Host)?;
         let resync_at = Instant::now() + settings.resync;
+        let dead = Dead::new(settings.lease);
         Ok(Self {
             me,
             settings,
@@ -107,6 +112,7 @@ impl Worker {
             ahead: BTreeMap::new(),
             changed: BTreeSet::new(),
             rebalance: BTreeSet::new(),
+            dead,
             touched: BTreeMap::new(),
             expected: BTreeMap::new(),
             host_changed: true,
@@ -119,7 +125,8 @@ impl Worker {
 
     pub(super) fn run(&mut self, queue: &mpsc::Receiver<Command>) {
         loop {
-            let due = self.check_at.map_or(self.resync_at, |check| check.min(self.resync_at));
+            let timers = [self.check_at, self.dead.due()].into_iter().flatten();
+            let due = timers.fold(self.resync_at, Instant::min);
             let first = match queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(command) => Some(command),
                 Err(mpsc::RecvTimeoutError::Timeout) => None,
@@ -134,6 +141,7 @@ impl Worker {
                 self.check_within(DEBOUNCE);
             }
             self.follow_view();
+            self.follow_dead();
             // A VNI that has become free may be wanted at once.
             self.remove_unwanted();
             for (network, plugs) in batch.plugs {

@@ -2,6 +2,7 @@
 //! more than that.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::warn;
 
@@ -19,9 +20,6 @@ impl Worker {
     /// mean.
     pub(super) fn follow_services(&mut self, old: &Snapshot) {
         let new = &self.snapshot;
-        let networks = |snapshot: &Snapshot| -> Vec<NetworkId> {
-            snapshot.services.values().flat_map(|service| service.addresses.keys().copied()).collect()
-        };
         if !Arc::ptr_eq(&old.services, &new.services) {
             for (here, there) in [(old, new), (new, old)] {
                 let differs = here.services.iter().filter(|(name, service)| {
@@ -33,7 +31,15 @@ impl Worker {
         }
         let same_nodes = Arc::ptr_eq(&old.nodes, &new.nodes) || old.nodes == new.nodes;
         if !same_nodes || old.alive != new.alive || !old.drained.keys().eq(new.drained.keys()) {
-            self.rebalance.extend(networks(new));
+            self.rebalance.extend(balanced(new));
+        }
+        self.dead.follow(new, Instant::now());
+    }
+
+    /// Marks all networks when another node is gone for good, or is not any more.
+    pub(super) fn follow_dead(&mut self) {
+        if self.dead.advance(Instant::now()) {
+            self.rebalance.extend(balanced(&self.snapshot));
         }
     }
 
@@ -50,7 +56,7 @@ impl Worker {
         match self.me.lb {
             Engine::Ipvs => {
                 let endpoints = endpoints.values().map(Arc::as_ref);
-                lb::balancer(&self.me, &self.snapshot, network, endpoints)
+                lb::balancer(&self.me, &self.snapshot, self.dead.gone(), network, endpoints)
             }
             Engine::None | Engine::Missing => Balancer::refusing(&self.snapshot, network),
         }
@@ -85,4 +91,9 @@ impl Worker {
             Err(kernel::Error::System { action: "read what is balanced", source })
         })
     }
+}
+
+/// The networks in which services have addresses.
+fn balanced(snapshot: &Snapshot) -> impl Iterator<Item = NetworkId> {
+    snapshot.services.values().flat_map(|service| service.addresses.keys().copied())
 }
