@@ -121,10 +121,25 @@ pub struct EndpointView {
     pub prefix_lengths: Vec<u8>,
     /// The MTU of its interface (known on its own node).
     pub mtu: u32,
+    /// How its container asks for names.
+    #[serde(default)]
+    pub resolver: ResolverView,
     /// Why it gets no new connections of its service, wherever they come from; `null`: it gets them,
     /// or has no service.
     #[serde(default)]
     pub out: Option<String>,
+}
+
+/// How a container asks for names: what stands in its resolv.conf(5).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResolverView {
+    /// Whom it asks.
+    #[schema(value_type = Vec<String>)]
+    pub servers: Vec<IpAddr>,
+    /// What is added to names that are not found by themselves.
+    pub search: Vec<String>,
+    /// Options for the resolver.
+    pub options: Vec<String>,
 }
 
 /// A node as it is shown.

@@ -9,6 +9,7 @@ mod agent;
 mod check;
 mod counted;
 mod dataplane;
+mod dns;
 mod drain;
 mod engine;
 mod errors;
@@ -45,9 +46,11 @@ use crate::store::Store;
 use agent::Agent;
 use counted::Counted;
 use dataplane::{Dataplane, Settings, Tally};
+use dns::NameServer;
 use front::Front;
 use identity::Identity;
 use metrics::{Metrics, Networks, Services};
+use place::Places;
 use pressure::Pressure;
 
 /// How often the node's record is compared with its interfaces and routes.
@@ -207,25 +210,26 @@ async fn start_agent(
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
     let loads = tally.loads.clone();
-    let settings = Settings { boot: boot.clone(), lease: config.lease, resync: config.resync, tally };
+    let settings = Settings {
+        boot: boot.clone(),
+        lease: config.lease,
+        names: config.dns.address,
+        resync: config.resync,
+        tally,
+    };
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
-    let defaults = Defaults {
-        pools: config.pools.clone(),
-        pool_prefix: config.pool_prefix,
-        pools6: config.pools6.clone(),
-        pool6_prefix: config.pool6_prefix,
-        vnis: (config.vni_first, config.vni_last),
-    };
-    let agent = Arc::new(Agent::new(
-        node.clone(),
-        cluster.clone(),
-        view.clone(),
-        dataplane.clone(),
-        defaults,
+    let agent = Arc::new(Agent {
+        me: node.clone(),
+        cluster: cluster.clone(),
+        view: view.clone(),
+        dataplane: dataplane.clone(),
+        defaults: defaults(config),
         boot,
-        Pressure::new(pressure::Levels { warning: config.address_warning, alarm: config.address_alarm }),
-    ));
+        names: Arc::new(NameServer::new(config.dns.clone())),
+        pressure: Pressure::new(config.address_warning, config.address_alarm),
+        places: Places::new(),
+    });
 
     metrics.follow(view.clone());
     metrics.bring(Networks(agent.clone()));
@@ -251,6 +255,7 @@ async fn start_agent(
     metrics.change(|registry| checks.register(registry));
     tokio::spawn(health::follow(agent.clone(), config.health_user.clone(), checks));
     tokio::spawn(check::answer(agent.clone()));
+    tokio::spawn(dns::serve(agent.clone()));
 
     let mut known = view.subscribe();
     known
@@ -259,6 +264,17 @@ async fn start_agent(
         .context("the view has ended")?;
     front.open(agent.clone());
     Ok((agent, thread))
+}
+
+/// What a network gets that asks for nothing.
+fn defaults(config: &Config) -> Defaults {
+    Defaults {
+        pools: config.pools.clone(),
+        pool_prefix: config.pool_prefix,
+        pools6: config.pools6.clone(),
+        pool6_prefix: config.pool6_prefix,
+        vnis: (config.vni_first, config.vni_last),
+    }
 }
 
 /// Wakes the dataplane whenever the view has changed.

@@ -5,6 +5,7 @@
 //! can be used as it is.
 
 mod check;
+mod dns;
 pub mod duration;
 mod flags;
 mod print;
@@ -15,13 +16,14 @@ pub mod underlay;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use nix::unistd::{Gid, Uid};
 
+use crate::dns::DomainName;
 use crate::model::{NodeName, Vni};
 
 pub use flags::Flags;
@@ -81,8 +83,25 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Free text by key, shown with the node.
     pub labels: BTreeMap<String, String>,
+    /// How names are answered.
+    pub dns: DnsConfig,
     /// Where the cluster's state is.
     pub store: StoreConfig,
+}
+
+/// How names are answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// What all names of ours are below of.
+    pub domain: DomainName,
+    /// For how long clients may keep an answer; whole seconds.
+    pub ttl: Duration,
+    /// A link-local address at which every network answers, beside its gateways.
+    pub address: Option<Ipv4Addr>,
+    /// Who is asked for all other names; none: whom the host asks.
+    pub upstreams: Vec<SocketAddr>,
+    /// Who is asked for names below a domain.
+    pub forward: BTreeMap<DomainName, Vec<SocketAddr>>,
 }
 
 /// The group that may use the API's socket.

@@ -3,6 +3,7 @@
 //! A [`Zone`] is a pure function of what is known of one network. [`Names`] are the zones of one
 //! client: a container finds the names of all networks that it is on, and of no other.
 
+pub mod answer;
 mod name;
 mod names;
 mod zone;

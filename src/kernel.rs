@@ -7,6 +7,7 @@
 mod error;
 mod host;
 pub mod ipvs;
+mod listen;
 mod look;
 mod message;
 mod monitor;
@@ -22,6 +23,7 @@ mod unplug;
 
 pub use error::Error;
 pub use host::{Host, Interface, Inventory};
+pub use listen::{Listening, listen_at};
 pub use look::plugged;
 pub use monitor::{Kind, Monitor, Notice, Scope};
 pub use netlink::{Netlink, NetlinkError};

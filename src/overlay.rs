@@ -7,7 +7,7 @@
 mod firewall;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -31,6 +31,8 @@ pub struct Surroundings<'a> {
     pub me: &'a Node,
     /// All nodes.
     pub nodes: &'a BTreeMap<NodeName, Arc<Node>>,
+    /// Where every sandbox answers names, beside its gateways.
+    pub names: Option<Ipv4Addr>,
 }
 
 /// The MTU of a network's interfaces on a node: what was asked for, as far as the underlay
@@ -51,7 +53,7 @@ pub fn sandbox<'a>(
     balancer: &Balancer,
 ) -> Sandbox {
     let mtu = effective_mtu(around.me, network);
-    let mut objects = skeleton(around.me, network, mtu);
+    let mut objects = skeleton(around, network, mtu);
     objects.extend(block_objects(around, network, blocks));
     let mut refused = balancer.refused.clone();
     for endpoint in endpoints {
@@ -79,8 +81,9 @@ pub fn sandbox_firewall(network: &Network, balancer: &Balancer) -> String {
 }
 
 /// What a sandbox has before any endpoint.
-fn skeleton(me: &Node, network: &Network, mtu: u32) -> BTreeSet<Object> {
+fn skeleton(around: Surroundings<'_>, network: &Network, mtu: u32) -> BTreeSet<Object> {
     let link = |device, kind, mtu| Object::Link(Link { device, kind, mtu, up: true });
+    let me = around.me;
     let tunnel =
         LinkKind::Vxlan { vni: network.vni, local: me.underlay, port: me.tunnel_port, mac: me.vtep_mac };
     let mut objects = BTreeSet::from([
@@ -91,6 +94,10 @@ fn skeleton(me: &Node, network: &Network, mtu: u32) -> BTreeSet<Object> {
         objects
             .insert(Object::Address { device: Device::Loopback, address: host_net(subnet.gateway()) });
         objects.insert(route(subnet.cidr(), Target::Unreachable, None));
+    }
+    if let Some(address) = around.names.filter(|_| network.has_ipv4()) {
+        let address = host_net(address.into());
+        objects.insert(Object::Address { device: Device::Loopback, address });
     }
     if !network.internal {
         let uplink = UplinkAddresses::new(network.uplink);

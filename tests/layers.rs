@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("store", &["model", "ipam", "lb", "overlay", "reconcile"]),
     ("kernel", &["model", "ipam", "lb", "overlay", "reconcile"]),
     ("api", &["model", "ipam", "lb", "overlay", "reconcile"]),
-    ("config", &["model", "ipam", "lb", "overlay", "reconcile"]),
+    ("config", &["model", "ipam", "lb", "dns", "overlay", "reconcile"]),
     ("cluster", &["model", "ipam", "lb", "overlay", "reconcile", "store"]),
     (
         "app",

@@ -33,6 +33,8 @@ mod health;
 mod ipam;
 #[path = "netns/metrics.rs"]
 mod metrics;
+#[path = "netns/names.rs"]
+mod names;
 #[path = "netns/outage.rs"]
 mod outage;
 #[path = "netns/reach.rs"]
@@ -109,6 +111,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("health", health::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
+    ("names", names::TESTS),
     ("repair", repair::TESTS),
     ("rest", rest::TESTS),
     ("restart", restart::TESTS),

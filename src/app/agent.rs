@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::dataplane::{Dataplane, PlugError, Stopped};
+use super::dns::NameServer;
 use super::health;
 use super::place::Places;
 use super::pressure::Pressure;
@@ -41,23 +42,12 @@ pub(super) struct Agent {
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) defaults: Defaults,
     pub(super) boot: String,
+    pub(super) names: Arc<NameServer>,
     pub(super) pressure: Pressure,
-    places: Places,
+    pub(super) places: Places,
 }
 
 impl Agent {
-    pub(super) fn new(
-        me: Node,
-        cluster: Arc<Cluster>,
-        view: View,
-        dataplane: Arc<Dataplane>,
-        defaults: Defaults,
-        boot: String,
-        pressure: Pressure,
-    ) -> Self {
-        Self { me, cluster, view, dataplane, defaults, boot, pressure, places: Places::new() }
-    }
-
     pub(super) fn snapshot(&self) -> Snapshot {
         self.view.latest().snapshot
     }
@@ -116,6 +106,8 @@ impl Agent {
                 let endpoint = Arc::new(endpoint);
                 self.plug_new(&network, endpoint.clone(), revision, deadline).await?;
                 self.hold_until_seen(place.guard, network.id, revision);
+                // The first one on a network here may be quicker than the sockets.
+                self.names.wait(network.id).await;
                 let endpoint = health::begin(&self.cluster, &endpoint).await;
                 Ok(Attached::Created(self.endpoint_view(&network, &endpoint, &self.snapshot())))
             }
@@ -300,13 +292,15 @@ impl Agent {
         let out = endpoint.service.as_ref().and_then(|_| lb::out(&self.me, snapshot, endpoint));
         let subnet = |address: &_| network.standing().find(|s| s.cidr().contains(*address));
         let subnets = endpoint.addresses.iter().filter_map(subnet);
-        let (gateways, prefix_lengths) = subnets.map(|s| (s.gateway(), s.cidr().prefix())).unzip();
+        let (gateways, prefix_lengths): (Vec<_>, _) =
+            subnets.map(|s| (s.gateway(), s.cidr().prefix())).unzip();
         EndpointView {
             endpoint: endpoint.clone(),
             network_name: network.name.clone(),
-            gateways,
             prefix_lengths,
             mtu: effective_mtu(&self.me, network),
+            resolver: self.names.resolver(&network.name, &gateways),
+            gateways,
             out: out.map(|out| out.to_string()),
         }
     }

@@ -13,6 +13,7 @@ mod table;
 mod tally;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -63,7 +64,11 @@ pub enum PlugError {
 /// The agent's handle on the dataplane's thread.
 pub struct Dataplane {
     commands: mpsc::Sender<Command>,
+    sandboxes: watch::Receiver<Sandboxes>,
 }
+
+/// The networks that have a sandbox on this node, with the inode of each.
+pub type Sandboxes = BTreeMap<NetworkId, u64>;
 
 /// The dataplane has ended, so nothing can be asked of it.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -84,10 +89,11 @@ impl Dataplane {
         let (commands, queue) = mpsc::channel();
         let notices = commands.clone();
         let (started, has_started) = mpsc::channel();
+        let (open, sandboxes) = watch::channel(Sandboxes::new());
         let thread = std::thread::Builder::new().name("dataplane".into()).spawn(move || {
             // A notice that finds no thread has nobody to tell.
             let notify = move |notice| drop(notices.send(Command::Notice(notice)));
-            match worker::Worker::new(me, settings, view, gone, notify) {
+            match worker::Worker::new(me, settings, view, (gone, open), notify) {
                 Ok(mut worker) => {
                     let _ = started.send(Ok(()));
                     worker.run(&queue);
@@ -99,7 +105,12 @@ impl Dataplane {
         let thread = thread.map_err(system)?;
         let ended = || system(std::io::Error::other("it ended at once"));
         has_started.recv().map_err(|_| ended())??;
-        Ok((Self { commands }, thread))
+        Ok((Self { commands, sandboxes }, thread))
+    }
+
+    /// The sandboxes, as they are opened and removed.
+    pub fn sandboxes(&self) -> watch::Receiver<Sandboxes> {
+        self.sandboxes.clone()
     }
 
     /// Tells that the view of the cluster has changed.

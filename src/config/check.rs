@@ -53,6 +53,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let log = check.value("log", "info".to_owned(), filter);
     let log_format = check.value("log_format", LogFormat::Text, log_format);
     let labels = check.labels();
+    let dns = super::dns::check(&mut check);
     let store = super::store::check(&mut check, &state_dir);
     Some(Config {
         node: node?,
@@ -79,6 +80,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         log,
         log_format,
         labels,
+        dns,
         store,
     })
 }

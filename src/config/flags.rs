@@ -114,6 +114,23 @@ pub struct Flags {
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Option<Vec<String>>,
 
+    /// The domain below which the names of services and endpoints are [default: netctl.internal]
+    #[arg(long, value_name = "DOMAIN", help_heading = "Names")]
+    dns_domain: Option<String>,
+    /// For how long clients may keep an answer: 0s to 1h [default: 5s]
+    #[arg(long, value_name = "DURATION", help_heading = "Names")]
+    dns_ttl: Option<String>,
+    /// The link-local address at which names are answered in every network, beside its gateways, or
+    /// none [default: 169.254.53.53]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Names")]
+    dns_address: Option<String>,
+    /// Who is asked for all other names [default: the servers of /etc/resolv.conf, as it is then]
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_delimiter = ',', help_heading = "Names")]
+    dns_upstreams: Option<Vec<String>>,
+    /// Who is asked for names below a domain; can be repeated [default: nobody else]
+    #[arg(long, value_name = "DOMAIN=ADDRESS[:PORT]", value_delimiter = ',', help_heading = "Names")]
+    dns_forward: Option<Vec<String>>,
+
     /// Where the cluster's state is: embedded (a file, one machine) or etcd [default: embedded]
     #[arg(long, value_name = "KIND", help_heading = "Store")]
     store_kind: Option<String>,
@@ -176,6 +193,11 @@ impl Flags {
             one("log", &self.log),
             one("log_format", &self.log_format),
             many("labels", &self.labels),
+            one("dns.domain", &self.dns_domain),
+            one("dns.ttl", &self.dns_ttl),
+            one("dns.address", &self.dns_address),
+            many("dns.upstreams", &self.dns_upstreams),
+            many("dns.forward", &self.dns_forward),
             one("store.kind", &self.store_kind),
             one("store.path", &self.store_path),
             many("store.endpoints", &self.store_endpoints),

@@ -1,12 +1,14 @@
 //! The configuration as a file.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use toml::{Table, Value};
 
 use super::duration::Shown;
-use super::{Config, LogFormat, StoreConfig};
+use super::{Config, DnsConfig, LogFormat, StoreConfig};
+use crate::dns::DomainName;
 
 /// Writes the whole configuration as TOML that gives the same again.
 pub(super) fn print(config: &Config) -> String {
@@ -43,8 +45,22 @@ pub(super) fn print(config: &Config) -> String {
     set("log_format", text(format_name(config.log_format)));
     let labels: Table = config.labels.iter().map(|(key, value)| (key.clone(), text(value))).collect();
     set("labels", labels.into());
+    set("dns", dns(&config.dns).into());
     set("store", store(&config.store).into());
     table.to_string()
+}
+
+fn dns(dns: &DnsConfig) -> Table {
+    let forward =
+        |(domain, servers): (&DomainName, &Vec<SocketAddr>)| (domain.to_string(), list(servers));
+    let mut table = Table::new();
+    let mut set = |key: &str, value: Value| drop(table.insert(key.to_owned(), value));
+    set("domain", text(&dns.domain));
+    set("ttl", text(Shown(dns.ttl)));
+    set("address", dns.address.map_or_else(|| text("none"), text));
+    set("upstreams", list(&dns.upstreams));
+    set("forward", dns.forward.iter().map(forward).collect::<Table>().into());
+    table
 }
 
 fn store(store: &StoreConfig) -> Table {

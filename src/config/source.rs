@@ -15,10 +15,12 @@ enum Shape {
     Many,
     /// `KEY=VALUE` texts; a table in the file.
     Pairs,
+    /// The same, where a key may have several values: in the file lists.
+    Lists,
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 34] = [
+const KEYS: [(&str, Shape); 39] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -43,6 +45,11 @@ const KEYS: [(&str, Shape); 34] = [
     ("log", Shape::One),
     ("log_format", Shape::One),
     ("labels", Shape::Pairs),
+    ("dns.domain", Shape::One),
+    ("dns.ttl", Shape::One),
+    ("dns.address", Shape::One),
+    ("dns.upstreams", Shape::Many),
+    ("dns.forward", Shape::Lists),
     ("store.kind", Shape::One),
     ("store.path", Shape::One),
     ("store.endpoints", Shape::Many),
@@ -55,8 +62,8 @@ const KEYS: [(&str, Shape); 34] = [
     ("store.timeout", Shape::One),
 ];
 
-/// The section of the file whose keys have a dot in [`KEYS`].
-const SECTION: &str = "store";
+/// The sections of the file, whose keys have a dot in [`KEYS`].
+const SECTIONS: [&str; 2] = ["dns", "store"];
 /// What the names of environment variables begin with.
 const VARIABLE: &str = "NETCTLD_";
 /// The variable for `--config`.
@@ -124,7 +131,7 @@ fn from_environment(
         };
         let text = match shape {
             Shape::One => Text::One(value),
-            Shape::Many | Shape::Pairs => Text::Many(
+            Shape::Many | Shape::Pairs | Shape::Lists => Text::Many(
                 value.split(',').map(str::trim).filter(|v| !v.is_empty()).map(str::to_owned).collect(),
             ),
         };
@@ -168,10 +175,10 @@ fn parse(file: &str, text: &str, problems: &mut Vec<Problem>) -> Settings {
     }
     for (key, value) in table.get_ref() {
         match value.get_ref() {
-            DeValue::Table(section) if key.get_ref() == SECTION => {
-                for (key, value) in section {
-                    let full = format!("{SECTION}.{}", key.get_ref());
-                    let source = place(key.span().start);
+            DeValue::Table(section) if SECTIONS.contains(&&**key.get_ref()) => {
+                for (name, value) in section {
+                    let full = format!("{}.{}", key.get_ref(), name.get_ref());
+                    let source = place(name.span().start);
                     take(&full, value.get_ref(), source, &mut settings, problems);
                 }
             }
@@ -190,7 +197,7 @@ fn take(
     problems: &mut Vec<Problem>,
 ) {
     let Some(&(key, shape)) = KEYS.iter().find(|(key, _)| *key == name) else {
-        let names = KEYS.iter().map(|(key, _)| (*key).to_owned()).chain([SECTION.to_owned()]);
+        let names = KEYS.iter().map(|(key, _)| (*key).to_owned()).chain(SECTIONS.map(str::to_owned));
         let message = format!("there is no setting {name:?}{}", suggestion(name, names));
         problems.push(Problem { source, message });
         return;
@@ -227,6 +234,19 @@ fn text(value: &DeValue<'_>, shape: Shape) -> Result<Text, &'static str> {
             table.iter().map(pair).collect::<Option<_>>().map(Text::Many).ok_or("a table of texts")
         }
         (Shape::Pairs, _) => Err("a table of texts, such as {rack = \"7\"}"),
+        (Shape::Lists, DeValue::Table(table)) => {
+            let pairs = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+                let texts: Option<Vec<String>> = match value.get_ref() {
+                    DeValue::Array(values) => values.iter().map(|value| one(value.get_ref())).collect(),
+                    value => Some(vec![one(value)?]),
+                };
+                let pair = |text| format!("{}={text}", key.get_ref());
+                Some(texts?.into_iter().map(pair).collect::<Vec<_>>())
+            };
+            let all: Option<Vec<_>> = table.iter().map(pairs).collect();
+            all.map(|all| Text::Many(all.concat())).ok_or("a table of lists of texts")
+        }
+        (Shape::Lists, _) => Err("a table of lists, such as {corp = [\"192.0.2.53\"]}"),
     }
 }
 

@@ -4,6 +4,10 @@ use super::*;
 use crate::lb::{Front, Spread};
 use crate::model::{Name, NodeName, Protocol, Scheduler};
 
+fn around<'a>(me: &'a Node, nodes: &'a BTreeMap<NodeName, Arc<Node>>) -> Surroundings<'a> {
+    Surroundings { me, nodes, names: None }
+}
+
 fn node(name: &str, underlay: &str, mtu: u32) -> Arc<Node> {
     let last = underlay.as_bytes().last().copied().unwrap_or(0);
     Arc::new(
@@ -60,7 +64,7 @@ fn show(sandbox: &Sandbox) -> Vec<String> {
 fn a_remote_node_is_one_neighbour_per_family_and_one_fdb_entry_however_many_endpoints_it_has() {
     let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1450));
     let nodes = nodes(&[n1.clone(), n2]);
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2"), endpoint(4, "n2")];
     let lines = show(&sandbox(
         around,
@@ -103,7 +107,7 @@ fn a_remote_node_is_one_neighbour_per_family_and_one_fdb_entry_however_many_endp
 fn an_internal_network_has_no_uplink_and_no_default_route() {
     let n1 = node("n1", "192.0.2.1", 1450);
     let nodes = nodes(std::slice::from_ref(&n1));
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let network = network(serde_json::json!({"internal": true}));
     let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")], &Balancer::default());
     let lines = show(&sandbox);
@@ -121,21 +125,11 @@ fn a_node_with_a_smaller_underlay_lowers_the_mtu_of_the_routes_to_it() {
     let nodes = nodes(&[n1.clone(), n2.clone()]);
     let network = network(serde_json::json!({}));
     let endpoints = [endpoint(2, "n1"), endpoint(3, "n2")];
-    let lines = show(&sandbox(
-        Surroundings { me: &n1, nodes: &nodes },
-        &network,
-        &Blocks::new(),
-        &endpoints,
-        &Balancer::default(),
-    ));
+    let lines =
+        show(&sandbox(around(&n1, &nodes), &network, &Blocks::new(), &endpoints, &Balancer::default()));
     assert!(lines.contains(&"route 10.9.0.3/32 via 192.0.2.2 dev vx0 mtu 1350".to_owned()), "{lines:?}");
-    let lines = show(&sandbox(
-        Surroundings { me: &n2, nodes: &nodes },
-        &network,
-        &Blocks::new(),
-        &endpoints,
-        &Balancer::default(),
-    ));
+    let lines =
+        show(&sandbox(around(&n2, &nodes), &network, &Blocks::new(), &endpoints, &Balancer::default()));
     assert!(lines.contains(&"route 10.9.0.2/32 via 192.0.2.1 dev vx0".to_owned()), "{lines:?}");
 }
 
@@ -150,7 +144,7 @@ fn the_mtu_is_what_was_asked_for_as_far_as_the_underlay_carries_it() {
 fn endpoints_of_unknown_nodes_and_of_the_other_underlay_family_add_nothing() {
     let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "2001:db8::2", 1430));
     let nodes = nodes(&[n1.clone(), n2]);
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let network = network(serde_json::json!({}));
     assert_eq!(endpoint_objects(around, &network, &Blocks::new(), &endpoint(3, "n2")), []);
     assert_eq!(endpoint_objects(around, &network, &Blocks::new(), &endpoint(3, "n9")), []);
@@ -160,7 +154,7 @@ fn endpoints_of_unknown_nodes_and_of_the_other_underlay_family_add_nothing() {
 fn over_an_ipv6_underlay_both_families_go_through_the_link_local_next_hop() {
     let (n1, n2) = (node("n1", "2001:db8::1", 1430), node("n2", "2001:db8::2", 1430));
     let nodes = nodes(&[n1.clone(), n2]);
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let hops: BTreeSet<IpAddr> =
         endpoint_objects(around, &network(serde_json::json!({})), &Blocks::new(), &endpoint(3, "n2"))
             .iter()
@@ -191,7 +185,7 @@ fn a_container_reaches_all_subnets_of_its_network_through_the_gateways_of_its_ow
 fn the_hosts_table_admits_the_other_nodes_and_not_this_one() {
     let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1450));
     let nodes = nodes(&[n1.clone(), n2]);
-    let script = host(Surroundings { me: &n1, nodes: &nodes }, []).firewall;
+    let script = host(around(&n1, &nodes), []).firewall;
     assert!(script.contains("members4 { type ipv4_addr; elements = { 192.0.2.2 }; }"), "{script}");
     assert!(script.contains("members6 { type ipv6_addr; }"), "{script}");
     assert!(!script.contains("masquerade"), "no network in use: nothing to masquerade");
@@ -203,7 +197,7 @@ fn names_do_not_reach_the_scripts() {
     let nodes = nodes(std::slice::from_ref(&n1));
     let mut network = network(serde_json::json!({}));
     network.name = "evil-name".parse::<Name>().unwrap();
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     assert!(
         !sandbox(around, &network, &Blocks::new(), &[], &Balancer::default()).firewall.contains("evil")
     );
@@ -214,7 +208,7 @@ fn names_do_not_reach_the_scripts() {
 fn a_block_of_another_node_is_one_route_and_its_endpoints_none() {
     let (n1, n2) = (node("n1", "192.0.2.1", 1450), node("n2", "192.0.2.2", 1450));
     let nodes = nodes(&[n1.clone(), n2]);
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let network = network(serde_json::json!({}));
     let block = |text: &str, node: &str| (text.parse().unwrap(), node.parse().unwrap());
     let blocks = Blocks::from([
@@ -287,7 +281,7 @@ const REMOTE: [&str; 8] = [
 fn addresses_that_are_refused_are_unreachable_until_an_endpoint_has_them() {
     let n1 = node("n1", "192.0.2.1", 1450);
     let nodes = nodes(std::slice::from_ref(&n1));
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let network = network(serde_json::json!({}));
     let refused = ["10.9.0.2", "10.9.0.200", "fd00:9::200"].map(|a| a.parse().unwrap()).into();
     let balancer = Balancer { refused, ..Balancer::default() };
@@ -305,7 +299,7 @@ fn addresses_that_are_refused_are_unreachable_until_an_endpoint_has_them() {
 fn ports_of_backends_elsewhere_add_addresses_and_one_rule() {
     let n1 = node("n1", "192.0.2.1", 1450);
     let nodes = nodes(std::slice::from_ref(&n1));
-    let around = Surroundings { me: &n1, nodes: &nodes };
+    let around = around(&n1, &nodes);
     let (network, balancer) = (network(serde_json::json!({})), balancer(port, false, false));
     assert_eq!(added(&network, &balancer), REMOTE.map(str::to_owned));
     let lines = show(&sandbox(around, &network, &Blocks::new(), &[], &balancer));

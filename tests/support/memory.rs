@@ -175,6 +175,7 @@ impl State {
             gateways: subnets.iter().map(|subnet| subnet.gateway()).collect(),
             prefix_lengths: subnets.iter().map(|subnet| subnet.cidr().prefix()).collect(),
             mtu: 1450,
+            resolver: netctl::api::ResolverView::default(),
             out: self.out.clone(),
         }
     }

@@ -4,13 +4,13 @@ mod balance;
 mod plug;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tracing::{info, warn};
 
-use super::Command;
 use super::batch::Batch;
 use super::changes::{
     Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks, same_ways,
@@ -18,6 +18,7 @@ use super::changes::{
 use super::dead::Dead;
 use super::slot::{Firewall, Left, Slot};
 use super::tally::Tally;
+use super::{Command, Sandboxes};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
@@ -42,6 +43,8 @@ pub struct Settings {
     pub boot: String,
     /// How long connections to a dead node are kept.
     pub lease: Duration,
+    /// The address at which every sandbox answers names, beside its gateways.
+    pub names: Option<Ipv4Addr>,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
     /// Where its work is counted.
@@ -53,6 +56,8 @@ pub(super) struct Worker {
     settings: Settings,
     view: watch::Receiver<Published>,
     gone: async_mpsc::UnboundedSender<Arc<Endpoint>>,
+    /// Tells which sandboxes there are.
+    open: watch::Sender<Sandboxes>,
     host: Host,
     monitor: Monitor,
     firewall: Option<Firewall>,
@@ -88,7 +93,7 @@ impl Worker {
         me: Node,
         settings: Settings,
         view: watch::Receiver<Published>,
-        gone: async_mpsc::UnboundedSender<Arc<Endpoint>>,
+        (gone, open): (async_mpsc::UnboundedSender<Arc<Endpoint>>, watch::Sender<Sandboxes>),
         notify: impl Fn(Notice) + Send + 'static,
     ) -> Result<Self, kernel::Error> {
         let host = Host::open()?;
@@ -101,6 +106,7 @@ impl Worker {
             settings,
             view,
             gone,
+            open,
             host,
             monitor,
             firewall: None,
@@ -348,7 +354,8 @@ impl Worker {
         self.host_changed = false;
         self.settings.tally.runs.inc();
         let networks: Vec<_> = self.snapshot.members.keys().filter_map(|id| self.network(*id)).collect();
-        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let around =
+            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
         let desired = overlay::host(around, networks.iter().map(|network| &network.value));
         if let Err(error) = self.apply_host(&desired) {
             warn!(%error, "host's namespace not as it should be");
@@ -385,7 +392,13 @@ impl Worker {
         self.settings.tally.runs.inc();
         if !self.slots.contains_key(&id) {
             match self.open(id) {
-                Ok(slot) => drop(self.slots.insert(id, slot)),
+                Ok(slot) => {
+                    let inode = slot.sandbox().netns().inode();
+                    self.slots.insert(id, slot);
+                    self.open.send_modify(|open| {
+                        open.insert(id, inode);
+                    });
+                }
                 Err(error) => {
                     warn!(network = %network.name, %error, "sandbox not made");
                     self.settings.tally.failures.inc();
@@ -397,7 +410,8 @@ impl Worker {
             }
         }
         let endpoints = self.endpoints(id);
-        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let around =
+            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
         let blocks = blocks_of(&self.snapshot, id);
         let balancer = self.balancer(&network, &endpoints);
         let members = endpoints.values().map(Arc::as_ref);
@@ -445,6 +459,9 @@ impl Worker {
         self.monitor.remove(&sandbox_name(id));
         self.settings.tally.loads.keep(id, Vec::new());
         self.slots.remove(&id);
+        self.open.send_modify(|open| {
+            open.remove(&id);
+        });
     }
 
     fn remove(&mut self, id: NetworkId) {

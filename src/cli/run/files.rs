@@ -4,11 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::EndpointView;
+use crate::api::{EndpointView, ResolverView};
 use crate::model::NodeName;
-
-/// Where the host has its resolver's configuration.
-const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// All that process 1 needs to know once the network is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +27,10 @@ impl Setup {
     ) -> Self {
         let endpoint = &view.endpoint;
         let hostname = hostname.map_or(endpoint.name.as_str(), NodeName::as_str);
-        // A host without the file has no resolver; so has the command.
-        let resolver = std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
         let files = [
             ("hostname", format!("{hostname}\n")),
             ("hosts", hosts(&endpoint.addresses, hostname, endpoint.name.as_str())),
-            ("resolv.conf", without_local_servers(&resolver)),
+            ("resolv.conf", resolv_conf(&view.resolver)),
         ];
         let own = [
             ("NETCTL_ENDPOINT", endpoint.name.to_string()),
@@ -61,16 +56,18 @@ fn hosts(addresses: &[IpAddr], hostname: &str, name: &str) -> String {
     text
 }
 
-/// A resolver's configuration without servers on the host's loopback, which is not reached from
-/// inside.
-fn without_local_servers(text: &str) -> String {
-    let local = |line: &str| {
-        let mut words = line.split_whitespace();
-        let server = (words.next() == Some("nameserver")).then(|| words.next()).flatten();
-        let address = server.and_then(|server| server.split('%').next()?.parse::<IpAddr>().ok());
-        address.is_some_and(|address| address.is_loopback() || address.is_unspecified())
-    };
-    text.lines().filter(|line| !local(line)).map(|line| format!("{line}\n")).collect()
+/// `/etc/resolv.conf`: whom to ask for names, and how.
+fn resolv_conf(resolver: &ResolverView) -> String {
+    let mut text = String::new();
+    for (key, values) in [("search", &resolver.search), ("options", &resolver.options)] {
+        if !values.is_empty() {
+            text.push_str(&format!("{key} {}\n", values.join(" ")));
+        }
+    }
+    for server in &resolver.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -78,13 +75,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_on_the_hosts_loopback_are_left_out() {
-        let text = "# by hand\nsearch a.example\nnameserver 127.0.0.53\nnameserver ::1\n\
-                    nameserver 192.0.2.1\n nameserver\t127.0.0.1\nnameserver fe80::1%eth0\noptions ndots:2";
+    fn the_resolver_is_the_networks() {
+        let resolver = ResolverView {
+            servers: vec!["10.9.0.1".parse().unwrap(), "fd00:9::1".parse().unwrap()],
+            search: vec!["shop.netctl.internal".to_owned()],
+            options: vec!["ndots:0".to_owned(), "edns0".to_owned()],
+        };
         assert_eq!(
-            without_local_servers(text),
-            "# by hand\nsearch a.example\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\noptions ndots:2\n"
+            resolv_conf(&resolver),
+            "search shop.netctl.internal\noptions ndots:0 edns0\nnameserver 10.9.0.1\nnameserver fd00:9::1\n"
         );
+        assert_eq!(resolv_conf(&ResolverView::default()), "");
     }
 
     #[test]

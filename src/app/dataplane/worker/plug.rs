@@ -37,7 +37,8 @@ impl Worker {
         }
         let plugs: Vec<_> =
             requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
-        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let around =
+            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let results = slot.plug(&plugs);
         let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
@@ -145,7 +146,8 @@ impl Worker {
         touched: &BTreeMap<EndpointId, Option<Arc<Endpoint>>>,
     ) -> bool {
         let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
-        let around = Surroundings { me: &self.me, nodes: &self.snapshot.nodes };
+        let around =
+            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
         let blocks = blocks_of(&self.snapshot, id);
         let objects =
             |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, &blocks, endpoint);

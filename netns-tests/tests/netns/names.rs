@@ -1,0 +1,499 @@
+//! Names: what containers are answered, from which networks, and who is asked for the rest.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::json;
+use world::{Config, Node, Space, World, wait_for};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    services_and_containers_are_found_by_name_on_every_machine,
+    a_client_finds_the_names_of_its_own_networks_only,
+    commands_of_run_find_names_with_the_systems_resolver,
+    names_of_others_are_asked_for_elsewhere_and_kept,
+    an_internal_network_asks_nobody,
+    upstreams_that_fail_are_borne,
+    names_appear_and_vanish_with_what_they_stand_for,
+    a_sandbox_that_is_made_anew_answers_again,
+];
+
+/// What `dig` printed.
+#[derive(Debug)]
+struct Dug {
+    status: String,
+    flags: String,
+    /// The data of the answers, sorted.
+    answers: Vec<String>,
+    /// Their times to live.
+    ttls: Vec<u32>,
+    text: String,
+}
+
+/// Asks from a container; `question` has the name, the type and options.
+#[track_caller]
+fn dig(from: &Space, server: &str, question: &str) -> Dug {
+    // Else it would take some names for types.
+    let option = if question.starts_with('-') { "" } else { "-q " };
+    let output = from
+        .try_sh(&format!("dig @{server} +tries=1 +time=10 +noall +comments +answer {option}{question}"));
+    let text = output.stdout;
+    let after = |start: &str, end: char| {
+        let rest = text.split_once(start).map(|(_, rest)| rest).unwrap_or_default();
+        rest.split(end).next().unwrap_or_default().trim().to_owned()
+    };
+    let records = text.lines().filter(|line| !line.starts_with(';') && !line.trim().is_empty());
+    let records: Vec<Vec<&str>> = records.map(|line| line.split_whitespace().collect()).collect();
+    let mut answers: Vec<String> = records.iter().map(|record| record[4..].join(" ")).collect();
+    answers.sort();
+    let ttls = records.iter().map(|record| record[1].parse().unwrap()).collect();
+    Dug { status: after("status: ", ','), flags: after(";; flags: ", ';'), answers, ttls, text }
+}
+
+/// The data that a name has.
+#[track_caller]
+fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
+    let dug = dig(from, server, question);
+    assert_eq!(dug.status, "NOERROR", "{question}: {}", dug.text);
+    dug.answers
+}
+
+/// How a question is answered.
+#[track_caller]
+fn status(from: &Space, server: &str, question: &str) -> String {
+    dig(from, server, question).status
+}
+
+#[track_caller]
+fn service(node: &Node, name: &str, mode: &str, networks: &[&str]) -> Vec<String> {
+    let spec = json!({"name": name, "networks": networks, "replicas": 2, "endpoint_mode": mode});
+    let made = node.client().call("POST", "/v1/services", Some(&spec)).unwrap();
+    assert_eq!(made.status, 201, "{made:?}");
+    let id = node.network_id(networks[0]);
+    let addresses = made.body["addresses"][id].as_array().cloned().unwrap_or_default();
+    addresses.iter().map(|address| address.as_str().unwrap().to_owned()).collect()
+}
+
+fn services_and_containers_are_found_by_name_on_every_machine(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let db = service(n1, "db", "dnsrr", &["shop"]);
+    assert_eq!(db, [""; 0]);
+    let long = "x".repeat(63);
+    n1.attach_with("shop", "d1", "--service db");
+    n2.attach_with("shop", "d2", "--service db");
+    n2.attach("shop", &long);
+    let address = |node: &Node, name: &str, family: usize| node.addresses("shop", name)[family].clone();
+    let both: Vec<BTreeSet<String>> = (0..2)
+        .map(|family| BTreeSet::from([address(n1, "d1", family), address(n2, "d2", family)]))
+        .collect();
+    wait_for("the other machine's container is ready", || {
+        found(&a.space, "10.9.0.1", "db A").len() == 2
+    });
+    for server in ["10.9.0.1", "fd00:9::1", "169.254.53.53"] {
+        for way in ["+notcp", "+tcp"] {
+            let found = |question: &str| {
+                let question = format!("{question} {way}");
+                found(&a.space, server, &question).into_iter().collect::<BTreeSet<_>>()
+            };
+            for name in ["db", "tasks.db", "db.shop", "db.shop.netctl.internal", "DB.Shop"] {
+                assert_eq!([found(&format!("{name} A")), found(&format!("{name} AAAA"))], both[..]);
+            }
+            assert_eq!(found(&format!("{long} A")), [address(n2, &long, 0)].into());
+            assert_eq!(found("d2.shop.netctl.internal AAAA"), [address(n2, "d2", 1)].into());
+            assert_eq!(found("gateway A"), ["10.9.0.1".to_owned()].into());
+            assert_eq!(found("d2 TXT"), BTreeSet::new());
+            for family in [0, 1] {
+                let reverse = found(&format!("-x {}", address(n2, "d2", family)));
+                assert_eq!(reverse, ["d2.shop.netctl.internal.".to_owned()].into());
+            }
+            for (question, code) in [
+                ("no.shop.netctl.internal", "NXDOMAIN"),
+                ("-x 10.9.0.77", "NXDOMAIN"),
+                ("db ANY", "REFUSED"),
+                ("shop.netctl.internal AXFR +tcp", "REFUSED"),
+                ("version.bind CH TXT", "REFUSED"),
+                ("db A +opcode=NOTIFY", "NOTIMP"),
+                ("db A +edns=1 +noednsneg", "BADVERS"),
+            ] {
+                // Of a transfer dig tells only that it failed.
+                let question = format!("{question} {way}");
+                let dug = dig(&a.space, server, &question);
+                let told = dug.status == code || dug.text.contains("Transfer failed");
+                assert!(told, "{question}: {}", dug.text);
+            }
+        }
+    }
+    let dug = dig(&a.space, "10.9.0.1", "Db A");
+    assert_eq!((dug.ttls, dug.flags.as_str()), (vec![5, 5], "qr aa rd ra"), "{}", dug.text);
+    assert!(dug.text.contains("Db."), "the case is the question's: {}", dug.text);
+}
+
+fn a_client_finds_the_names_of_its_own_networks_only(world: &World) {
+    let cluster = Cluster::with(world, 1, &Default::default(), |config| {
+        config.raw("dns", r#"{ domain = "corp.example", ttl = "1s" }"#)
+    });
+    let n1 = cluster.n1();
+    n1.ok("network create shop --subnet 10.9.0.0/24");
+    n1.ok("network create mail --subnet 10.8.0.0/24");
+    let (a, b) = (n1.attach("shop", "a"), n1.attach("mail", "b"));
+    let both = n1.container("both");
+    for network in ["shop", "mail"] {
+        n1.ok(&format!(
+            "endpoint attach --network {network} --name on-{network} --netns {} --interface {network}0",
+            both.path
+        ));
+    }
+    let address = |network: &str, name: &str| n1.addresses(network, name);
+    assert_eq!(found(&a.space, "10.9.0.1", "on-shop A"), address("shop", "on-shop"));
+    assert_eq!(found(&b.space, "10.8.0.1", "on-mail A"), address("mail", "on-mail"));
+    for name in ["b.mail.corp.example", "on-mail.mail.corp.example", "mail.corp.example"] {
+        assert_eq!(status(&a.space, "10.9.0.1", name), "NXDOMAIN", "{name}");
+    }
+    // Whom the other network asks is not reached.
+    assert_eq!(status(&a.space, "10.8.0.1", "b.mail.corp.example +time=1"), "");
+    for server in ["10.9.0.1", "10.8.0.1"] {
+        wait_for("who is on both finds the names of both", || {
+            dig(&both.space, server, "b.mail.corp.example A").answers == address("mail", "b")
+        });
+        assert_eq!(found(&both.space, server, "a A"), address("shop", "a"));
+        assert_eq!(found(&both.space, server, "b A"), address("mail", "b"));
+        assert_eq!(dig(&both.space, server, "a.shop A").ttls, [1]);
+    }
+}
+
+fn commands_of_run_find_names_with_the_systems_resolver(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.attach("shop", "db");
+    let addresses = n1.addresses("shop", "db");
+    let run = |script: &str| {
+        let output = n1.netctl(&["run", "--network", "shop", "--", "sh", "-c", script]);
+        assert!(output.success(), "{output}");
+        output.stdout
+    };
+    let file =
+        "search shop.netctl.internal\noptions ndots:0\nnameserver 10.9.0.1\nnameserver fd00:9::1\n";
+    assert_eq!(run("cat /etc/resolv.conf"), file);
+    for name in ["db", "db.shop", "db.shop.netctl.internal", "DB"] {
+        let v4 = run(&format!("getent ahostsv4 {name}"));
+        let v6 = run(&format!("getent ahostsv6 {name}"));
+        assert!(v4.starts_with(&addresses[0]) && v6.starts_with(&addresses[1]), "{name}: {v4} {v6}");
+        // It is linked with musl.
+        let lookup = lookup(n1, name);
+        assert_eq!(
+            run(&lookup).lines().collect::<BTreeSet<_>>(),
+            addresses.iter().map(String::as_str).collect()
+        );
+    }
+    assert!(run(&format!("getent hosts {}", addresses[0])).contains("db.shop.netctl.internal"));
+    assert!(run("busybox nslookup db.shop.netctl.internal 10.9.0.1").contains(&addresses[0]));
+    assert_eq!(run("getent hosts no.shop || echo none"), "none\n");
+}
+
+/// A command that looks a name up with musl's resolver.
+fn lookup(node: &Node, name: &str) -> String {
+    const SOURCE: &str = r#"
+        #include <netdb.h>
+        #include <stdio.h>
+        int main(int count, char **words) {
+            struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+            char text[64];
+            if (count < 2 || getaddrinfo(words[1], "80", &hints, &found)) return 1;
+            for (; found; found = found->ai_next) {
+                getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, 0, 0, NI_NUMERICHOST);
+                puts(text);
+            }
+        }
+    "#;
+    let program = node.dir().join("lookup");
+    if !program.exists() {
+        let source = node.dir().join("lookup.c");
+        std::fs::write(&source, SOURCE).unwrap();
+        node.space.sh(&format!("musl-gcc -static -o {} {}", program.display(), source.display()));
+    }
+    format!("{} {name}", program.display())
+}
+
+/// A name server in a namespace that answers as it is told.
+struct Upstream {
+    end: Arc<AtomicBool>,
+    asked: Arc<Mutex<Vec<String>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What is sent back for a query, by datagram or (`true`) by stream.
+type Answering = dyn Fn(&[u8], bool) -> Vec<Vec<u8>> + Send + Sync;
+
+impl Upstream {
+    fn start(
+        space: &Space,
+        address: &str,
+        answer: impl Fn(&[u8], bool) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        let (udp, tcp) = space.enter(|| {
+            (
+                UdpSocket::bind(address).expect("it is free"),
+                TcpListener::bind(address).expect("it is free"),
+            )
+        });
+        let (end, asked): (Arc<AtomicBool>, Arc<Mutex<Vec<String>>>) = Default::default();
+        udp.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let answer: Arc<Answering> = Arc::new(answer);
+        let datagrams = {
+            let (end, asked, answer) = (end.clone(), asked.clone(), answer.clone());
+            move || {
+                let mut buffer = [0; 2048];
+                while !end.load(Ordering::Relaxed) {
+                    let Ok((length, client)) = udp.recv_from(&mut buffer) else { continue };
+                    asked.lock().unwrap().push(name_of(&buffer[..length]));
+                    for message in answer(&buffer[..length], false) {
+                        udp.send_to(&message, client).unwrap();
+                    }
+                }
+            }
+        };
+        let stop = end.clone();
+        let streams = move || {
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((mut stream, _)) = tcp.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                stream.set_nonblocking(false).unwrap();
+                let mut length = [0; 2];
+                stream.read_exact(&mut length).unwrap();
+                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+                stream.read_exact(&mut query).unwrap();
+                for message in answer(&query, true) {
+                    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+                    stream.write_all(&[&length[..], &message].concat()).unwrap();
+                }
+            }
+        };
+        let threads = vec![std::thread::spawn(datagrams), std::thread::spawn(streams)];
+        Self { end, asked, threads }
+    }
+
+    /// The names that were asked for by datagrams.
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where a message's name ends.
+fn name_end(message: &[u8]) -> usize {
+    let mut at = 12;
+    while message[at] != 0 {
+        at += usize::from(message[at]) + 1;
+    }
+    at + 1
+}
+
+fn name_of(message: &[u8]) -> String {
+    let (mut at, mut labels) = (12, Vec::new());
+    while message[at] != 0 {
+        let end = at + 1 + usize::from(message[at]);
+        labels.push(String::from_utf8_lossy(&message[at + 1..end]).to_lowercase());
+        at = end;
+    }
+    labels.join(".")
+}
+
+/// An answer with so many addresses 192.0.2.`last`, or the code of an error.
+fn answered(query: &[u8], count: u16, last: u8, code: u8) -> Vec<u8> {
+    let mut message = query[..name_end(query) + 4].to_vec();
+    message[2] |= 0x80;
+    message[3] = 0x80 | code;
+    message[6..8].copy_from_slice(&count.to_be_bytes());
+    message[8..12].fill(0);
+    for _ in 0..count {
+        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, last]);
+    }
+    message
+}
+
+/// A machine whose agent asks these servers for names of others.
+fn asking(world: &World, servers: &[&str], more: &str) -> Cluster {
+    Cluster::with(world, 1, &Default::default(), |config: Config| {
+        config.raw("dns", &format!("{{ upstreams = {servers:?}{more} }}"))
+    })
+}
+
+fn names_of_others_are_asked_for_elsewhere_and_kept(world: &World) {
+    let cluster =
+        asking(world, &["127.0.0.1:5300"], r#", forward = { "lab.example" = ["127.0.0.1:5400"] }"#);
+    let n1 = cluster.n1();
+    let upstream = Upstream::start(&n1.space, "127.0.0.1:5300", |query, _| match &*name_of(query) {
+        "no.example.org" => vec![answered(query, 0, 0, 3)],
+        _ => vec![answered(query, 2, 7, 0)],
+    });
+    let lab = Upstream::start(&n1.space, "127.0.0.1:5400", |query, _| vec![answered(query, 1, 8, 0)]);
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let dug = dig(&a.space, "10.9.0.1", "www.Example.org A");
+    assert_eq!(
+        (dug.answers.as_slice(), dug.flags.as_str()),
+        (&["192.0.2.7".to_owned(), "192.0.2.7".to_owned()][..], "qr rd ra"),
+        "{}",
+        dug.text
+    );
+    for server in ["10.9.0.1", "fd00:9::1"] {
+        for way in ["", "+tcp"] {
+            assert_eq!(found(&a.space, server, &format!("WWW.example.org A {way}")).len(), 2);
+        }
+    }
+    assert_eq!(upstream.asked(), ["www.example.org"], "it was kept");
+    wait_for("what is kept grows old", || dig(&a.space, "10.9.0.1", "www.example.org A").ttls[0] < 60);
+    assert_eq!(status(&a.space, "10.9.0.1", "no.example.org A"), "NXDOMAIN");
+    assert_eq!(found(&a.space, "10.9.0.1", "x.lab.example A"), ["192.0.2.8"]);
+    assert_eq!(found(&a.space, "10.9.0.1", "lab.example A"), ["192.0.2.8"]);
+    assert_eq!(lab.asked(), ["x.lab.example", "lab.example"]);
+    assert_eq!(upstream.asked(), ["www.example.org", "no.example.org"]);
+}
+
+fn an_internal_network_asks_nobody(world: &World) {
+    let cluster = asking(world, &["127.0.0.1:5300"], "");
+    let n1 = cluster.n1();
+    let upstream =
+        Upstream::start(&n1.space, "127.0.0.1:5300", |query, _| vec![answered(query, 1, 7, 0)]);
+    n1.ok("network create inner --internal --subnet 10.8.0.0/24");
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (inner, a) = (n1.attach("inner", "i"), n1.attach("shop", "a"));
+    for name in ["secret.example.org", "8.8.8.8.in-addr.arpa", "com"] {
+        assert_eq!(status(&inner.space, "10.8.0.1", &format!("{name} A")), "NXDOMAIN");
+    }
+    assert_eq!(found(&inner.space, "10.8.0.1", "i A"), n1.addresses("inner", "i"));
+    assert_eq!(found(&a.space, "10.9.0.1", "example.org A"), ["192.0.2.7"]);
+    assert_eq!(upstream.asked(), ["example.org"], "of the inside nothing is heard outside");
+}
+
+fn upstreams_that_fail_are_borne(world: &World) {
+    let cluster = asking(world, &["127.0.0.1:5300", "127.0.0.1:5400"], "");
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    assert_eq!(status(&a.space, "10.9.0.1", "dead.example A"), "SERVFAIL", "nobody listens there");
+    let _good = Upstream::start(&n1.space, "127.0.0.1:5400", |query, _| {
+        let fails = name_of(query).starts_with("first");
+        vec![answered(query, u16::from(!fails), 2, if fails { 2 } else { 0 })]
+    });
+    let bad = Upstream::start(&n1.space, "127.0.0.1:5300", |query, by_stream| {
+        let right = answered(query, 1, 1, 0);
+        let changed = |at: usize, bits: u8| {
+            let mut message = right.clone();
+            message[at] ^= bits;
+            message
+        };
+        match &*name_of(query) {
+            "silent.example" => Vec::new(),
+            "garbage.example" => vec![b"\0".to_vec(), vec![0xff; 700], right[..20].to_vec()],
+            // Another name, number, and no answer at all; then the right one.
+            "other.example" => vec![changed(13, 1), changed(0, 1), query.to_vec(), right],
+            "fails.example" => vec![answered(query, 0, 0, 2)],
+            "refused.example" => vec![answered(query, 0, 0, 5)],
+            "huge.example" => vec![answered(query, 4000, 1, 0)],
+            "long.example" if by_stream => vec![answered(query, 200, 1, 0)],
+            "long.example" => vec![{
+                let mut cut = answered(query, 3, 1, 0);
+                cut[2] |= 2;
+                cut
+            }],
+            _ => vec![right],
+        }
+    });
+    for (number, (name, expected)) in [
+        ("other.example", "192.0.2.1"),
+        ("silent.example", "192.0.2.2"),
+        ("garbage.example", "192.0.2.2"),
+        ("fails.example", "192.0.2.2"),
+        ("refused.example", "192.0.2.2"),
+        ("huge.example", "192.0.2.2"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Who answered last is asked first.
+        assert_eq!(found(&a.space, "10.9.0.1", &format!("first{number}.example A")), ["192.0.2.1"]);
+        assert_eq!(found(&a.space, "10.9.0.1", &format!("{name} A")), [expected], "{name}");
+        assert!(bad.asked().iter().any(|asked| asked == name), "{name}");
+    }
+    assert_eq!(found(&a.space, "10.9.0.1", "first.example A"), ["192.0.2.1"]);
+    // dig asks again by a stream when the answer does not fit; so does the agent.
+    assert_eq!(found(&a.space, "10.9.0.1", "long.example A").len(), 200);
+    let cut = dig(&a.space, "10.9.0.1", "long.example A +ignore +noedns");
+    assert!(cut.flags.contains("tc") && (20..40).contains(&cut.answers.len()), "{}", cut.text);
+}
+
+fn names_appear_and_vanish_with_what_they_stand_for(world: &World) {
+    let cluster = Cluster::new(world, 2);
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (a, b) = (n1.attach("shop", "a"), n2.attach("shop", "b"));
+    service(n1, "db", "dnsrr", &["shop"]);
+    let asks = [&a.space, &b.space].map(|space| move |name: &str| dig(space, "10.9.0.1", name));
+    let everywhere = |name: &str, expected: &[String]| {
+        wait_for(&format!("{name} is {expected:?} everywhere"), || {
+            asks.iter().all(|ask| ask(name).answers == expected)
+        });
+    };
+    everywhere("db.shop.netctl.internal A", &[]);
+    assert_eq!(status(&a.space, "10.9.0.1", "db.shop.netctl.internal A"), "NOERROR");
+    n2.attach_with("shop", "d1", "--service db");
+    let address = [n2.addresses("shop", "d1")[0].clone()];
+    everywhere("db A", &address);
+    everywhere("d1 A", &address);
+    n2.ok("endpoint drain --network shop d1");
+    everywhere("db.shop A", &[]);
+    wait_for("who is drained has no name", || {
+        status(&a.space, "10.9.0.1", "d1.shop.netctl.internal A") == "NXDOMAIN"
+    });
+    n1.ok("endpoint activate --network shop d1");
+    everywhere("db.shop A", &address);
+    n2.ok("endpoint detach --network shop d1");
+    everywhere("db A", &[]);
+    n1.ok("service rm db");
+    wait_for("the service has no name", || {
+        status(&b.space, "10.9.0.1", "db.shop.netctl.internal A") == "NXDOMAIN"
+    });
+    n1.ok("network expand shop --subnet 10.8.0.0/24");
+    wait_for("names are answered at the new gateway", || {
+        dig(&a.space, "10.8.0.1", "a A +time=1").answers == [n1.addresses("shop", "a")[0].clone()]
+    });
+}
+
+fn a_sandbox_that_is_made_anew_answers_again(world: &World) {
+    let mut cluster = Cluster::new(world, 1);
+    let n1 = cluster.nodes[0].clone();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let address = [n1.addresses("shop", "a")[0].clone()];
+    assert_eq!(found(&a.space, "10.9.0.1", "a A"), address);
+    cluster.kill(0);
+    cluster.start(0);
+    wait_for("the next agent answers", || dig(&a.space, "10.9.0.1", "a A +time=1").answers == address);
+    n1.ok("endpoint detach --network shop a");
+    n1.ok("network rm shop");
+    n1.ok(&format!("network create shop {DUAL}"));
+    let again = n1.attach("shop", "again");
+    assert_eq!(found(&again.space, "10.9.0.1", "again A"), [n1.addresses("shop", "again")[0].clone()]);
+}

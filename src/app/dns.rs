@@ -1,0 +1,227 @@
+//! The name server of this node: it listens in every sandbox, at the gateways' addresses.
+//!
+//! A client is known by its network and its address, so it finds the names of all networks that it is
+//! on, and of no other. Names of ours are answered from what the view shows, all others by those whom
+//! the host asks.
+
+mod forward;
+mod knowledge;
+mod listen;
+mod upstreams;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, ResponseCode};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tracing::warn;
+
+use self::forward::Forwarder;
+use self::knowledge::{Client, Knowledge, Zones};
+use self::listen::Place;
+use self::upstreams::Upstreams;
+use super::agent::Agent;
+use super::dataplane::Sandboxes;
+use crate::api::ResolverView;
+use crate::config::DnsConfig;
+use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal};
+use crate::dns::{DomainName, Names};
+use crate::model::{Name, NetworkId, Snapshot};
+
+/// The port of name servers (RFC 1035, 4.2).
+const PORT: u16 = 53;
+
+/// How long a container that is not known yet waits to be known: it was attached just now, and the view
+/// is about to show it.
+const BECOMES_KNOWN: Duration = Duration::from_secs(1);
+
+/// How long an endpoint's attachment waits for the network's names to be answered.
+const BECOMES_HEARD: Duration = Duration::from_secs(1);
+
+/// Who asks: on which network, from which address.
+type Asker = (NetworkId, IpAddr);
+
+/// What is done about a query.
+enum Outcome {
+    /// This is sent back.
+    Answer(Vec<u8>),
+    /// It takes a while to answer it.
+    Later(Box<Message>),
+    /// Nothing is sent back.
+    Nothing,
+}
+
+/// Answers queries, wherever they come in.
+struct Server {
+    domain: DomainName,
+    ttl: u32,
+    knowledge: watch::Receiver<Knowledge>,
+    forwarder: Forwarder,
+}
+
+impl Server {
+    /// Takes a query, and answers it where that takes no time.
+    fn take(&self, asker: Asker, bytes: &[u8], transport: Transport) -> Outcome {
+        let Ok(query) = Message::from_vec(bytes) else { return Outcome::Nothing };
+        let reply = {
+            let knowledge = self.knowledge.borrow();
+            knowledge.container(asker).map(|client| self.reply(&knowledge, client, &query, transport))
+        };
+        match reply {
+            Some(Reply::Ours(message)) => {
+                let encoded = encode(message, max_size(&query, transport));
+                encoded.map_or(Outcome::Nothing, Outcome::Answer)
+            }
+            Some(Reply::Nothing) => Outcome::Nothing,
+            Some(Reply::Elsewhere) | None => Outcome::Later(Box::new(query)),
+        }
+    }
+
+    /// Answers a query for which something must be waited for: that it is known who asks, or that
+    /// somebody else answers.
+    async fn answer(&self, asker: Asker, query: &Message, transport: Transport) -> Option<Vec<u8>> {
+        let mut known = self.knowledge.clone();
+        let is_known = known.wait_for(|knowledge| knowledge.container(asker).is_some());
+        // Should it not be, it is somebody of the network at least.
+        let _ = timeout(BECOMES_KNOWN, is_known).await.is_ok();
+        let reply = {
+            let knowledge = self.knowledge.borrow();
+            let client = knowledge.container(asker).or_else(|| knowledge.stranger(asker.0));
+            client.map(|client| self.reply(&knowledge, client, query, transport))
+        };
+        let message = match reply {
+            Some(Reply::Ours(message)) => message,
+            Some(Reply::Nothing) => return None,
+            Some(Reply::Elsewhere) => self.forwarder.ask(asker, query).await,
+            // The network is being removed.
+            None => refusal(query, ResponseCode::ServFail),
+        };
+        encode(message, max_size(query, transport))
+    }
+
+    /// What is answered without asking anybody.
+    fn reply(
+        &self,
+        knowledge: &Knowledge,
+        client: &Client,
+        query: &Message,
+        transport: Transport,
+    ) -> Reply {
+        let names = Names { domain: &self.domain, zones: &client.zones };
+        let terms = Terms { names, ttl: self.ttl, serial: knowledge.serial };
+        match terms.reply(query, transport, &mut rand::rng()) {
+            // There is no outside for who is on internal networks only.
+            Reply::Elsewhere if !client.forwards() => {
+                Reply::Ours(refusal(query, ResponseCode::NXDomain))
+            }
+            Reply::Elsewhere => self.forwarder.kept(query).map_or(Reply::Elsewhere, Reply::Ours),
+            reply => reply,
+        }
+    }
+}
+
+/// This node's name server, and where it answers by now.
+#[derive(Debug)]
+pub(super) struct NameServer {
+    config: DnsConfig,
+    heard: watch::Sender<BTreeSet<Place>>,
+}
+
+impl NameServer {
+    pub(super) fn new(config: DnsConfig) -> Self {
+        Self { config, heard: watch::Sender::default() }
+    }
+
+    /// How a container of a network asks for names, which has these gateways.
+    pub(super) fn resolver(&self, network: &Name, gateways: &[IpAddr]) -> ResolverView {
+        let domain = self.config.domain.to_string();
+        ResolverView {
+            servers: gateways.to_vec(),
+            search: vec![format!("{network}.{}", domain.trim_end_matches('.'))],
+            options: vec!["ndots:0".to_owned()],
+        }
+    }
+
+    /// Waits until a network's names are answered at some address of its, but not for ever.
+    pub(super) async fn wait(&self, network: NetworkId) {
+        let mut places = self.heard.subscribe();
+        let heard = places.wait_for(|places| places.iter().any(|place| place.network == network));
+        if timeout(BECOMES_HEARD, heard).await.is_err() {
+            warn!(%network, "names are not answered there yet");
+        }
+    }
+
+    /// Notes that names are answered somewhere.
+    fn is_heard(&self, place: Place) {
+        self.heard.send_modify(|heard| {
+            heard.insert(place);
+        });
+    }
+}
+
+/// A task that ends with this value.
+struct Serving(AbortHandle);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Answers names on all networks of this node, for ever.
+pub(super) async fn serve(agent: Arc<Agent>) {
+    let names = agent.names.clone();
+    let config = &names.config;
+    let mut zones = Zones::new(agent.me.clone());
+    let (publisher, knowledge) = watch::channel(Knowledge::default());
+    let server = Arc::new(Server {
+        domain: config.domain.clone(),
+        ttl: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX),
+        knowledge,
+        forwarder: Forwarder::new(Upstreams::new(config)),
+    });
+    let (mut view, mut sandboxes) = (agent.view.subscribe(), agent.dataplane.sandboxes());
+    let mut serving: BTreeMap<Place, Serving> = BTreeMap::new();
+    loop {
+        let published = view.borrow_and_update().clone();
+        let open = sandboxes.borrow_and_update().clone();
+        // Before that, a name that is not shown may well exist.
+        if published.complete {
+            let places = places(&published.snapshot, &open, config);
+            publisher.send_replace(zones.follow(published.snapshot));
+            serving.retain(|place, _| places.contains(place));
+            names.heard.send_modify(|heard| heard.retain(|place| places.contains(place)));
+            for place in places {
+                let start = || {
+                    Serving(
+                        tokio::spawn(listen::serve(server.clone(), place, names.clone())).abort_handle(),
+                    )
+                };
+                serving.entry(place).or_insert_with(start);
+            }
+        }
+        let changed = tokio::select! {
+            changed = view.changed() => changed,
+            changed = sandboxes.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Where names are to be answered.
+fn places(snapshot: &Snapshot, sandboxes: &Sandboxes, config: &DnsConfig) -> BTreeSet<Place> {
+    let of_network = |(id, inode): (&_, &u64)| {
+        let network = snapshot.networks.get(id)?;
+        let gateways = network.standing().map(|subnet| subnet.gateway());
+        let fixed = config.address.filter(|_| network.has_ipv4()).map(IpAddr::from);
+        let place = |address| Place { network: *id, inode: *inode, address };
+        Some(gateways.chain(fixed).map(place).collect::<Vec<_>>())
+    };
+    sandboxes.iter().filter_map(of_network).flatten().collect()
+}

@@ -1,0 +1,273 @@
+//! Names that are not ours: asked for elsewhere, and kept for as long as they may be.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{RData, Record, RecordType};
+use lru::LruCache;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::Asker;
+use super::upstreams::Upstreams;
+use crate::dns::DomainName;
+use crate::dns::answer::{MAX_UDP, refusal, relayed};
+
+/// How long one server may take to answer, by a datagram or by a stream. Clients ask again after five
+/// seconds (`timeout` in resolv.conf(5)): both servers have had their turn by then.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many servers are asked for one name.
+const SERVERS: usize = 2;
+/// How many queries are under way at once, and how many of them for one client.
+const AT_ONCE: usize = 1024;
+const OF_CLIENT: usize = 64;
+/// How many answers are kept, and how large each may be.
+const KEPT: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
+const KEPT_SIZE: usize = 4096;
+/// The longest that an answer is kept, and that one is that there is nothing (RFC 2308, 5).
+const LONGEST: u32 = 86_400;
+const LONGEST_NOTHING: u32 = 900;
+/// The largest datagram that is read: more than was asked for is no answer.
+const LARGEST: usize = 4096;
+
+/// What is asked for: the name in lower case as the wire has it, type, and whether signatures are
+/// wanted, or wanted as they are.
+type Key = (Vec<u8>, RecordType, bool, bool);
+
+/// An answer that is kept.
+struct Kept {
+    answer: Arc<Message>,
+    since: Instant,
+    seconds: u32,
+}
+
+/// Why a server gave no answer.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("it cannot be reached: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("no answer in time")]
+    Late,
+    #[error("its answer is none: {0}")]
+    Garbage(String),
+}
+
+/// Asks other servers.
+pub(super) struct Forwarder {
+    upstreams: Upstreams,
+    cache: Mutex<LruCache<Key, Kept>>,
+    places: Semaphore,
+    askers: Mutex<HashMap<Asker, usize>>,
+    /// Which server answered last.
+    first: AtomicUsize,
+}
+
+impl Forwarder {
+    pub(super) fn new(upstreams: Upstreams) -> Self {
+        Self {
+            upstreams,
+            cache: Mutex::new(LruCache::new(KEPT)),
+            places: Semaphore::new(AT_ONCE),
+            askers: Mutex::default(),
+            first: AtomicUsize::new(0),
+        }
+    }
+
+    /// The answer to a query that is kept.
+    pub(super) fn kept(&self, query: &Message) -> Option<Message> {
+        let key = key(query)?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = cache.get(&key)?;
+        let age = u32::try_from(kept.since.elapsed().as_secs()).unwrap_or(u32::MAX);
+        if age >= kept.seconds {
+            cache.pop(&key);
+            return None;
+        }
+        let mut answer = relayed(query, &kept.answer);
+        for record in
+            answer.answers.iter_mut().chain(&mut answer.authorities).chain(&mut answer.additionals)
+        {
+            record.ttl = record.ttl.saturating_sub(age);
+        }
+        Some(answer)
+    }
+
+    /// Asks for an answer; `ServFail` when nobody gives one, or too many ask already.
+    pub(super) async fn ask(&self, asker: Asker, query: &Message) -> Message {
+        let busy = || refusal(query, ResponseCode::ServFail);
+        let Some(_of_client) = Turn::take(&self.askers, asker) else { return busy() };
+        let Ok(_place) = self.places.try_acquire() else { return busy() };
+        let [question] = query.queries.as_slice() else { return busy() };
+        let name = DomainName::new(question.name().iter()).unwrap_or_default();
+        let servers = self.upstreams.of(&name);
+        let first = self.first.load(Ordering::Relaxed);
+        let mut worst = None;
+        for number in 0..servers.len().min(SERVERS) {
+            let number = (first + number) % servers.len();
+            let Some(server) = servers.get(number) else { break };
+            match ask_server(*server, query, question).await {
+                Ok(answer)
+                    if answer.metadata.response_code == ResponseCode::NoError
+                        || answer.metadata.response_code == ResponseCode::NXDomain =>
+                {
+                    self.first.store(number, Ordering::Relaxed);
+                    self.keep(query, &answer);
+                    return relayed(query, &answer);
+                }
+                Ok(answer) => worst = Some(relayed(query, &answer)),
+                Err(error) => debug!(%server, %error, "a name was asked for in vain"),
+            }
+        }
+        worst.unwrap_or_else(busy)
+    }
+
+    fn keep(&self, query: &Message, answer: &Message) {
+        let (Some(key), seconds) = (key(query), seconds(answer)) else { return };
+        let is_small = answer.to_vec().is_ok_and(|bytes| bytes.len() <= KEPT_SIZE);
+        if seconds == 0 || answer.metadata.truncation || !is_small {
+            return;
+        }
+        let kept = Kept { answer: Arc::new(answer.clone()), since: Instant::now(), seconds };
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, kept);
+    }
+}
+
+/// One of a client's queries that are under way.
+struct Turn<'a> {
+    askers: &'a Mutex<HashMap<Asker, usize>>,
+    asker: Asker,
+}
+
+impl<'a> Turn<'a> {
+    /// `None`: it has as many already as one may have.
+    fn take(askers: &'a Mutex<HashMap<Asker, usize>>, asker: Asker) -> Option<Self> {
+        let mut all = askers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(asker).or_default();
+        if *count >= OF_CLIENT {
+            return None;
+        }
+        *count += 1;
+        Some(Self { askers, asker })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut all = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.asker) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.asker);
+            }
+        }
+    }
+}
+
+fn key(query: &Message) -> Option<Key> {
+    let [question] = query.queries.as_slice() else { return None };
+    let name = DomainName::new(question.name().iter())?;
+    let signed = query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
+    Some((name.wire().to_vec(), question.query_type(), signed, query.metadata.checking_disabled))
+}
+
+/// For how many seconds an answer may be kept.
+fn seconds(answer: &Message) -> u32 {
+    let shortest = |records: &[Record]| records.iter().map(|record| record.ttl).min();
+    if let Some(seconds) = shortest(&answer.answers) {
+        return seconds.min(LONGEST);
+    }
+    // Nothing is there; for how long, the zone's record says.
+    let nothing = answer.authorities.iter().find_map(|record| match &record.data {
+        RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
+        _ => None,
+    });
+    nothing.unwrap_or(0).min(LONGEST_NOTHING)
+}
+
+/// Asks one server, and once more by a stream where its answer did not fit into a datagram.
+async fn ask_server(server: SocketAddr, query: &Message, question: &Query) -> Result<Message, AskError> {
+    let asked = outgoing(query, question);
+    let bytes = asked.to_vec().map_err(|error| AskError::Garbage(error.to_string()))?;
+    let answer = timeout(PATIENCE, by_datagram(server, &asked, &bytes)).await;
+    let answer = answer.map_err(|_| AskError::Late)??;
+    if !answer.metadata.truncation {
+        return Ok(answer);
+    }
+    match timeout(PATIENCE, by_stream(server, &asked, &bytes)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // What there was of it is better than nothing, and says that it is not all.
+        Ok(Err(_)) | Err(_) => Ok(answer),
+    }
+}
+
+/// The query that is sent on: the same question under a number of its own.
+fn outgoing(query: &Message, question: &Query) -> Message {
+    let mut asked = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    asked.metadata.recursion_desired = true;
+    asked.metadata.checking_disabled = query.metadata.checking_disabled;
+    asked.queries = vec![question.clone()];
+    let mut edns = Edns::new();
+    let signed = query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
+    edns.set_max_payload(MAX_UDP).set_dnssec_ok(signed);
+    asked.edns = Some(edns);
+    asked
+}
+
+/// Whether a message answers what was asked.
+fn is_answer(asked: &Message, message: &Message) -> bool {
+    let same = |(ours, theirs): (&Query, &Query)| {
+        ours.name() == theirs.name()
+            && ours.query_type() == theirs.query_type()
+            && ours.query_class() == theirs.query_class()
+    };
+    message.metadata.id == asked.metadata.id
+        && message.metadata.message_type == MessageType::Response
+        && message.queries.len() == asked.queries.len()
+        && asked.queries.iter().zip(&message.queries).all(same)
+}
+
+/// From a port of its own, which the kernel draws, and to which only the server can send.
+async fn by_datagram(server: SocketAddr, asked: &Message, bytes: &[u8]) -> Result<Message, AskError> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(bytes).await?;
+    let mut buffer = [0; LARGEST];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        // Anything else may be somebody who guesses: the right one may yet come.
+        let received = buffer.get(..length).and_then(|bytes| Message::from_vec(bytes).ok());
+        if let Some(message) = received.filter(|message| is_answer(asked, message)) {
+            return Ok(message);
+        }
+    }
+}
+
+async fn by_stream(server: SocketAddr, asked: &Message, bytes: &[u8]) -> Result<Message, AskError> {
+    let garbage = |text: &str| AskError::Garbage(text.to_owned());
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(bytes.len()).map_err(|_| garbage("the query is too long"))?;
+    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
+    let length = stream.read_u16().await?;
+    let mut buffer = vec![0; usize::from(length)];
+    stream.read_exact(&mut buffer).await?;
+    let message = Message::from_vec(&buffer).map_err(|error| AskError::Garbage(error.to_string()))?;
+    match is_answer(asked, &message) {
+        true => Ok(message),
+        false => Err(garbage("it answers something else")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+use hickory_proto::rr::Name;
+use hickory_proto::rr::rdata::{A, SOA};
+
+use super::*;
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+fn query(text: &str) -> Message {
+    let mut query = Message::query();
+    query.add_query(Query::query(name(text), RecordType::A));
+    query
+}
+
+fn record(ttl: u32) -> Record {
+    Record::from_rdata(name("a.example."), ttl, RData::A(A(Ipv4Addr::new(192, 0, 2, 1))))
+}
+
+fn forwarder() -> Forwarder {
+    let config = crate::config::DnsConfig {
+        domain: DomainName::default(),
+        ttl: Duration::ZERO,
+        address: None,
+        upstreams: Vec::new(),
+        forward: Default::default(),
+    };
+    Forwarder::new(Upstreams::new(&config))
+}
+
+#[test]
+fn an_answer_is_kept_for_the_shortest_time_that_it_names() {
+    let mut answer = query("a.example.");
+    assert_eq!(seconds(&answer), 0, "nothing says for how long");
+    let soa = SOA::new(name("ns.example."), name("h.example."), 1, 60, 60, 60, 30);
+    answer.authorities = vec![Record::from_rdata(name("example."), 100, RData::SOA(soa.clone()))];
+    assert_eq!(seconds(&answer), 30);
+    let mut forever = soa;
+    forever.minimum = u32::MAX;
+    answer.authorities = vec![Record::from_rdata(name("example."), u32::MAX, RData::SOA(forever))];
+    assert_eq!(seconds(&answer), LONGEST_NOTHING);
+    answer.answers = vec![record(300), record(20)];
+    assert_eq!(seconds(&answer), 20);
+    answer.answers = vec![record(u32::MAX)];
+    assert_eq!(seconds(&answer), LONGEST);
+}
+
+#[test]
+fn what_is_kept_is_told_to_who_asks_for_the_same() {
+    let forwarder = forwarder();
+    let mut answer = query("a.example.");
+    answer.answers = vec![record(60)];
+    forwarder.keep(&query("A.example."), &answer);
+    let told = forwarder.kept(&query("a.EXAMPLE.")).unwrap();
+    assert_eq!((told.answers.len(), told.queries[0].name().to_string()), (1, "a.EXAMPLE.".to_owned()));
+    assert!(forwarder.kept(&query("b.example.")).is_none());
+    let mut other = query("a.example.");
+    other.queries[0].set_query_type(RecordType::AAAA);
+    assert!(forwarder.kept(&other).is_none());
+    let mut unchecked = query("a.example.");
+    unchecked.metadata.checking_disabled = true;
+    assert!(forwarder.kept(&unchecked).is_none());
+    answer.answers = vec![record(0)];
+    forwarder.keep(&query("zero.example."), &answer);
+    assert!(forwarder.kept(&query("zero.example.")).is_none(), "it is not to be kept");
+}
+
+#[test]
+fn only_the_same_question_under_the_same_number_is_an_answer() {
+    let asked = outgoing(&query("a.example."), &query("a.example.").queries[0]);
+    let answer = |change: fn(&mut Message)| {
+        let mut answer = asked.clone();
+        answer.metadata.message_type = MessageType::Response;
+        change(&mut answer);
+        is_answer(&asked, &answer)
+    };
+    assert!(answer(|_| {}));
+    assert!(!answer(|answer| answer.metadata.id ^= 1));
+    assert!(!answer(|answer| answer.metadata.message_type = MessageType::Query));
+    assert!(!answer(|answer| answer.queries = query("b.example.").queries));
+    assert!(!answer(|answer| answer.queries.clear()));
+    assert!(!answer(|answer| {
+        answer.queries[0].set_query_type(RecordType::AAAA);
+    }));
+}
+
+#[test]
+fn one_client_has_so_many_under_way_and_another_its_own() {
+    let askers = Mutex::default();
+    let (one, other) = ([10, 9, 0, 2], [10, 9, 0, 3]);
+    let asker = |address: [u8; 4]| ("aaaaaaaaaaaa".parse().unwrap(), IpAddr::from(address));
+    let turns: Vec<_> = (0..OF_CLIENT).map(|_| Turn::take(&askers, asker(one)).unwrap()).collect();
+    assert!(Turn::take(&askers, asker(one)).is_none());
+    assert!(Turn::take(&askers, asker(other)).is_some());
+    drop(turns);
+    assert!(askers.lock().unwrap().is_empty());
+}

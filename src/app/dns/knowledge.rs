@@ -1,0 +1,118 @@
+//! What each client is told: the zones of its networks, as the view shows them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Asker;
+use crate::dns::Zone;
+use crate::model::{Network, NetworkId, Node, Snapshot, Versioned};
+
+/// What one client finds.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    /// The zones of its networks, the one on which it asks first.
+    pub(super) zones: Arc<[Arc<Zone>]>,
+}
+
+impl Client {
+    /// Whether names that are not ours are asked for elsewhere.
+    pub(super) fn forwards(&self) -> bool {
+        self.zones.iter().any(|zone| zone.forwards)
+    }
+}
+
+/// What all clients of this node find.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Knowledge {
+    /// The newest of the store's revisions that this is from, folded into a serial number.
+    pub(super) serial: u32,
+    /// This node's containers, by network and address.
+    containers: HashMap<Asker, Client>,
+    /// By network: what anybody finds who is only known to be there.
+    networks: HashMap<NetworkId, Client>,
+}
+
+impl Knowledge {
+    /// What a container of this node finds.
+    pub(super) fn container(&self, asker: Asker) -> Option<&Client> {
+        self.containers.get(&asker)
+    }
+
+    /// What somebody finds who asks on a network, and is no container of this node as far as is known.
+    pub(super) fn stranger(&self, network: NetworkId) -> Option<&Client> {
+        self.networks.get(&network)
+    }
+}
+
+/// An endpoint of a container: its network and addresses.
+type Plugged<'a> = (NetworkId, &'a [IpAddr]);
+
+/// The zones as they were made last, and from what.
+pub(super) struct Zones {
+    me: Node,
+    snapshot: Snapshot,
+    zones: BTreeMap<NetworkId, Arc<Zone>>,
+}
+
+impl Zones {
+    pub(super) fn new(me: Node) -> Self {
+        Self { me, snapshot: Snapshot::default(), zones: BTreeMap::new() }
+    }
+
+    /// Makes the zones that have changed, and gives what follows from all.
+    pub(super) fn follow(&mut self, snapshot: Snapshot) -> Knowledge {
+        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        let new = &self.snapshot;
+        let same_services = Arc::ptr_eq(&old.services, &new.services) || old.services == new.services;
+        let same_nodes = old.alive == new.alive && old.drained == new.drained;
+        let mut before = std::mem::take(&mut self.zones);
+        for (id, members) in &new.members {
+            let Some(network) = new.networks.get(id) else { continue };
+            let same = |network: &Arc<Versioned<Network>>| {
+                old.networks.get(id).is_some_and(|old| Arc::ptr_eq(old, network))
+                    && old.members.get(id).is_some_and(|old| Arc::ptr_eq(old, members))
+            };
+            let zone = match before.remove(id) {
+                Some(zone) if same_services && same_nodes && same(network) => zone,
+                _ => Arc::new(Zone::new(&self.me, new, network, members)),
+            };
+            self.zones.insert(*id, zone);
+        }
+        self.knowledge()
+    }
+
+    fn knowledge(&self) -> Knowledge {
+        let revisions = self.snapshot.members.values().map(|members| members.revision);
+        // Serial numbers are compared in a circle (RFC 1982).
+        let serial = revisions.max().unwrap_or_default() as u32;
+        let client = |networks: &[NetworkId]| Client {
+            zones: networks.iter().filter_map(|id| self.zones.get(id).cloned()).collect(),
+        };
+        let networks: HashMap<NetworkId, Client> =
+            self.zones.keys().map(|id| (*id, client(&[*id]))).collect();
+        let mut places: BTreeMap<(u64, &str), Vec<Plugged<'_>>> = BTreeMap::new();
+        for (id, members) in &self.snapshot.members {
+            for endpoint in members.endpoints.values().filter(|e| e.node == self.me.name) {
+                let container = (endpoint.attachment.inode, endpoint.attachment.boot.as_str());
+                places.entry(container).or_default().push((*id, &endpoint.addresses));
+            }
+        }
+        let mut containers = HashMap::new();
+        for places in places.into_values() {
+            for (here, addresses) in &places {
+                let others = places.iter().map(|(id, _)| *id).filter(|id| id != here);
+                let mut ids = vec![*here];
+                ids.extend(others);
+                ids.dedup();
+                let client = match ids.as_slice() {
+                    [one] => networks.get(one).cloned(),
+                    several => Some(client(several)),
+                };
+                let Some(client) = client else { continue };
+                containers.extend(addresses.iter().map(|address| ((*here, *address), client.clone())));
+            }
+        }
+        Knowledge { serial, containers, networks }
+    }
+}

@@ -1,0 +1,144 @@
+//! The sockets of one address, and what comes in through them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::{NameServer, Outcome, Server};
+use crate::dns::answer::Transport;
+use crate::kernel::{Listening, Netns, listen_at};
+use crate::model::NetworkId;
+use crate::model::object::sandbox_name;
+
+/// The largest query that is read from a datagram.
+const LARGEST: usize = 4096;
+/// How many queries of an address wait for others' answers at once, and how many connections it has.
+const WAITING: usize = 1024;
+const CONNECTIONS: usize = 256;
+/// How long a connection may be idle.
+const IDLE: Duration = Duration::from_secs(10);
+/// How soon it is tried again to listen, or to read.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Where somebody listens: an address of a network, in the sandbox of that inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) network: NetworkId,
+    pub(super) inode: u64,
+    pub(super) address: IpAddr,
+}
+
+/// Answers at one address until the task is ended.
+pub(super) async fn serve(server: Arc<Server>, place: Place, names: Arc<NameServer>) {
+    let (udp, tcp) = loop {
+        match open(place).await {
+            Ok(sockets) => break sockets,
+            Err(error) => {
+                let (network, address) = (place.network, place.address);
+                warn!(%network, %address, %error, "names are not answered yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    };
+    names.is_heard(place);
+    tokio::join!(datagrams(&server, place.network, udp), streams(&server, place.network, tcp));
+}
+
+async fn open(place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let netns = Netns::open_named(&sandbox_name(place.network))?;
+        anyhow::ensure!(netns.inode() == place.inode, "the sandbox is another one by now");
+        Ok(listen_at(&netns, SocketAddr::new(place.address, super::PORT))?)
+    });
+    let Listening { udp, tcp } = opened.await??;
+    Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
+}
+
+async fn datagrams(server: &Arc<Server>, network: NetworkId, socket: UdpSocket) {
+    let socket = Arc::new(socket);
+    let mut waiting = JoinSet::new();
+    let mut buffer = [0; LARGEST];
+    loop {
+        let (length, client) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // Errors of what was sent before, such as that a client's port is closed.
+            Err(error) => {
+                debug!(%network, %error, "no query was read");
+                continue;
+            }
+        };
+        while waiting.try_join_next().is_some() {}
+        let asker = (network, client.ip());
+        match server.take(asker, buffer.get(..length).unwrap_or_default(), Transport::Udp) {
+            Outcome::Answer(answer) => send(&socket, &answer, client).await,
+            Outcome::Nothing => {}
+            Outcome::Later(query) if waiting.len() < WAITING => {
+                let (server, socket) = (server.clone(), socket.clone());
+                waiting.spawn(async move {
+                    if let Some(answer) = server.answer(asker, &query, Transport::Udp).await {
+                        send(&socket, &answer, client).await;
+                    }
+                });
+            }
+            // Who asks again later may find a place.
+            Outcome::Later(_) => {}
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
+    if let Err(error) = socket.send_to(answer, client).await {
+        debug!(%client, %error, "answer not sent");
+    }
+}
+
+async fn streams(server: &Arc<Server>, network: NetworkId, listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                while connections.try_join_next().is_some() {}
+                // One too many is closed at once.
+                if connections.len() < CONNECTIONS {
+                    connections.spawn(converse(server.clone(), (network, client.ip()), stream));
+                }
+            }
+            Err(error) => {
+                warn!(%network, %error, "connection for queries not accepted");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Answers what comes through one connection, in order.
+async fn converse(server: Arc<Server>, asker: (NetworkId, IpAddr), mut stream: TcpStream) {
+    loop {
+        let Ok(Ok(query)) = timeout(IDLE, read(&mut stream)).await else { return };
+        let answer = match server.take(asker, &query, Transport::Tcp) {
+            Outcome::Answer(answer) => Some(answer),
+            Outcome::Nothing => None,
+            Outcome::Later(query) => server.answer(asker, &query, Transport::Tcp).await,
+        };
+        let Some(answer) = answer else { return };
+        let Ok(length) = u16::try_from(answer.len()) else { return };
+        let message = [&length.to_be_bytes(), answer.as_slice()].concat();
+        match timeout(IDLE, stream.write_all(&message)).await {
+            Ok(Ok(())) => {}
+            _ => return,
+        }
+    }
+}
+
+async fn read(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    let mut query = vec![0; usize::from(length)];
+    stream.read_exact(&mut query).await?;
+    Ok(query)
+}

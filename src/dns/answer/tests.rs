@@ -1,0 +1,232 @@
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use serde_json::json;
+
+use super::*;
+use crate::dns::Zone;
+use crate::model::snapshot::Members;
+use crate::model::{Endpoint, Network, Node, Service, Snapshot};
+
+const SHOP: &str = "aaaaaaaaaaaa";
+
+/// The network `shop` with the service `web`, which has an address, and `db`, behind which are so many
+/// endpoints.
+fn zone(count: u32) -> Arc<Zone> {
+    let node: Node = serde_json::from_value(json!({
+        "id": "cccccccccccc", "name": "n1", "underlay": "192.0.2.1", "vtep_mac": "02:00:00:00:00:01",
+        "tunnel_port": 4789, "mtu": 1450,
+    }))
+    .unwrap();
+    let network: Network = serde_json::from_value(json!({
+        "id": SHOP, "name": "shop", "vni": 4097, "uplink": 3,
+        "subnets": [{"cidr": "10.9.0.0/16"}, {"cidr": "fd00:9::/64"}],
+    }))
+    .unwrap();
+    let service = |name: &str, mode: &str, addresses| -> Arc<Service> {
+        let service = json!({
+            "id": "dddddddddddd", "name": name, "networks": [SHOP], "replicas": 1,
+            "addresses": addresses, "endpoint_mode": mode, "update_order": "stop-first",
+            "update_parallelism": 1,
+        });
+        Arc::new(serde_json::from_value(service).unwrap())
+    };
+    let services = [
+        service("web", "vip", json!({SHOP: ["10.9.200.80", "fd00:9::80"]})),
+        service("db", "dnsrr", json!({})),
+    ];
+    let endpoints = (0..count).map(|number| {
+        let address = Ipv4Addr::from(0x0a09_0100 + number);
+        let endpoint: Endpoint = serde_json::from_value(json!({
+            "id": format!("{number:012x}"), "name": format!("e{number}"), "network": SHOP, "node": "n1",
+            "addresses": [address], "mac": "06:00:00:00:00:01", "service": "db",
+            "attachment": {"netns": "/run/netns/c", "inode": 1, "boot": "b", "interface": "eth0"},
+        }))
+        .unwrap();
+        (endpoint.id, Arc::new(endpoint))
+    });
+    let snapshot = Snapshot {
+        services: Arc::new(services.map(|service| (service.name.clone(), service)).into()),
+        ..Snapshot::default()
+    };
+    let members = Members { endpoints: endpoints.collect(), ..Members::default() };
+    Arc::new(Zone::new(&node, &snapshot, &network, &members))
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut query = Message::query();
+    query.metadata.id = 4711;
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    query
+}
+
+fn with_edns(mut query: Message, size: u16) -> Message {
+    let mut edns = Edns::new();
+    edns.set_max_payload(size);
+    query.edns = Some(edns);
+    query
+}
+
+/// What the client of a network is answered.
+fn reply(zone: &Arc<Zone>, query: &Message, transport: Transport, seed: u64) -> Reply {
+    let domain = DomainName::parse("netctl.internal").unwrap();
+    let names = Names { domain: &domain, zones: std::slice::from_ref(zone) };
+    Terms { names, ttl: 5, serial: 9 }.reply(query, transport, &mut SmallRng::seed_from_u64(seed))
+}
+
+fn answer(zone: &Arc<Zone>, query: &Message) -> Message {
+    match reply(zone, query, Transport::Udp, 1) {
+        Reply::Ours(message) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn data(message: &Message) -> Vec<String> {
+    message.answers.iter().map(|record| record.data.to_string()).collect()
+}
+
+#[test]
+fn an_answer_has_the_question_as_it_was_asked_and_what_the_name_has() {
+    let zone = zone(1);
+    let asked = query("WeB.Shop.netctl.internal.", RecordType::A);
+    let answer = answer(&zone, &asked);
+    assert_eq!(answer.metadata.id, 4711);
+    let flags = answer.metadata;
+    assert!(flags.authoritative && flags.recursion_available && flags.recursion_desired);
+    assert_eq!(answer.queries, asked.queries);
+    let [record] = &answer.answers[..] else { panic!("{answer:?}") };
+    assert_eq!(record.name.to_string(), "WeB.Shop.netctl.internal.");
+    assert_eq!((record.ttl, record.data.to_string().as_str()), (5, "10.9.200.80"));
+    for (name, kind, expected) in [
+        ("web", RecordType::AAAA, vec!["fd00:9::80"]),
+        ("e0.shop", RecordType::A, vec!["10.9.1.0"]),
+        ("e0", RecordType::AAAA, vec![]),
+        ("web", RecordType::MX, vec![]),
+        ("shop.netctl.internal", RecordType::A, vec![]),
+        ("80.200.9.10.in-addr.arpa", RecordType::PTR, vec!["web.shop.netctl.internal."]),
+        ("80.200.9.10.in-addr.arpa", RecordType::A, vec![]),
+    ] {
+        let answer = self::answer(&zone, &query(name, kind));
+        assert_eq!(
+            (data(&answer), answer.metadata.response_code),
+            (expected.iter().map(|text| (*text).to_owned()).collect(), ResponseCode::NoError),
+            "{name} {kind}"
+        );
+    }
+}
+
+#[test]
+fn where_nothing_is_the_zones_record_says_for_how_long() {
+    let zone = zone(1);
+    for (name, kind, code, owner) in [
+        ("no.shop.netctl.internal.", RecordType::A, ResponseCode::NXDomain, "netctl.internal."),
+        ("no.netctl.internal.", RecordType::A, ResponseCode::NXDomain, "netctl.internal."),
+        ("Netctl.Internal.", RecordType::A, ResponseCode::NoError, "Netctl.Internal."),
+        ("e0.shop.netctl.internal.", RecordType::AAAA, ResponseCode::NoError, "netctl.internal."),
+        ("e0.", RecordType::AAAA, ResponseCode::NoError, "e0."),
+        ("9.9.9.10.in-addr.arpa.", RecordType::PTR, ResponseCode::NXDomain, "9.9.10.in-addr.arpa."),
+    ] {
+        let answer = answer(&zone, &query(name, kind));
+        assert_eq!((answer.metadata.response_code, data(&answer)), (code, Vec::new()), "{name}");
+        let [record] = &answer.authorities[..] else { panic!("{answer:?}") };
+        assert_eq!(record.name.to_string(), owner, "{name}");
+        let RData::SOA(soa) = &record.data else { panic!("{record:?}") };
+        assert_eq!((soa.serial, soa.minimum, record.ttl), (9, 5, 5));
+        assert_eq!(soa.mname.to_string(), "ns.netctl.internal.");
+    }
+    let apex = answer(&zone, &query("netctl.internal.", RecordType::SOA));
+    assert_eq!((apex.answers.len(), apex.authorities.len()), (1, 0));
+}
+
+#[test]
+fn what_is_not_ours_is_left_to_others_and_what_is_no_query_is_not_answered() {
+    let zone = zone(1);
+    for name in ["example.org.", "no.", "no.shop.", "8.8.8.8.in-addr.arpa.", "."] {
+        let asked = query(name, RecordType::A);
+        assert!(matches!(reply(&zone, &asked, Transport::Udp, 1), Reply::Elsewhere), "{name}");
+    }
+    let mut response = query("web", RecordType::A);
+    response.metadata.message_type = MessageType::Response;
+    assert!(matches!(reply(&zone, &response, Transport::Udp, 1), Reply::Nothing));
+}
+
+#[test]
+fn what_floods_are_made_of_is_refused() {
+    let zone = zone(1);
+    let refused = |query: &Message| {
+        let answer = answer(&zone, query);
+        assert_eq!(data(&answer), [""; 0]);
+        answer.metadata.response_code
+    };
+    for name in ["web", "shop.netctl.internal", "example.org"] {
+        for kind in [RecordType::ANY, RecordType::AXFR, RecordType::IXFR] {
+            assert_eq!(refused(&query(name, kind)), ResponseCode::Refused, "{name} {kind}");
+        }
+    }
+    let mut chaos = query("version.bind", RecordType::TXT);
+    chaos.queries[0].set_query_class(DNSClass::CH);
+    assert_eq!(refused(&chaos), ResponseCode::Refused);
+    let mut update = query("web", RecordType::A);
+    update.metadata.op_code = OpCode::Update;
+    assert_eq!(refused(&update), ResponseCode::NotImp);
+    let mut two = query("web", RecordType::A);
+    two.add_query(Query::query(Name::from_ascii("db").unwrap(), RecordType::A));
+    assert_eq!(refused(&two), ResponseCode::FormErr);
+    two.queries.clear();
+    assert_eq!(refused(&two), ResponseCode::FormErr);
+    let mut newer = with_edns(query("web", RecordType::A), 1232);
+    newer.edns.as_mut().unwrap().set_version(1);
+    assert_eq!(refused(&newer), ResponseCode::BADVERS);
+}
+
+#[test]
+fn many_addresses_come_in_another_order_each_time_and_as_many_as_fit() {
+    let zone = zone(3000);
+    let encoded = |query: &Message, transport, seed| {
+        let Reply::Ours(message) = reply(&zone, query, transport, seed) else { panic!("ours") };
+        encode(message, max_size(query, transport)).unwrap()
+    };
+    let asked = query("tasks.db", RecordType::A);
+    let mut first = BTreeSet::new();
+    for (query, transport, most) in [
+        (asked.clone(), Transport::Udp, 512),
+        (with_edns(asked.clone(), 100), Transport::Udp, 512),
+        (with_edns(asked.clone(), 1000), Transport::Udp, 1000),
+        (with_edns(asked.clone(), 65535), Transport::Udp, 1232),
+        (asked.clone(), Transport::Tcp, 65535),
+    ] {
+        for seed in 0..8 {
+            let bytes = encoded(&query, transport, seed);
+            let message = Message::from_vec(&bytes).unwrap();
+            // As many as there are, or as there is room for: a record has 16 bytes.
+            let all = message.answers.len() == 3000;
+            assert!(bytes.len() <= most && (all || bytes.len() > most - 40), "{}", bytes.len());
+            assert_eq!(message.metadata.truncation, !all);
+            assert_eq!(message.edns.is_some(), query.edns.is_some());
+            let different: BTreeSet<String> = data(&message).into_iter().collect();
+            assert_eq!(different.len(), message.answers.len(), "none twice");
+            first.insert(data(&message).remove(0));
+        }
+    }
+    assert!(first.len() >= 8, "{first:?}");
+}
+
+#[test]
+fn an_answer_that_is_too_large_loses_what_comes_with_it_first() {
+    let asked = query("example.org.", RecordType::A);
+    let mut message = relayed(&asked, &asked);
+    let record = |number: u8| {
+        let name = Name::from_ascii("example.org.").unwrap();
+        Record::from_rdata(name, 1, RData::A(A(Ipv4Addr::new(192, 0, 2, number))))
+    };
+    message.answers = (0..10).map(record).collect();
+    message.additionals = (10..40).map(record).collect();
+    let cut = Message::from_vec(&encode(message.clone(), 512).unwrap()).unwrap();
+    assert_eq!((cut.answers.len(), cut.additionals.len(), cut.metadata.truncation), (10, 0, true));
+    let whole = Message::from_vec(&encode(message, 1232).unwrap()).unwrap();
+    assert_eq!((whole.additionals.len(), whole.metadata.truncation), (30, false));
+}
