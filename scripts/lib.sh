@@ -12,7 +12,8 @@ fi
 {
     BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
     RUN_PACKAGES=(nftables iproute2 util-linux)
-    TEST_PACKAGES=(curl etcd-server etcd-client iputils-ping strace procps shellcheck)
+    TEST_PACKAGES=(curl etcd-server etcd-client iputils-ping strace procps shellcheck bind9-dnsutils
+        busybox-static musl-tools)
     VM_PACKAGES=(qemu-system-x86 cpio kmod busybox-static ipvsadm)
     DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
     BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod)

@@ -4,6 +4,7 @@
 //! [`Service`].
 
 pub mod client;
+mod names;
 pub mod server;
 mod settings;
 
@@ -22,6 +23,7 @@ use crate::model::{
 };
 use ipnetwork::IpNetwork;
 
+pub use names::{NameQuery, NameSource, NameView, RecordView};
 pub use settings::{SettingsView, percent};
 
 /// What went wrong, for programs: stable over versions.
@@ -181,6 +183,9 @@ pub struct AttachRequest {
     /// The endpoint's name; by default its id.
     #[serde(default)]
     pub name: Option<Name>,
+    /// Other names by which its network finds it; others may have them too.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
     /// The path of the network namespace.
     #[schema(value_type = String)]
     pub netns: PathBuf,
@@ -530,6 +535,8 @@ pub trait Service: Send + Sync + 'static {
     ) -> Result<Vec<EndpointView>, ApiError>;
     /// One endpoint; a name needs its network unless it is the only one of that name.
     async fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<EndpointView, ApiError>;
+    /// What a name is answered with, and why.
+    async fn look_up(&self, query: &NameQuery) -> Result<NameView, ApiError>;
     /// Unplugs an endpoint of this node; `Ok(None)`: there was none.
     async fn detach(
         &self,

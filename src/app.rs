@@ -41,6 +41,7 @@ use crate::config::duration::Shown;
 use crate::config::{Config, LogFormat};
 use crate::kernel;
 use crate::model::{Endpoint, NetworkId, Node};
+use crate::overlay::NameService;
 use crate::store::Store;
 
 use agent::Agent;
@@ -213,7 +214,7 @@ async fn start_agent(
     let settings = Settings {
         boot: boot.clone(),
         lease: config.lease,
-        names: config.dns.address,
+        names: NameService { address: config.dns.address, rate: config.dns.rate },
         resync: config.resync,
         tally,
     };
@@ -227,7 +228,10 @@ async fn start_agent(
         defaults: defaults(config),
         boot,
         names: Arc::new(NameServer::new(config.dns.clone())),
-        pressure: Pressure::new(config.address_warning, config.address_alarm),
+        pressure: Pressure::new(pressure::Levels {
+            warning: config.address_warning,
+            alarm: config.address_alarm,
+        }),
         places: Places::new(),
     });
 
@@ -245,11 +249,7 @@ async fn start_agent(
     tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
-    if config.rest < config.lease * LEASES_OF_REST {
-        warn!(
-            "freed addresses rest shorter than {LEASES_OF_REST} times a node's lease: another node may still hold routes to them when they are given out again"
-        );
-    }
+    warn_of_rest(config);
     tokio::spawn(pressure::watch(agent.clone()));
     let checks = health::Tally::default();
     metrics.change(|registry| checks.register(registry));
@@ -264,6 +264,15 @@ async fn start_agent(
         .context("the view has ended")?;
     front.open(agent.clone());
     Ok((agent, thread))
+}
+
+/// Freed addresses are to rest until no node that counts as alive knows their last holder.
+fn warn_of_rest(config: &Config) {
+    if config.rest < config.lease * LEASES_OF_REST {
+        warn!(
+            "freed addresses rest shorter than {LEASES_OF_REST} times a node's lease: another node may still hold routes to them when they are given out again"
+        );
+    }
 }
 
 /// What a network gets that asks for nothing.

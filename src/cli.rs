@@ -4,6 +4,7 @@
 //! everything else to the standard error.
 
 mod completion;
+mod dns;
 mod drain;
 mod endpoint;
 mod failure;
@@ -12,6 +13,7 @@ mod network;
 mod node;
 mod output;
 mod plan;
+mod resolver;
 mod run;
 mod service;
 mod values;
@@ -90,6 +92,9 @@ enum Command {
     /// List, show, drain, activate and remove the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
+    /// Ask the name server of this node
+    #[command(subcommand)]
+    Dns(dns::Command),
     /// Show the versions of this command and of the agent
     Version,
     /// Print a script that completes commands and options in a shell
@@ -114,6 +119,7 @@ pub fn main() -> ExitCode {
             match command {
                 Command::Network(command) => network::run(&session, command).await,
                 Command::Endpoint(command) => endpoint::run(&session, command).await,
+                Command::Dns(command) => dns::run(&session, command).await,
                 Command::Ipam(command) => ipam::run(&session, command).await,
                 Command::Node(command) => node::run(&session, command).await,
                 Command::Service(command) => service::run(&session, command).await,

@@ -98,6 +98,8 @@ pub struct DnsConfig {
     pub ttl: Duration,
     /// A link-local address at which every network answers, beside its gateways.
     pub address: Option<Ipv4Addr>,
+    /// How many packets of one client are taken a second; 0: all.
+    pub rate: u32,
     /// Who is asked for all other names; none: whom the host asks.
     pub upstreams: Vec<SocketAddr>,
     /// Who is asked for names below a domain.

@@ -31,8 +31,17 @@ pub struct Surroundings<'a> {
     pub me: &'a Node,
     /// All nodes.
     pub nodes: &'a BTreeMap<NodeName, Arc<Node>>,
-    /// Where every sandbox answers names, beside its gateways.
-    pub names: Option<Ipv4Addr>,
+    /// How names are answered.
+    pub names: NameService,
+}
+
+/// How sandboxes answer names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NameService {
+    /// Where every sandbox answers, beside its gateways.
+    pub address: Option<Ipv4Addr>,
+    /// How many packets of one client are taken a second; 0: all.
+    pub rate: u32,
 }
 
 /// The MTU of a network's interfaces on a node: what was asked for, as far as the underlay
@@ -70,14 +79,14 @@ pub fn sandbox<'a>(
     Sandbox {
         network: network.id,
         objects,
-        firewall: firewall::sandbox(network, balancer),
+        firewall: firewall::sandbox(network, around.names, balancer),
         uplink: (!network.internal).then(|| uplink(network, mtu)),
     }
 }
 
 /// The nftables table of a network's sandbox.
-pub fn sandbox_firewall(network: &Network, balancer: &Balancer) -> String {
-    firewall::sandbox(network, balancer)
+pub fn sandbox_firewall(network: &Network, names: NameService, balancer: &Balancer) -> String {
+    firewall::sandbox(network, names, balancer)
 }
 
 /// What a sandbox has before any endpoint.
@@ -95,7 +104,7 @@ fn skeleton(around: Surroundings<'_>, network: &Network, mtu: u32) -> BTreeSet<O
             .insert(Object::Address { device: Device::Loopback, address: host_net(subnet.gateway()) });
         objects.insert(route(subnet.cidr(), Target::Unreachable, None));
     }
-    if let Some(address) = around.names.filter(|_| network.has_ipv4()) {
+    if let Some(address) = around.names.address.filter(|_| network.has_ipv4()) {
         let address = host_net(address.into());
         objects.insert(Object::Address { device: Device::Loopback, address });
     }

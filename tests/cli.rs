@@ -198,8 +198,41 @@ fn inspect_shows_aligned_lines() {
     assert!(shown.contains("Labels:    team=shop\n"), "{shown}");
     let shown = done(&agent, "endpoint inspect a");
     assert!(shown.contains("Addresses: 10.9.0.7/24\n"), "{shown}");
+    assert!(shown.contains("Aliases:   -\n") && shown.contains("Resolver:  10.9.0.1\n"), "{shown}");
     let shown = done(&agent, "node inspect n1");
     assert!(shown.contains("Tunnel port:    4789\n"), "{shown}");
+}
+
+#[test]
+fn an_endpoint_is_made_with_aliases_and_a_file_for_its_resolver() {
+    let agent = Agent::start();
+    done(&agent, "network create web --subnet 10.9.0.0/24");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("resolv.conf");
+    let attach = "endpoint attach --network web --netns /n --alias db --alias cache";
+    done(&agent, &format!("{attach} --name a --resolv-conf {}", file.display()));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text, "search web.netctl.internal\noptions ndots:0\nnameserver 10.9.0.1\n");
+    let shown = done(&agent, "endpoint inspect a");
+    assert!(shown.contains("Aliases:   db\n           cache\n"), "{shown}");
+    let own = "--dns 192.0.2.53 --dns-search corp.example --dns-option edns0 --dns-option ndots:2";
+    done(&agent, &format!("{attach} --name b {own} --resolv-conf {}", file.display()));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text, "search corp.example\noptions edns0 ndots:2\nnameserver 192.0.2.53\n");
+    let refused = failed(&agent, &format!("{attach} --name c --resolv-conf /no/such/file"), 1);
+    assert!(refused.contains("is attached, but /no/such/file cannot be written"), "{refused}");
+    failed(&agent, &format!("{attach} --dns name"), 2);
+    failed(&agent, &format!("{attach} --alias A"), 2);
+}
+
+#[test]
+fn a_name_is_asked_for() {
+    let agent = Agent::start();
+    let answer = failed(&agent, "dns query web.shop -t AAAA --from a --network shop", 4);
+    assert_eq!(answer, "", "that there is nothing is no complaint");
+    let refused = failed(&agent, "dns query web --from elsewhere", 5);
+    assert!(refused.contains("is on node n2"), "{refused}");
+    failed(&agent, "dns query", 2);
 }
 
 #[test]

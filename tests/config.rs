@@ -169,6 +169,15 @@ fn values_that_do_not_fit_each_other_are_refused() {
         ("metrics = \"127.0.0.1:70000\"", "127.0.0.1:9980"),
         ("node = \"Not_A_Host!\"", "node name"),
         ("underlay = \"a/b\"", "neither an address"),
+        ("[dns]\ndomain = \"a..b\"", "c.toml:2: dns.domain: \"a..b\" is not a domain"),
+        ("[dns]\nttl = \"2h\"", "0s to 1h"),
+        ("[dns]\naddress = \"10.0.0.1\"", "169.254.1.0 to 169.254.254.255, or none"),
+        ("[dns]\nrate = -1", "1 to 1000000, or 0"),
+        ("[dns]\nupstreams = [\"dns.example\"]", "is not ADDRESS[:PORT]"),
+        ("[dns]\nforward = [\"corp\"]", "a table of lists"),
+        ("[dns]\nforward = { corp = [\"a\"] }", "\"a\" is not ADDRESS[:PORT]"),
+        ("[dns]\nforward = { \"a b\" = \"192.0.2.1\" }", "\"a b\" is not a domain"),
+        ("[dns]\ndomian = \"a\"", "did you mean dns.domain?"),
         ("[store]\nendpoints = [\"http://a:1\"]", "kind of store is embedded"),
         ("[store]\nkind = \"etcd\"", "needs store.endpoints"),
         ("[store]\nkind = \"etcd\"\nendpoints = [\"a:1\"]", "http://HOST:PORT"),
@@ -212,10 +221,41 @@ fn lists_and_labels_come_from_every_layer() {
 }
 
 #[test]
+fn name_servers_come_from_every_layer() {
+    let file = "[dns]\ndomain = \"corp.example.\"\nttl = \"30s\"\naddress = \"none\"\nrate = 0\n\
+                upstreams = [\"192.0.2.1\", \"[2001:db8::1]:5353\"]\n\
+                forward = { consul = [\"127.0.0.1:8600\", \"127.0.0.2\"], \"lab.corp\" = \"192.0.2.9\" }";
+    let dns = load(&[], &[], file).unwrap().dns;
+    assert_eq!((dns.domain.to_string(), dns.ttl.as_secs()), ("corp.example.".to_owned(), 30));
+    assert_eq!((dns.address, dns.rate), (None, 0));
+    assert_eq!(dns.upstreams[0].to_string(), "192.0.2.1:53");
+    assert_eq!(dns.upstreams[1].to_string(), "[2001:db8::1]:5353");
+    let forward: Vec<String> = dns
+        .forward
+        .iter()
+        .map(|(domain, servers)| {
+            let servers: Vec<String> = servers.iter().map(|server| server.to_string()).collect();
+            format!("{domain} {}", servers.join(" "))
+        })
+        .collect();
+    assert_eq!(forward, ["lab.corp. 192.0.2.9:53", "consul. 127.0.0.1:8600 127.0.0.2:53"]);
+    let variables = [("NETCTLD_DNS_FORWARD", "a=192.0.2.1,a=192.0.2.2:54"), ("NETCTLD_DNS_RATE", "7")];
+    let flags = ["--dns-domain", "x.example", "--dns-forward", "b=192.0.2.3"];
+    let dns = load(&[], &variables, file).unwrap().dns;
+    assert_eq!((dns.forward.values().next().unwrap().len(), dns.rate), (2, 7));
+    let dns = load(&flags, &variables, file).unwrap().dns;
+    assert_eq!((dns.forward.len(), dns.domain.to_string()), (1, "x.example.".to_owned()));
+    let default = load(&[], &[], "").unwrap().dns;
+    assert_eq!(default.address.unwrap().to_string(), "169.254.53.53");
+    assert_eq!((default.domain.to_string(), default.rate), ("netctl.internal.".to_owned(), 10_000));
+}
+
+#[test]
 fn what_is_printed_gives_the_same_configuration_again() {
     let etcd = "underlay = \"192.0.2.0/24\"\nsocket_group = \"0\"\nrest = \"90s\"\npools6 = []\n\
                 metrics = \"[::1]:9980\"\n\
-                log_format = \"json\"\n[labels]\n\"a.b\" = \"c \\\"d\\\"\"\n[store]\nkind = \"etcd\"\n\
+                log_format = \"json\"\n[dns]\naddress = \"none\"\nupstreams = [\"192.0.2.1\"]\n\
+                forward = { corp = [\"192.0.2.2\"] }\n[labels]\n\"a.b\" = \"c \\\"d\\\"\"\n[store]\nkind = \"etcd\"\n\
                 endpoints = [\"https://a:1\", \"https://[::1]:2\"]\ncert = \"/dev/null\"\n\
                 key = \"/dev/null\"\nca = \"/dev/null\"\nuser = \"u\"\npassword_file = \"/dev/null\"";
     for file in ["", etcd] {

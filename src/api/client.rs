@@ -20,9 +20,10 @@ use tokio::net::UnixStream;
 
 use super::{
     ApiError, AttachRequest, Attached, CheckView, Detached, DrainView, EndpointView, Expanded,
-    NetworkView, NodeView, ReserveRequest, Scale, ServiceView, SettingsView, Target, VersionView,
+    NameQuery, NameView, NetworkView, NodeView, ReserveRequest, Scale, ServiceView, SettingsView,
+    Target, VersionView,
 };
-use crate::model::{EndpointId, ExpandSpec, NetworkSpec, ServiceSpec, ServiceUpdate};
+use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, ServiceSpec, ServiceUpdate};
 
 /// Where the agent's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/netctl/netctl.sock";
@@ -252,6 +253,23 @@ impl Client {
         network: Option<&str>,
     ) -> Result<EndpointView, ClientError> {
         self.get(&endpoint_path(reference, network)).await
+    }
+
+    /// What a name is answered with, and why.
+    ///
+    /// # Errors
+    /// See [`Client::version`].
+    pub async fn look_up(&self, query: &NameQuery) -> Result<NameView, ClientError> {
+        let text =
+            |name: &'static str, value: &Option<Name>| (name, value.as_ref().map(Name::to_string));
+        let all = [
+            ("name", Some(query.name.clone())),
+            ("type", query.kind.clone()),
+            text("from", &query.from),
+            text("network", &query.network),
+        ];
+        let all: Vec<_> = all.iter().map(|(name, value)| (*name, value.as_deref())).collect();
+        self.get(&with_query("/v1/names", &all)).await
     }
 
     /// Unplugs an endpoint of this node.

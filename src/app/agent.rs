@@ -34,6 +34,9 @@ const REST_AGAIN: Duration = Duration::from_millis(500);
 /// How long a repeated request waits until the view shows the first one's result.
 const SETTLE: Duration = Duration::from_secs(2);
 
+/// The most aliases of an endpoint.
+const MAX_ALIASES: usize = 64;
+
 /// The agent, once it belongs to a cluster.
 pub(super) struct Agent {
     pub(super) me: Node,
@@ -57,11 +60,7 @@ impl Agent {
     }
 
     pub(super) async fn attach(&self, request: AttachRequest) -> Result<Attached, ApiError> {
-        if request.weight.is_some() && request.service.is_none() {
-            let text =
-                "a weight is a share of a service's connections: name the service, or leave it out";
-            return Err(ApiError::new(ErrorCode::Invalid, text));
-        }
+        check(&request)?;
         let deadline = Instant::now() + request.wait_ms.map_or(WAIT, Duration::from_millis);
         let network = self.find_network(&request.network, deadline).await?;
         let using = timeout_at(deadline, self.view.use_network(network.id)).await;
@@ -76,9 +75,13 @@ impl Agent {
                 ApiError::new(ErrorCode::Unavailable, text)
             })?;
 
+        let mut aliases = request.aliases;
+        aliases.sort();
+        aliases.dedup();
         let place = self.places.find(request.netns, request.interface, &self.boot).await?;
         let claim = EndpointRequest {
             name: request.name,
+            aliases,
             addresses: request.addresses,
             mac: request.mac,
             attachment: place.attachment,
@@ -416,4 +419,17 @@ impl Agent {
 
 fn stopped(_: Stopped) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, "netctld is stopping: try again when it is back")
+}
+
+/// Checks what the types do not.
+fn check(request: &AttachRequest) -> Result<(), ApiError> {
+    let aliases = request.aliases.len();
+    let problem = if request.weight.is_some() && request.service.is_none() {
+        "a weight is a share of a service's connections: name the service, or leave it out".to_owned()
+    } else if aliases > MAX_ALIASES {
+        format!("{aliases} aliases are too many: give at most {MAX_ALIASES}")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(ErrorCode::Invalid, problem))
 }

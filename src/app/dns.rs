@@ -4,9 +4,11 @@
 //! on, and of no other. Names of ours are answered from what the view shows, all others by those whom
 //! the host asks.
 
+mod explain;
 mod forward;
 mod knowledge;
 mod listen;
+mod share;
 mod upstreams;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,19 +30,17 @@ use super::agent::Agent;
 use super::dataplane::Sandboxes;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
+use crate::dns::Names;
 use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal};
-use crate::dns::{DomainName, Names};
 use crate::model::{Name, NetworkId, Snapshot};
 
 /// The port of name servers (RFC 1035, 4.2).
 const PORT: u16 = 53;
-
+/// How long an endpoint's attachment waits for the network's names to be answered.
+const BECOMES_HEARD: Duration = Duration::from_secs(1);
 /// How long a container that is not known yet waits to be known: it was attached just now, and the view
 /// is about to show it.
 const BECOMES_KNOWN: Duration = Duration::from_secs(1);
-
-/// How long an endpoint's attachment waits for the network's names to be answered.
-const BECOMES_HEARD: Duration = Duration::from_secs(1);
 
 /// Who asks: on which network, from which address.
 type Asker = (NetworkId, IpAddr);
@@ -55,85 +55,26 @@ enum Outcome {
     Nothing,
 }
 
-/// Answers queries, wherever they come in.
-struct Server {
-    domain: DomainName,
-    ttl: u32,
-    knowledge: watch::Receiver<Knowledge>,
-    forwarder: Forwarder,
-}
-
-impl Server {
-    /// Takes a query, and answers it where that takes no time.
-    fn take(&self, asker: Asker, bytes: &[u8], transport: Transport) -> Outcome {
-        let Ok(query) = Message::from_vec(bytes) else { return Outcome::Nothing };
-        let reply = {
-            let knowledge = self.knowledge.borrow();
-            knowledge.container(asker).map(|client| self.reply(&knowledge, client, &query, transport))
-        };
-        match reply {
-            Some(Reply::Ours(message)) => {
-                let encoded = encode(message, max_size(&query, transport));
-                encoded.map_or(Outcome::Nothing, Outcome::Answer)
-            }
-            Some(Reply::Nothing) => Outcome::Nothing,
-            Some(Reply::Elsewhere) | None => Outcome::Later(Box::new(query)),
-        }
-    }
-
-    /// Answers a query for which something must be waited for: that it is known who asks, or that
-    /// somebody else answers.
-    async fn answer(&self, asker: Asker, query: &Message, transport: Transport) -> Option<Vec<u8>> {
-        let mut known = self.knowledge.clone();
-        let is_known = known.wait_for(|knowledge| knowledge.container(asker).is_some());
-        // Should it not be, it is somebody of the network at least.
-        let _ = timeout(BECOMES_KNOWN, is_known).await.is_ok();
-        let reply = {
-            let knowledge = self.knowledge.borrow();
-            let client = knowledge.container(asker).or_else(|| knowledge.stranger(asker.0));
-            client.map(|client| self.reply(&knowledge, client, query, transport))
-        };
-        let message = match reply {
-            Some(Reply::Ours(message)) => message,
-            Some(Reply::Nothing) => return None,
-            Some(Reply::Elsewhere) => self.forwarder.ask(asker, query).await,
-            // The network is being removed.
-            None => refusal(query, ResponseCode::ServFail),
-        };
-        encode(message, max_size(query, transport))
-    }
-
-    /// What is answered without asking anybody.
-    fn reply(
-        &self,
-        knowledge: &Knowledge,
-        client: &Client,
-        query: &Message,
-        transport: Transport,
-    ) -> Reply {
-        let names = Names { domain: &self.domain, zones: &client.zones };
-        let terms = Terms { names, ttl: self.ttl, serial: knowledge.serial };
-        match terms.reply(query, transport, &mut rand::rng()) {
-            // There is no outside for who is on internal networks only.
-            Reply::Elsewhere if !client.forwards() => {
-                Reply::Ours(refusal(query, ResponseCode::NXDomain))
-            }
-            Reply::Elsewhere => self.forwarder.kept(query).map_or(Reply::Elsewhere, Reply::Ours),
-            reply => reply,
-        }
-    }
-}
-
-/// This node's name server, and where it answers by now.
-#[derive(Debug)]
+/// This node's name server.
 pub(super) struct NameServer {
     config: DnsConfig,
+    /// For how many seconds an answer of ours may be kept.
+    ttl: u32,
+    knowledge: watch::Sender<Knowledge>,
+    forwarder: Forwarder,
+    /// Where names are answered by now.
     heard: watch::Sender<BTreeSet<Place>>,
 }
 
 impl NameServer {
     pub(super) fn new(config: DnsConfig) -> Self {
-        Self { config, heard: watch::Sender::default() }
+        Self {
+            ttl: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX),
+            knowledge: watch::Sender::default(),
+            forwarder: Forwarder::new(Upstreams::new(&config)),
+            heard: watch::Sender::default(),
+            config,
+        }
     }
 
     /// How a container of a network asks for names, which has these gateways.
@@ -161,6 +102,68 @@ impl NameServer {
             heard.insert(place);
         });
     }
+
+    /// Takes a query, and answers it where that takes no time.
+    fn take(&self, asker: Asker, bytes: &[u8], transport: Transport) -> Outcome {
+        let Ok(query) = Message::from_vec(bytes) else { return Outcome::Nothing };
+        let reply = {
+            let knowledge = self.knowledge.borrow();
+            knowledge.container(asker).map(|client| self.reply(&knowledge, client, &query, transport))
+        };
+        match reply {
+            Some(Reply::Ours(message)) => {
+                let encoded = encode(message, max_size(&query, transport));
+                encoded.map_or(Outcome::Nothing, Outcome::Answer)
+            }
+            Some(Reply::Nothing) => Outcome::Nothing,
+            Some(Reply::Elsewhere) | None => Outcome::Later(Box::new(query)),
+        }
+    }
+
+    /// Answers a query for which something must be waited for: that it is known who asks, or that
+    /// somebody else answers.
+    async fn answer(&self, asker: Asker, query: &Message, transport: Transport) -> Option<Vec<u8>> {
+        let mut known = self.knowledge.subscribe();
+        let is_known = known.wait_for(|knowledge| knowledge.container(asker).is_some());
+        // Should it not be, it is somebody of the network at least.
+        let _ = timeout(BECOMES_KNOWN, is_known).await.is_ok();
+        let reply = {
+            let knowledge = self.knowledge.borrow();
+            let client = knowledge.container(asker).or_else(|| knowledge.stranger(asker.0));
+            client.map(|client| self.reply(&knowledge, client, query, transport))
+        };
+        let message = match reply {
+            Some(Reply::Ours(message)) => message,
+            Some(Reply::Nothing) => return None,
+            Some(Reply::Elsewhere) => self.forwarder.ask(Some(asker), query).await.message,
+            // The network is being removed.
+            None => refusal(query, ResponseCode::ServFail),
+        };
+        encode(message, max_size(query, transport))
+    }
+
+    /// What is answered without asking anybody.
+    fn reply(
+        &self,
+        knowledge: &Knowledge,
+        client: &Client,
+        query: &Message,
+        transport: Transport,
+    ) -> Reply {
+        let names = Names { domain: &self.config.domain, zones: &client.zones };
+        let terms = Terms { names, ttl: self.ttl, serial: knowledge.serial };
+        match terms.reply(query, transport, &mut rand::rng()) {
+            // There is no outside for who is on internal networks only.
+            Reply::Elsewhere if !client.forwards() => {
+                Reply::Ours(refusal(query, ResponseCode::NXDomain))
+            }
+            Reply::Elsewhere => match self.forwarder.kept(query) {
+                Some((message, _)) => Reply::Ours(message),
+                None => Reply::Elsewhere,
+            },
+            reply => reply,
+        }
+    }
 }
 
 /// A task that ends with this value.
@@ -174,16 +177,7 @@ impl Drop for Serving {
 
 /// Answers names on all networks of this node, for ever.
 pub(super) async fn serve(agent: Arc<Agent>) {
-    let names = agent.names.clone();
-    let config = &names.config;
-    let mut zones = Zones::new(agent.me.clone());
-    let (publisher, knowledge) = watch::channel(Knowledge::default());
-    let server = Arc::new(Server {
-        domain: config.domain.clone(),
-        ttl: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX),
-        knowledge,
-        forwarder: Forwarder::new(Upstreams::new(config)),
-    });
+    let (server, mut zones) = (agent.names.clone(), Zones::new(agent.me.clone()));
     let (mut view, mut sandboxes) = (agent.view.subscribe(), agent.dataplane.sandboxes());
     let mut serving: BTreeMap<Place, Serving> = BTreeMap::new();
     loop {
@@ -191,16 +185,13 @@ pub(super) async fn serve(agent: Arc<Agent>) {
         let open = sandboxes.borrow_and_update().clone();
         // Before that, a name that is not shown may well exist.
         if published.complete {
-            let places = places(&published.snapshot, &open, config);
-            publisher.send_replace(zones.follow(published.snapshot));
+            let places = places(&published.snapshot, &open, &server.config);
+            server.knowledge.send_replace(zones.follow(published.snapshot));
             serving.retain(|place, _| places.contains(place));
-            names.heard.send_modify(|heard| heard.retain(|place| places.contains(place)));
+            server.heard.send_modify(|heard| heard.retain(|place| places.contains(place)));
             for place in places {
-                let start = || {
-                    Serving(
-                        tokio::spawn(listen::serve(server.clone(), place, names.clone())).abort_handle(),
-                    )
-                };
+                let start =
+                    || Serving(tokio::spawn(listen::serve(server.clone(), place)).abort_handle());
                 serving.entry(place).or_insert_with(start);
             }
         }

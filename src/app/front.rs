@@ -9,7 +9,8 @@ use super::agent::Agent;
 use super::metrics::Metrics;
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, DrainView, EndpointView, ErrorCode, Expanded,
-    NetworkView, NodeView, ReserveRequest, Service, ServiceView, SettingsView, Target, VersionView,
+    NameQuery, NameView, NetworkView, NodeView, ReserveRequest, Service, ServiceView, SettingsView,
+    Target, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec, ServiceUpdate};
 
@@ -98,6 +99,10 @@ impl Service for Front {
 
     async fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<EndpointView, ApiError> {
         self.agent()?.endpoint(reference, network).await
+    }
+
+    async fn look_up(&self, query: &NameQuery) -> Result<NameView, ApiError> {
+        self.agent()?.look_up(query).await
     }
 
     async fn detach(

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use super::drain::{self, Wait};
 use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
+use super::resolver::Resolver;
 use super::{Session, values, wait};
 use crate::api::{AttachRequest, EndpointView, Target};
 use crate::model::{EndpointState, IfName, MacAddr, Name};
@@ -30,7 +31,8 @@ The same request again changes nothing and prints the same id.
 Examples:
   ip netns add box
   netctl endpoint attach --network web --netns /run/netns/box --name box
-  netctl endpoint attach --network web --netns /proc/4711/ns/net --ip 10.9.0.7 --interface eth1";
+  netctl endpoint attach --network web --netns /proc/4711/ns/net --ip 10.9.0.7 --interface eth1
+  netctl endpoint attach --network web --netns /run/netns/box --name box --resolv-conf /etc/netns/box/resolv.conf";
 const DRAIN_EXAMPLES: &str = "\
 Examples:
   netctl endpoint drain box
@@ -112,6 +114,9 @@ pub(super) struct Attach {
     /// The endpoint's name, unique in its network [default: its id]
     #[arg(long)]
     name: Option<Name>,
+    /// Another name by which its network finds it; can be repeated
+    #[arg(long = "alias", value_name = "NAME")]
+    aliases: Vec<Name>,
     /// The interface's name in the namespace [default: the first free of eth0, eth1, …]
     #[arg(long, value_name = "NAME")]
     interface: Option<IfName>,
@@ -130,6 +135,11 @@ pub(super) struct Attach {
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
+    /// Write a resolv.conf(5) for the container to this file
+    #[arg(long, value_name = "FILE")]
+    resolv_conf: Option<PathBuf>,
+    #[command(flatten)]
+    resolver: Resolver,
     /// How long to wait for the network to be there and ready on this node
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::wait)]
     wait: Duration,
@@ -209,10 +219,12 @@ fn details(view: &EndpointView) -> Details {
     Details::default()
         .with("ID", endpoint.id)
         .with("Name", &endpoint.name)
+        .with_all("Aliases", &endpoint.aliases)
         .with("Network", format!("{} ({})", view.network_name, endpoint.network))
         .with("Node", &endpoint.node)
         .with_all("Addresses", addresses)
         .with_all("Gateways", &view.gateways)
+        .with_all("Resolver", &view.resolver.servers)
         .with("MAC", endpoint.mac)
         .with("MTU", view.mtu)
         .with("Interface", &endpoint.attachment.interface)
@@ -238,6 +250,7 @@ async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> 
     let request = AttachRequest {
         network: attach.network,
         name: attach.name,
+        aliases: attach.aliases,
         netns: attach.netns,
         interface: attach.interface,
         addresses: attach.addresses,
@@ -248,6 +261,16 @@ async fn attach(session: &Session, attach: Attach) -> Result<ExitCode, Failure> 
         wait_ms: Some(values::milliseconds(attach.wait)),
     };
     let view = session.client.attach(&request).await?.into_view();
+    if let Some(path) = attach.resolv_conf {
+        let written = std::fs::write(&path, attach.resolver.file(&view.resolver));
+        written.map_err(|error| {
+            Failure::failed(format!(
+                "endpoint {} is attached, but {} cannot be written: {error}",
+                view.endpoint.id,
+                path.display()
+            ))
+        })?;
+    }
     match session.format {
         Format::Json => output::print_json(&view)?,
         Format::Table => output::print_line(&view.endpoint.id.to_string())?,

@@ -20,6 +20,7 @@ use clap::Args;
 use tokio::time::timeout;
 
 use super::failure::{Failure, complain};
+use super::resolver::Resolver;
 use super::{block_on, values};
 use crate::api::client::{Client, ClientError};
 use crate::api::{AttachRequest, Attached, EndpointView, ErrorCode};
@@ -55,6 +56,9 @@ pub(super) struct Arguments {
     /// The endpoint's name, unique in its network [default: its id]
     #[arg(long)]
     name: Option<Name>,
+    /// Another name by which its network finds it; can be repeated
+    #[arg(long = "alias", value_name = "NAME")]
+    aliases: Vec<Name>,
     /// An address to take; one of each family at most [default: a free one]
     #[arg(long = "ip", value_name = "ADDRESS")]
     addresses: Vec<IpAddr>,
@@ -76,6 +80,8 @@ pub(super) struct Arguments {
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
+    #[command(flatten)]
+    resolver: Resolver,
     /// How long to wait for the network to be there and ready on this node
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::wait)]
     wait: Duration,
@@ -110,11 +116,13 @@ struct Supervisor<'a> {
 
 impl Supervisor<'_> {
     async fn run(mut self, arguments: Arguments) -> Result<u8, Failure> {
-        let setup =
-            |view: &EndpointView| Setup::new(view, arguments.hostname.as_ref(), &arguments.environment);
+        let setup = |view: &EndpointView| {
+            Setup::new(view, arguments.hostname.as_ref(), &arguments.environment, &arguments.resolver)
+        };
         let request = AttachRequest {
             network: arguments.network.clone(),
             name: arguments.name.clone(),
+            aliases: arguments.aliases.clone(),
             netns: self.container.netns(),
             interface: None,
             addresses: arguments.addresses.clone(),

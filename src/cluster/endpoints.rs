@@ -237,6 +237,7 @@ impl Cluster {
         Endpoint {
             id,
             name: name.unwrap_or_else(|| network.name.clone()),
+            aliases: claim.aliases.clone(),
             network: network.id,
             node: self.node.clone(),
             addresses,
@@ -566,6 +567,13 @@ pub fn difference(endpoint: &Endpoint, node: &NodeName, claim: &EndpointRequest)
     if endpoint.service != claim.service {
         let service = endpoint.service.as_ref().map_or("none", Name::as_str);
         return Some(format!("its service is {service}"));
+    }
+    if endpoint.aliases != claim.aliases {
+        let aliases: Vec<&str> = endpoint.aliases.iter().map(Name::as_str).collect();
+        return Some(format!(
+            "its aliases are {}",
+            if aliases.is_empty() { "none".to_owned() } else { aliases.join(", ") }
+        ));
     }
     if endpoint.weight != claim.weight {
         return Some(format!("its weight is {}", endpoint.weight));

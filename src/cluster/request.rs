@@ -10,6 +10,8 @@ use crate::model::{Attachment, EndpointState, MacAddr, Name};
 pub struct EndpointRequest {
     /// The name; `None`: the endpoint's id.
     pub name: Option<Name>,
+    /// Other names by which its network finds it.
+    pub aliases: Vec<Name>,
     /// Addresses that it must have, at most one of each family.
     pub addresses: Vec<IpAddr>,
     /// The Ethernet address that it must have.
@@ -33,6 +35,7 @@ impl EndpointRequest {
     pub fn new(attachment: Attachment) -> Self {
         Self {
             name: None,
+            aliases: Vec::new(),
             addresses: Vec::new(),
             mac: None,
             attachment,

@@ -466,11 +466,15 @@ fn check_policy(
     balancing: &Balancing,
     health: Option<&HealthCheck>,
 ) -> Result<(), ClusterError> {
-    if mode == EndpointMode::Dnsrr && *balancing != Balancing::default() {
+    // Named ports are told to who asks for them, whoever is reached there.
+    let told = |balancing: &Balancing| balancing.ports.iter().all(|port| port.name.is_some());
+    let is_balanced =
+        !told(balancing) || Balancing { ports: Vec::new(), ..balancing.clone() } != Balancing::default();
+    if mode == EndpointMode::Dnsrr && is_balanced {
         return Err(ClusterError::ServiceInvalid(format!(
             "service {name} is reached by dnsrr: nothing balances its connections, so it has no \
-             scheduler, ports, affinity, timeouts or preference; leave them out, or make it with \
-             --endpoint-mode vip"
+             scheduler, ports without a name, affinity, timeouts or preference; leave them out, or \
+             make it with --endpoint-mode vip"
         )));
     }
     let checked = balancing.check().and_then(|()| health.map_or(Ok(()), HealthCheck::check));

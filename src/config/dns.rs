@@ -21,6 +21,7 @@ pub(super) fn check(check: &mut Check<'_>) -> DnsConfig {
         check.report("dns.ttl", "give whole seconds".to_owned());
     }
     let address = check.value("dns.address", Some(ADDRESS), link_local);
+    let rate = check.value("dns.rate", 10_000, rate);
     let mut upstreams = Vec::new();
     for text in check.list("dns.upstreams").unwrap_or_default() {
         match server(&text) {
@@ -39,7 +40,7 @@ pub(super) fn check(check: &mut Check<'_>) -> DnsConfig {
             Err(message) => check.report("dns.forward", message),
         }
     }
-    DnsConfig { domain, ttl, address, upstreams, forward }
+    DnsConfig { domain, ttl, address, rate, upstreams, forward }
 }
 
 fn domain_and_server(name: &str, at: &str) -> Result<(DomainName, SocketAddr), String> {
@@ -59,6 +60,11 @@ fn server(text: &str) -> Result<SocketAddr, String> {
     usable.ok_or_else(|| {
         format!("{text:?} is not ADDRESS[:PORT]: give such as 192.0.2.53 or [2001:db8::53]:5353")
     })
+}
+
+fn rate(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number <= 1_000_000);
+    number.ok_or_else(|| format!("{text:?} is not a number of packets: give 1 to 1000000, or 0 for all"))
 }
 
 fn link_local(text: &str) -> Result<Option<Ipv4Addr>, String> {

@@ -124,6 +124,10 @@ pub struct Flags {
     /// none [default: 169.254.53.53]
     #[arg(long, value_name = "ADDRESS", help_heading = "Names")]
     dns_address: Option<String>,
+    /// How many packets a second one container may send to the name server, 0 for any number
+    /// [default: 10000]
+    #[arg(long, value_name = "N", help_heading = "Names")]
+    dns_rate: Option<String>,
     /// Who is asked for all other names [default: the servers of /etc/resolv.conf, as it is then]
     #[arg(long, value_name = "ADDRESS[:PORT]", value_delimiter = ',', help_heading = "Names")]
     dns_upstreams: Option<Vec<String>>,
@@ -196,6 +200,7 @@ impl Flags {
             one("dns.domain", &self.dns_domain),
             one("dns.ttl", &self.dns_ttl),
             one("dns.address", &self.dns_address),
+            one("dns.rate", &self.dns_rate),
             many("dns.upstreams", &self.dns_upstreams),
             many("dns.forward", &self.dns_forward),
             one("store.kind", &self.store_kind),

@@ -1,11 +1,11 @@
 //! What is answered to a query.
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rand::seq::SliceRandom as _;
 
-use super::{DomainName, Entry, Found, Names};
+use super::{DomainName, Entry, Found, Kind, Names};
 
 /// The largest message over UDP that reaches everybody in one piece (what DNS flag day 2020 agreed
 /// upon): more is neither sent nor asked for.
@@ -72,6 +72,8 @@ impl Terms<'_> {
         data.shuffle(rng);
         data.truncate(most);
         let record = |data| Record::from_rdata(question.name().clone(), self.ttl, data);
+        message.additionals =
+            data.iter().flat_map(|data| self.addresses_of(&found, data)).take(most).collect();
         message.answers = data.into_iter().map(record).collect();
         if found == Found::Missing {
             message.metadata.response_code = ResponseCode::NXDomain;
@@ -87,6 +89,7 @@ impl Terms<'_> {
         match (found, kind) {
             (Found::Entry(_, entry), RecordType::A) => v4(entry),
             (Found::Entry(_, entry), RecordType::AAAA) => v6(entry),
+            (Found::Entry(zone, entry), RecordType::SRV) => self.ports(*zone, entry),
             (Found::Address(full), RecordType::PTR) => {
                 wire_name(full).map(|name| RData::PTR(PTR(name))).into_iter().collect()
             }
@@ -95,6 +98,27 @@ impl Terms<'_> {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Where what a name stands for is reached: every target as likely as the others.
+    fn ports(&self, zone: usize, entry: &Entry) -> Vec<RData> {
+        let Some(zone) = self.names.zones.get(zone) else { return Vec::new() };
+        let target = |(name, port): &(DomainName, u16)| {
+            let target = wire_name(&self.names.full(zone, name)?)?;
+            Some(RData::SRV(SRV::new(0, 0, *port, target)))
+        };
+        entry.ports.iter().filter_map(target).collect()
+    }
+
+    /// The addresses of who is named by data that was found: so nobody has to ask for them.
+    fn addresses_of(&self, found: &Found<'_>, data: &RData) -> Vec<Record> {
+        let (Found::Entry(zone, _), RData::SRV(srv)) = (found, data) else { return Vec::new() };
+        let target = DomainName::new(srv.target.iter());
+        let Some(target) = target else { return Vec::new() };
+        let Found::Entry(of, entry) = self.names.find(&target) else { return Vec::new() };
+        let data = if of == *zone { [v4(entry), v6(entry)].concat() } else { Vec::new() };
+        let record = |data| Record::from_rdata(srv.target.clone(), self.ttl, data);
+        data.into_iter().map(record).collect()
     }
 
     /// The record that says for how long nothing is there (RFC 2308): that of our domain, or for
@@ -187,10 +211,13 @@ pub fn encode(mut message: Message, max: u16) -> Option<Vec<u8>> {
         if bytes.len() <= max {
             return Some(bytes);
         }
-        message.metadata.truncation = true;
-        // What comes with an answer goes first; of the answers themselves as many as it takes.
-        if !message.additionals.is_empty() || !message.authorities.is_empty() {
+        // What only comes with an answer goes first, and is not missed (RFC 2181, 9).
+        if !message.additionals.is_empty() {
             message.additionals.clear();
+            continue;
+        }
+        message.metadata.truncation = true;
+        if !message.authorities.is_empty() {
             message.authorities.clear();
         } else {
             let count = message.answers.len();
@@ -212,6 +239,24 @@ fn wire_name(name: &DomainName) -> Option<Name> {
     let mut name = Name::from_labels(name.labels()).ok()?;
     name.set_fqdn(true);
     Some(name)
+}
+
+/// What was found, in a few words.
+pub fn describe(found: &Found<'_>) -> &'static str {
+    match found {
+        Found::Entry(_, entry) => match entry.kind {
+            Kind::Endpoint => "an endpoint",
+            Kind::Service => "a service",
+            Kind::Tasks => "the ready endpoints of a service",
+            Kind::Port => "a port of a service",
+            Kind::Gateway => "the gateway",
+            Kind::Branch => "nothing but names below it",
+        },
+        Found::Address(_) => "an address",
+        Found::Branch => "nothing but names below it",
+        Found::Missing => "there is no such name",
+        Found::Foreign => "it is not one of ours",
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub enum Kind {
     Tasks,
     /// The gateway.
     Gateway,
+    /// A port of a service.
+    Port,
     /// Nothing but the names below it (an empty non-terminal, RFC 8499).
     Branch,
 }
@@ -34,6 +36,8 @@ pub struct Entry {
     pub v4: Vec<Ipv4Addr>,
     /// Its IPv6 addresses.
     pub v6: Vec<Ipv6Addr>,
+    /// Where what it stands for is reached: names within the network, and ports.
+    pub ports: Vec<(DomainName, u16)>,
 }
 
 /// All names of one network, relative to it.
@@ -108,8 +112,13 @@ impl Zone {
         for address in &endpoint.addresses {
             self.addresses.insert(*address, name.clone());
         }
-        if by_name {
-            self.insert(&name, Kind::Endpoint, &endpoint.addresses);
+        if !by_name {
+            return;
+        }
+        self.insert(&name, Kind::Endpoint, &endpoint.addresses);
+        for alias in endpoint.aliases.iter().filter(|alias| **alias != endpoint.name) {
+            let Some(alias) = label(alias.as_str()) else { continue };
+            self.insert(&alias, Kind::Endpoint, &endpoint.addresses);
         }
     }
 
@@ -127,17 +136,44 @@ impl Zone {
                 }
                 self.insert(&name, Kind::Service, own);
             }
-            EndpointMode::Dnsrr => self.insert(&name, Kind::Tasks, &backends),
+            EndpointMode::Dnsrr => {
+                self.insert(&name, Kind::Tasks, &backends);
+            }
         }
+        self.add_ports(service, &name, ready);
         if let Some(tasks) = label("tasks").and_then(|tasks| tasks.under(&name)) {
             self.insert(&tasks, Kind::Tasks, &backends);
         }
     }
 
+    /// Adds the named ports of a service: at its own address, or of each of its endpoints.
+    fn add_ports(&mut self, service: &Service, name: &DomainName, ready: &[&Endpoint]) {
+        for port in &service.balancing.ports {
+            let Some(port_name) = &port.name else { continue };
+            let (below, protocol) = (format!("_{port_name}"), format!("_{}", port.protocol));
+            let full = DomainName::new([below.as_bytes(), protocol.as_bytes()]);
+            let Some(full) = full.and_then(|full| full.under(name)) else { continue };
+            let targets: Vec<(DomainName, u16)> = match service.endpoint_mode {
+                EndpointMode::Vip => vec![(name.clone(), port.port)],
+                EndpointMode::Dnsrr => {
+                    let target =
+                        |endpoint: &&Endpoint| Some((label(endpoint.name.as_str())?, port.target));
+                    ready.iter().filter_map(target).collect()
+                }
+            };
+            self.insert(&full, Kind::Port, &[]).ports.extend(targets);
+        }
+    }
+
     /// Gives a name addresses; what is above it exists then too.
-    fn insert(&mut self, name: &DomainName, kind: Kind, addresses: &[IpAddr]) {
-        let empty = || Entry { kind, v4: Vec::new(), v6: Vec::new() };
-        let entry = self.names.entry(name.wire().into()).or_insert_with(empty);
+    fn insert(&mut self, name: &DomainName, kind: Kind, addresses: &[IpAddr]) -> &mut Entry {
+        let empty = |kind| Entry { kind, v4: Vec::new(), v6: Vec::new(), ports: Vec::new() };
+        let mut above = name.clone();
+        while let Some(parent) = above.parent() {
+            self.names.entry(parent.wire().into()).or_insert_with(|| empty(Kind::Branch));
+            above = parent;
+        }
+        let entry = self.names.entry(name.wire().into()).or_insert_with(|| empty(kind));
         if entry.kind == Kind::Branch {
             entry.kind = kind;
         }
@@ -147,12 +183,7 @@ impl Zone {
                 IpAddr::V6(address) => entry.v6.push(*address),
             }
         }
-        let mut above = name.clone();
-        while let Some(parent) = above.parent() {
-            let branch = || Entry { kind: Kind::Branch, ..empty() };
-            self.names.entry(parent.wire().into()).or_insert_with(branch);
-            above = parent;
-        }
+        entry
     }
 }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::PortKey;
+use super::{Name, PortKey};
 
 /// The most ports of a service.
 pub const MAX_PORTS: usize = 128;
@@ -28,6 +28,9 @@ pub enum BalancingError {
         /// Its protocol.
         protocol: Protocol,
     },
+    /// A name that two ports of a protocol have.
+    #[error("port name {0} is given twice")]
+    NameTwice(Name),
     /// More ports than a service can have.
     #[error("{0} ports are too many: give at most {MAX_PORTS}, or none for all")]
     TooMany(usize),
@@ -146,10 +149,13 @@ impl fmt::Display for Protocol {
 }
 
 /// A port of a service, and the one of its endpoints to which it leads. As text:
-/// `PORT[:TARGET][/PROTOCOL]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+/// `[NAME=]PORT[:TARGET][/PROTOCOL]`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServicePort {
+    /// What it is for: its number is found by that (`_http._tcp.web`, RFC 2782).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
     /// The protocol.
     #[serde(default)]
     pub protocol: Protocol,
@@ -161,6 +167,9 @@ pub struct ServicePort {
 
 impl fmt::Display for ServicePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}=")?;
+        }
         write!(f, "{}:{}/{}", self.port, self.target, self.protocol)
     }
 }
@@ -174,17 +183,25 @@ impl FromStr for ServicePort {
             text: text.chars().take(40).collect(),
             choices,
         };
-        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (name, rest) = match text.split_once('=') {
+            Some((name, rest)) => {
+                let name = name.parse().map_err(|_| unknown("NAME=PORT, with a name such as http"))?;
+                (Some(name), rest)
+            }
+            None => (None, text),
+        };
+        let (ports, protocol) = rest.split_once('/').unwrap_or((rest, "tcp"));
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
             "sctp" => Protocol::Sctp,
             _ => return Err(unknown("PORT[:TARGET]/tcp, /udp or /sctp")),
         };
-        let number =
-            |text: &str| text.parse().map_err(|_| unknown("PORT[:TARGET][/PROTOCOL], 1 to 65535"));
+        let number = |text: &str| {
+            text.parse().map_err(|_| unknown("[NAME=]PORT[:TARGET][/PROTOCOL], 1 to 65535"))
+        };
         let (port, target) = ports.split_once(':').unwrap_or((ports, ports));
-        let port = Self { protocol, port: number(port)?, target: number(target)? };
+        let port = Self { name, protocol, port: number(port)?, target: number(target)? };
         if port.port == 0 || port.target == 0 {
             return Err(BalancingError::Zero(port));
         }
@@ -292,10 +309,15 @@ impl Balancing {
         if self.ports.len() > MAX_PORTS {
             return Err(BalancingError::TooMany(self.ports.len()));
         }
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
         for port in &self.ports {
             if port.port == 0 || port.target == 0 {
-                return Err(BalancingError::Zero(*port));
+                return Err(BalancingError::Zero(port.clone()));
+            }
+            if let Some(name) = &port.name
+                && !names.insert((port.protocol, name))
+            {
+                return Err(BalancingError::NameTwice(name.clone()));
             }
             if !seen.insert((port.protocol, port.port)) {
                 return Err(BalancingError::Twice { port: port.port, protocol: port.protocol });
@@ -335,11 +357,25 @@ mod tests {
             ("80:8080", "80:8080/tcp"),
             ("53/udp", "53:53/udp"),
             ("53:5353/sctp", "53:5353/sctp"),
+            ("http=80:8080", "http=80:8080/tcp"),
         ] {
             assert_eq!(text.parse::<ServicePort>().unwrap().to_string(), shown);
         }
-        for text in ["", "0", "80:0", "65536", "80/icmp", "80:", ":80", "-1", "80:90:100", "80/tcp/udp"]
-        {
+        for text in [
+            "",
+            "0",
+            "80:0",
+            "65536",
+            "80/icmp",
+            "80:",
+            ":80",
+            "-1",
+            "80:90:100",
+            "80/tcp/udp",
+            "=80",
+            "HTTP=80",
+            "a=b=80",
+        ] {
             assert!(text.parse::<ServicePort>().is_err(), "{text}");
         }
     }
@@ -352,7 +388,12 @@ mod tests {
         good.check().unwrap();
         let twice = Balancing { ports: vec![port("80"), port("80:81")], ..Balancing::default() };
         assert!(matches!(twice.check(), Err(BalancingError::Twice { port: 80, .. })));
-        let zero = ServicePort { protocol: Protocol::Tcp, port: 80, target: 0 };
+        let named =
+            |texts: [&str; 2]| Balancing { ports: texts.map(port).into(), ..Balancing::default() };
+        named(["dns=53", "dns=53/udp"]).check().unwrap();
+        let twice = named(["http=80", "http=81"]);
+        assert!(matches!(twice.check(), Err(BalancingError::NameTwice(_))));
+        let zero = ServicePort { name: None, protocol: Protocol::Tcp, port: 80, target: 0 };
         let zero = Balancing { ports: vec![zero], ..Balancing::default() };
         assert!(matches!(zero.check(), Err(BalancingError::Zero(_))));
         let many = Balancing {

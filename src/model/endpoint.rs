@@ -16,6 +16,9 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// Its name, unique in its network.
     pub name: Name,
+    /// Other names by which its network finds it; others may have them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Name>,
     /// The network.
     pub network: NetworkId,
     /// The node on which the container runs.

@@ -22,8 +22,8 @@ pub struct PortKey {
     pub port: u16,
 }
 
-impl From<ServicePort> for PortKey {
-    fn from(port: ServicePort) -> Self {
+impl From<&ServicePort> for PortKey {
+    fn from(port: &ServicePort) -> Self {
         Self { protocol: port.protocol, port: port.port }
     }
 }
@@ -39,7 +39,7 @@ impl FromStr for PortKey {
 
     fn from_str(text: &str) -> Result<Self, BalancingError> {
         match text.parse::<ServicePort>() {
-            Ok(port) if !text.contains(':') => Ok(port.into()),
+            Ok(port) if !text.contains([':', '=']) => Ok((&port).into()),
             _ => Err(BalancingError::Unknown {
                 what: "port",
                 text: text.chars().take(40).collect(),
@@ -233,12 +233,12 @@ impl ServiceUpdate {
         asked.check()?;
         let before = balancing.ports.len();
         for key in &self.remove_ports {
-            let place = balancing.ports.iter().position(|port| PortKey::from(*port) == *key);
+            let place = balancing.ports.iter().position(|port| PortKey::from(port) == *key);
             balancing.ports.remove(place.ok_or(BalancingError::NoPort(*key))?);
         }
         for port in &self.ports {
-            balancing.ports.retain(|present| PortKey::from(*present) != PortKey::from(*port));
-            balancing.ports.push(*port);
+            balancing.ports.retain(|present| PortKey::from(present) != PortKey::from(port));
+            balancing.ports.push(port.clone());
         }
         if self.all_ports {
             balancing.ports.clear();

@@ -3,13 +3,14 @@
 //! A script replaces the whole table in one transaction, so there is no moment without rules.
 //! Every drop has a counter and, as its comment, the reason.
 
+mod names;
 mod services;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use super::Surroundings;
+use super::{NameService, Surroundings};
 use crate::lb::Balancer;
 use crate::model::node::{UPLINKS4, UPLINKS6};
 use crate::model::object::{TABLE, UPLINK_PREFIX};
@@ -25,8 +26,8 @@ use crate::model::{Network, Subnet};
 ///
 /// Every packet between containers passes these rules: names of devices are costly to compare, so
 /// there are few, and none once a packet is known to stay within the network.
-/// - What services need is in [`services`].
-pub(super) fn sandbox(network: &Network, balancer: &Balancer) -> String {
+/// - What services need is in [`services`], what names need in [`names`].
+pub(super) fn sandbox(network: &Network, names: NameService, balancer: &Balancer) -> String {
     let mut rules = format!("\n{}", services::sets(network, balancer));
     rules.push_str(
         r#"    chain prerouting {
@@ -66,6 +67,7 @@ pub(super) fn sandbox(network: &Network, balancer: &Balancer) -> String {
     }
 "#,
     );
+    rules.push_str(&names::chain(network, names));
     rules.push_str(&services::input(balancer));
     rules.push_str(&services::output(balancer));
     let mut translated = services::postrouting(network, balancer);

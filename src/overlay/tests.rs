@@ -5,7 +5,7 @@ use crate::lb::{Front, Spread};
 use crate::model::{Name, NodeName, Protocol, Scheduler};
 
 fn around<'a>(me: &'a Node, nodes: &'a BTreeMap<NodeName, Arc<Node>>) -> Surroundings<'a> {
-    Surroundings { me, nodes, names: None }
+    Surroundings { me, nodes, names: NameService::default() }
 }
 
 fn node(name: &str, underlay: &str, mtu: u32) -> Arc<Node> {
@@ -259,8 +259,8 @@ fn all(address: IpAddr) -> Front {
 
 /// The lines that one balancer adds to a sandbox's table.
 fn added(network: &Network, balancer: &Balancer) -> Vec<String> {
-    let plain = sandbox_firewall(network, &Balancer::default());
-    let script = sandbox_firewall(network, balancer);
+    let plain = sandbox_firewall(network, NameService::default(), &Balancer::default());
+    let script = sandbox_firewall(network, NameService::default(), balancer);
     let new = script.lines().filter(|line| !plain.lines().any(|known| known == *line));
     new.map(|line| line.trim().to_owned()).collect()
 }
@@ -321,7 +321,7 @@ fn packets_to_an_address_with_all_ports_bear_its_mark_after_their_source_was_che
             "meta mark set ip6 daddr map @marks6",
         ]
     );
-    let script = sandbox_firewall(&network, &balancer);
+    let script = sandbox_firewall(&network, NameService::default(), &balancer);
     let place = |text: &str| script.find(text).unwrap();
     assert!(place("fib saddr . iif") < place("meta mark set") && place("mark set") < place("notrack"));
 }
@@ -330,7 +330,7 @@ fn packets_to_an_address_with_all_ports_bear_its_mark_after_their_source_was_che
 fn a_backend_that_meets_itself_sees_the_gateway_and_only_its_own_packets_are_tracked() {
     for internal in [false, true] {
         let network = network(serde_json::json!({ "internal": internal }));
-        let script = sandbox_firewall(&network, &balancer(port, true, false));
+        let script = sandbox_firewall(&network, NameService::default(), &balancer(port, true, false));
         for line in [
             "set own4 { type ipv4_addr . ipv4_addr; elements = { 10.9.0.2 . 10.9.0.1, 10.9.0.2 . 10.9.0.200 }; }",
             "ip daddr { 10.9.0.1 } meta l4proto { tcp, udp } th dport 53 notrack accept",
@@ -355,7 +355,7 @@ fn a_backend_that_meets_itself_sees_the_gateway_and_only_its_own_packets_are_tra
 #[test]
 fn an_address_without_a_ready_backend_refuses_pings() {
     let network = network(serde_json::json!({}));
-    let script = sandbox_firewall(&network, &balancer(port, false, true));
+    let script = sandbox_firewall(&network, NameService::default(), &balancer(port, false, true));
     for line in [
         "ip daddr { 10.9.0.200 } icmp type echo-request counter reject with icmp host-unreachable comment \"no-backend\"",
         "ip6 daddr { fd00:9::200 } icmpv6 type echo-request counter reject with icmpv6 addr-unreachable comment \"no-backend\"",

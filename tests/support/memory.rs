@@ -10,9 +10,9 @@ use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
     ApiError, AttachRequest, Attached, BackendView, CheckOutcome, CheckView, Connections, DrainView,
-    EndpointView, ErrorCode, Expanded, NetworkView, NodeCheck, NodeUsage, NodeView, ReserveRequest,
-    Service, ServiceView, SettingsView, Share, SubnetUsage, Target, TimeoutsView, Usage, VersionView,
-    percent,
+    EndpointView, ErrorCode, Expanded, NameQuery, NameSource, NameView, NetworkView, NodeCheck,
+    NodeUsage, NodeView, ReserveRequest, ResolverView, Service, ServiceView, SettingsView, Share,
+    SubnetUsage, Target, TimeoutsView, Usage, VersionView, percent,
 };
 use netctl::model::{
     Attachment, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, FindingKind, MacAddr, Name,
@@ -175,7 +175,11 @@ impl State {
             gateways: subnets.iter().map(|subnet| subnet.gateway()).collect(),
             prefix_lengths: subnets.iter().map(|subnet| subnet.cidr().prefix()).collect(),
             mtu: 1450,
-            resolver: netctl::api::ResolverView::default(),
+            resolver: ResolverView {
+                servers: subnets.iter().map(|subnet| subnet.gateway()).collect(),
+                search: vec![format!("{}.netctl.internal", network.name)],
+                options: vec!["ndots:0".to_owned()],
+            },
             out: self.out.clone(),
         }
     }
@@ -364,6 +368,7 @@ impl Service for Memory {
         let endpoint = Endpoint {
             id,
             name: request.name.unwrap_or_else(|| id.to_string().parse().unwrap()),
+            aliases: request.aliases,
             network: network.id,
             node: "n1".parse().unwrap(),
             addresses,
@@ -401,6 +406,25 @@ impl Service for Memory {
     async fn endpoint(&self, reference: &str, network: Option<&str>) -> Result<EndpointView, ApiError> {
         let state = self.call()?;
         Ok(state.endpoint_view(state.endpoint(reference, network)?))
+    }
+
+    async fn look_up(&self, query: &NameQuery) -> Result<NameView, ApiError> {
+        drop(self.call()?);
+        match query.from.as_ref().map(Name::as_str) {
+            Some("elsewhere") => {
+                return Err(ApiError::new(ErrorCode::Conflict, "endpoint elsewhere is on node n2"));
+            }
+            Some("no") => return Err(not_found("endpoint no")),
+            _ => {}
+        }
+        Ok(NameView {
+            name: query.name.clone(),
+            kind: query.kind.clone().unwrap_or_else(|| "A".to_owned()),
+            code: "NOERROR".to_owned(),
+            records: Vec::new(),
+            networks: Vec::new(),
+            source: NameSource::Inside,
+        })
     }
 
     async fn detach(

@@ -22,6 +22,9 @@ crate::tests![
     upstreams_that_fail_are_borne,
     names_appear_and_vanish_with_what_they_stand_for,
     a_sandbox_that_is_made_anew_answers_again,
+    aliases_and_named_ports_are_found,
+    the_flood_of_one_client_does_not_hurt_another,
+    a_query_by_hand_says_where_the_answer_is_from,
 ];
 
 /// What `dig` printed.
@@ -496,4 +499,123 @@ fn a_sandbox_that_is_made_anew_answers_again(world: &World) {
     n1.ok(&format!("network create shop {DUAL}"));
     let again = n1.attach("shop", "again");
     assert_eq!(found(&again.space, "10.9.0.1", "again A"), [n1.addresses("shop", "again")[0].clone()]);
+}
+
+fn aliases_and_named_ports_are_found(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("service create db --network shop --replicas 2 --port sql=5432:5433 --endpoint-mode dnsrr");
+    let a = n1.attach_with("shop", "a", "--alias cache --alias queue");
+    n1.attach_with("shop", "d1", "--service db --alias cache");
+    let refused = n1.ctl(&format!("endpoint attach --network shop --name a --netns {}", a.path));
+    assert!(refused.stderr.contains("its aliases are cache, queue"), "{refused}");
+    let address = |name: &str| n1.addresses("shop", name)[0].clone();
+    let mut both = [address("a"), address("d1")];
+    both.sort();
+    wait_for("the alias is of both", || dig(&a.space, "10.9.0.1", "cache A").answers == both);
+    assert_eq!(found(&a.space, "10.9.0.1", "queue.shop.netctl.internal A"), [address("a")]);
+    assert_eq!(
+        found(&a.space, "10.9.0.1", &format!("-x {}", address("a"))),
+        ["a.shop.netctl.internal."]
+    );
+    let port = found(&a.space, "10.9.0.1", "_sql._tcp.db SRV");
+    assert_eq!(port, ["0 0 5433 d1.shop.netctl.internal."]);
+    n1.ok("service update db --port sql=5432:6000");
+    wait_for("the other port is told", || {
+        dig(&a.space, "10.9.0.1", "_sql._tcp.db SRV").answers == ["0 0 6000 d1.shop.netctl.internal."]
+    });
+    let b = n1.attach("shop", "b");
+    n1.ok("endpoint detach --network shop a");
+    wait_for("the alias is of one", || dig(&b.space, "10.9.0.1", "cache A").answers == [address("d1")]);
+}
+
+fn the_flood_of_one_client_does_not_hurt_another(world: &World) {
+    let cluster =
+        Cluster::with(world, 1, &Default::default(), |config| config.raw("dns", "{ rate = 200 }"));
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (loud, quiet) = (n1.attach("shop", "loud"), n1.attach("shop", "quiet"));
+    let address = [n1.addresses("shop", "quiet")[0].clone()];
+    wait_for("it is known", || dig(&quiet.space, "10.9.0.1", "quiet A").answers == address);
+    let end = Arc::new(AtomicBool::new(false));
+    let stop = end.clone();
+    let flood = loud.space.spawn(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x05quiet\0\0\x01\0\x01";
+        let mut sent = 0_u64;
+        while !stop.load(Ordering::Relaxed) && sent < 3_000_000 {
+            // A full queue of the interface is as good.
+            let _ = socket.send_to(query, "10.9.0.1:53");
+            sent += 1;
+        }
+        sent
+    });
+    for _ in 0..20 {
+        assert_eq!(found(&quiet.space, "10.9.0.1", "quiet A"), address);
+    }
+    let dropped = n1.sandbox("shop").sh("nft list table inet netctl");
+    end.store(true, Ordering::Relaxed);
+    let sent = flood.join().unwrap();
+    let count = dropped.lines().find(|line| line.contains("names-flood")).unwrap();
+    assert!(!count.contains("packets 0 "), "{sent} were sent: {count}");
+    wait_for("the loud one is answered again", || {
+        dig(&loud.space, "10.9.0.1", "quiet A +time=1").answers == address
+    });
+}
+
+fn a_query_by_hand_says_where_the_answer_is_from(world: &World) {
+    let cluster = asking(world, &["127.0.0.1:5300"], "");
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("network create inner --internal --subnet 10.8.0.0/24");
+    n1.ok("service create web --network shop --replicas 1 --endpoint-mode dnsrr");
+    let (_a, _i) = (n1.attach_with("shop", "a", "--service web"), n1.attach("inner", "i"));
+    let address = &n1.addresses("shop", "a")[0];
+    let query = |arguments: &str| n1.ctl(&format!("dns query {arguments}"));
+    wait_for("the view shows it", || query("web --from a").success());
+    let own = query("web --from a");
+    for part in ["NAME", "web", address, "NOERROR", "network shop: the ready endpoints of a service"] {
+        assert!(own.stdout.contains(part), "{part}: {own}");
+    }
+    let json = n1.ok("-o json dns query web.shop --type aaaa").json();
+    assert_eq!((&json["code"], &json["networks"]), (&json!("NOERROR"), &json!(["inner", "shop"])));
+    assert_eq!(json["records"][0]["data"], json!(n1.addresses("shop", "a")[1]));
+    let missing = query("no.shop.netctl.internal --from a");
+    assert_eq!(missing.code, Some(4), "{missing}");
+    assert!(missing.stdout.contains("NXDOMAIN") && missing.stdout.contains("no such name"), "{missing}");
+    let inside = query("example.org --from i");
+    assert!(inside.stdout.contains("an internal network asks no one outside"), "{inside}");
+    let dead = query("example.org --network shop");
+    assert!(dead.stdout.contains("127.0.0.1:5300 gave no answer"), "{dead}");
+    let _upstream =
+        Upstream::start(&n1.space, "127.0.0.1:5300", |query, _| vec![answered(query, 1, 7, 0)]);
+    let asked = query("example.org --from a");
+    assert!(
+        asked.stdout.contains("192.0.2.7") && asked.stdout.contains("127.0.0.1:5300, in "),
+        "{asked}"
+    );
+    let kept = query("example.org --from a");
+    assert!(kept.stdout.contains("127.0.0.1:5300, 0 s ago, kept for"), "{kept}");
+    for (arguments, code, part) in [
+        ("web --from nobody", 4, "nobody"),
+        ("web --network none", 4, "none"),
+        ("a..b", 2, "is no name"),
+        ("web --type X1", 2, "X1"),
+    ] {
+        let refused = query(arguments);
+        assert!(refused.code == Some(code) && refused.stderr.contains(part), "{arguments}: {refused}");
+    }
+    let path = n1.dir().join("resolv.conf");
+    let box_ = n1.container("box");
+    n1.ok(&format!(
+        "endpoint attach --network shop --name box --netns {} --resolv-conf {} --dns-option ndots:2",
+        box_.path,
+        path.display()
+    ));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        text,
+        "search shop.netctl.internal\noptions ndots:2\nnameserver 10.9.0.1\nnameserver fd00:9::1\n"
+    );
 }

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Body, Parameters, Refusal, Segment};
-use super::{drain, metrics, services};
+use super::{drain, metrics, names, services};
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, ErrorCode, Expanded,
     NetworkView, NodeView, Service, SettingsView, VersionView,
@@ -66,6 +66,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .routes(routes!(node, remove_node))
         .merge(services::router())
         .merge(drain::router())
+        .merge(names::router())
         .merge(metrics::open_router())
 }
 

@@ -4,7 +4,6 @@ mod balance;
 mod plug;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,7 @@ use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
 use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
-use crate::overlay::{self, Surroundings};
+use crate::overlay::{self, NameService, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
 const DEBOUNCE: Duration = Duration::from_millis(30);
@@ -43,8 +42,8 @@ pub struct Settings {
     pub boot: String,
     /// How long connections to a dead node are kept.
     pub lease: Duration,
-    /// The address at which every sandbox answers names, beside its gateways.
-    pub names: Option<Ipv4Addr>,
+    /// How names are answered.
+    pub names: NameService,
     /// How often everything is compared with the kernel, notices or not.
     pub resync: Duration,
     /// Where its work is counted.

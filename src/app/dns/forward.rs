@@ -1,6 +1,5 @@
 //! Names that are not ours: asked for elsewhere, and kept for as long as they may be.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +16,9 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::Asker;
+use super::share::Shares;
 use super::upstreams::Upstreams;
+use crate::api::NameSource;
 use crate::dns::DomainName;
 use crate::dns::answer::{MAX_UDP, refusal, relayed};
 
@@ -45,6 +46,7 @@ type Key = (Vec<u8>, RecordType, bool, bool);
 /// An answer that is kept.
 struct Kept {
     answer: Arc<Message>,
+    server: SocketAddr,
     since: Instant,
     seconds: u32,
 }
@@ -60,12 +62,22 @@ enum AskError {
     Garbage(String),
 }
 
+/// What came of asking.
+pub(super) struct Answered {
+    /// What is told.
+    pub(super) message: Message,
+    /// Who said so; nobody gave an answer where there is none.
+    pub(super) server: Option<SocketAddr>,
+    /// Who was to be asked.
+    pub(super) servers: Vec<SocketAddr>,
+}
+
 /// Asks other servers.
 pub(super) struct Forwarder {
     upstreams: Upstreams,
     cache: Mutex<LruCache<Key, Kept>>,
     places: Semaphore,
-    askers: Mutex<HashMap<Asker, usize>>,
+    of_clients: Arc<Shares>,
     /// Which server answered last.
     first: AtomicUsize,
 }
@@ -76,13 +88,13 @@ impl Forwarder {
             upstreams,
             cache: Mutex::new(LruCache::new(KEPT)),
             places: Semaphore::new(AT_ONCE),
-            askers: Mutex::default(),
+            of_clients: Shares::new(OF_CLIENT),
             first: AtomicUsize::new(0),
         }
     }
 
     /// The answer to a query that is kept.
-    pub(super) fn kept(&self, query: &Message) -> Option<Message> {
+    pub(super) fn kept(&self, query: &Message) -> Option<(Message, NameSource)> {
         let key = key(query)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = cache.get(&key)?;
@@ -97,77 +109,57 @@ impl Forwarder {
         {
             record.ttl = record.ttl.saturating_sub(age);
         }
-        Some(answer)
+        let server = kept.server.to_string();
+        Some((answer, NameSource::Kept { server, age, left: kept.seconds - age }))
     }
 
     /// Asks for an answer; `ServFail` when nobody gives one, or too many ask already.
-    pub(super) async fn ask(&self, asker: Asker, query: &Message) -> Message {
-        let busy = || refusal(query, ResponseCode::ServFail);
-        let Some(_of_client) = Turn::take(&self.askers, asker) else { return busy() };
-        let Ok(_place) = self.places.try_acquire() else { return busy() };
-        let [question] = query.queries.as_slice() else { return busy() };
+    pub(super) async fn ask(&self, asker: Option<Asker>, query: &Message) -> Answered {
+        let mut answered = Answered {
+            message: refusal(query, ResponseCode::ServFail),
+            server: None,
+            servers: Vec::new(),
+        };
+        let turn = asker.map(|asker| self.of_clients.take(asker));
+        let (false, Ok(_place)) = (matches!(turn, Some(None)), self.places.try_acquire()) else {
+            return answered;
+        };
+        let [question] = query.queries.as_slice() else { return answered };
         let name = DomainName::new(question.name().iter()).unwrap_or_default();
-        let servers = self.upstreams.of(&name);
-        let first = self.first.load(Ordering::Relaxed);
-        let mut worst = None;
-        for number in 0..servers.len().min(SERVERS) {
-            let number = (first + number) % servers.len();
-            let Some(server) = servers.get(number) else { break };
+        let mut servers = self.upstreams.of(&name);
+        if !servers.is_empty() {
+            let first = self.first.load(Ordering::Relaxed) % servers.len();
+            servers.rotate_left(first);
+            servers.truncate(SERVERS);
+        }
+        for (number, server) in servers.iter().enumerate() {
             match ask_server(*server, query, question).await {
-                Ok(answer)
-                    if answer.metadata.response_code == ResponseCode::NoError
-                        || answer.metadata.response_code == ResponseCode::NXDomain =>
-                {
-                    self.first.store(number, Ordering::Relaxed);
-                    self.keep(query, &answer);
-                    return relayed(query, &answer);
+                Ok(answer) => {
+                    let code = answer.metadata.response_code;
+                    (answered.message, answered.server) = (relayed(query, &answer), Some(*server));
+                    if matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+                        // Who answered is asked first from now on.
+                        self.first.fetch_add(number, Ordering::Relaxed);
+                        self.keep(query, &answer, *server);
+                        break;
+                    }
                 }
-                Ok(answer) => worst = Some(relayed(query, &answer)),
                 Err(error) => debug!(%server, %error, "a name was asked for in vain"),
             }
         }
-        worst.unwrap_or_else(busy)
+        answered.servers = servers;
+        answered
     }
 
-    fn keep(&self, query: &Message, answer: &Message) {
+    fn keep(&self, query: &Message, answer: &Message, server: SocketAddr) {
         let (Some(key), seconds) = (key(query), seconds(answer)) else { return };
         let is_small = answer.to_vec().is_ok_and(|bytes| bytes.len() <= KEPT_SIZE);
         if seconds == 0 || answer.metadata.truncation || !is_small {
             return;
         }
-        let kept = Kept { answer: Arc::new(answer.clone()), since: Instant::now(), seconds };
+        let answer = Arc::new(answer.clone());
+        let kept = Kept { answer, server, since: Instant::now(), seconds };
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, kept);
-    }
-}
-
-/// One of a client's queries that are under way.
-struct Turn<'a> {
-    askers: &'a Mutex<HashMap<Asker, usize>>,
-    asker: Asker,
-}
-
-impl<'a> Turn<'a> {
-    /// `None`: it has as many already as one may have.
-    fn take(askers: &'a Mutex<HashMap<Asker, usize>>, asker: Asker) -> Option<Self> {
-        let mut all = askers.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(asker).or_default();
-        if *count >= OF_CLIENT {
-            return None;
-        }
-        *count += 1;
-        Some(Self { askers, asker })
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut all = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.asker) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.asker);
-            }
-        }
     }
 }
 

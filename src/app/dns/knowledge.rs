@@ -39,6 +39,14 @@ impl Knowledge {
         self.containers.get(&asker)
     }
 
+    /// What somebody finds who is on all networks of this node.
+    pub(super) fn everything(&self) -> Client {
+        let mut zones: Vec<Arc<Zone>> =
+            self.networks.values().flat_map(|client| client.zones.iter().cloned()).collect();
+        zones.sort_by(|a, b| a.name.cmp(&b.name));
+        Client { zones: zones.into() }
+    }
+
     /// What somebody finds who asks on a network, and is no container of this node as far as is known.
     pub(super) fn stranger(&self, network: NetworkId) -> Option<&Client> {
         self.networks.get(&network)

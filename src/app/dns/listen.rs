@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::{NameServer, Outcome, Server};
+use super::share::Shares;
+use super::{Asker, NameServer, Outcome};
 use crate::dns::answer::Transport;
 use crate::kernel::{Listening, Netns, listen_at};
 use crate::model::NetworkId;
@@ -21,6 +22,8 @@ const LARGEST: usize = 4096;
 /// How many queries of an address wait for others' answers at once, and how many connections it has.
 const WAITING: usize = 1024;
 const CONNECTIONS: usize = 256;
+/// How many of these connections one client has.
+const OF_CLIENT: usize = 32;
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(10);
 /// How soon it is tried again to listen, or to read.
@@ -35,7 +38,7 @@ pub(super) struct Place {
 }
 
 /// Answers at one address until the task is ended.
-pub(super) async fn serve(server: Arc<Server>, place: Place, names: Arc<NameServer>) {
+pub(super) async fn serve(server: Arc<NameServer>, place: Place) {
     let (udp, tcp) = loop {
         match open(place).await {
             Ok(sockets) => break sockets,
@@ -46,7 +49,7 @@ pub(super) async fn serve(server: Arc<Server>, place: Place, names: Arc<NameServ
             }
         }
     };
-    names.is_heard(place);
+    server.is_heard(place);
     tokio::join!(datagrams(&server, place.network, udp), streams(&server, place.network, tcp));
 }
 
@@ -60,7 +63,7 @@ async fn open(place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
     Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
 }
 
-async fn datagrams(server: &Arc<Server>, network: NetworkId, socket: UdpSocket) {
+async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSocket) {
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
     let mut buffer = [0; LARGEST];
@@ -98,15 +101,22 @@ async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
     }
 }
 
-async fn streams(server: &Arc<Server>, network: NetworkId, listener: TcpListener) {
-    let mut connections = JoinSet::new();
+async fn streams(server: &Arc<NameServer>, network: NetworkId, listener: TcpListener) {
+    let (mut connections, of_clients) = (JoinSet::new(), Shares::new(OF_CLIENT));
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
                 while connections.try_join_next().is_some() {}
+                let asker = (network, client.ip());
                 // One too many is closed at once.
-                if connections.len() < CONNECTIONS {
-                    connections.spawn(converse(server.clone(), (network, client.ip()), stream));
+                if connections.len() < CONNECTIONS
+                    && let Some(share) = of_clients.take(asker)
+                {
+                    let server = server.clone();
+                    connections.spawn(async move {
+                        converse(server, asker, stream).await;
+                        drop(share);
+                    });
                 }
             }
             Err(error) => {
@@ -118,7 +128,7 @@ async fn streams(server: &Arc<Server>, network: NetworkId, listener: TcpListener
 }
 
 /// Answers what comes through one connection, in order.
-async fn converse(server: Arc<Server>, asker: (NetworkId, IpAddr), mut stream: TcpStream) {
+async fn converse(server: Arc<NameServer>, asker: Asker, mut stream: TcpStream) {
     loop {
         let Ok(Ok(query)) = timeout(IDLE, read(&mut stream)).await else { return };
         let answer = match server.take(asker, &query, Transport::Tcp) {

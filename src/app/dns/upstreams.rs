@@ -135,6 +135,7 @@ mod tests {
             domain: name("netctl.internal"),
             ttl: Duration::ZERO,
             address: None,
+            rate: 0,
             upstreams: vec![server("192.0.2.1:53")],
             forward: [("corp", "192.0.2.2:53"), ("lab.corp", "192.0.2.3:5353")]
                 .map(|(domain, at)| (name(domain), vec![server(at)]))

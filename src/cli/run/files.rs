@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{EndpointView, ResolverView};
+use crate::api::EndpointView;
+use crate::cli::resolver::Resolver;
 use crate::model::NodeName;
 
 /// All that process 1 needs to know once the network is there.
@@ -24,13 +25,14 @@ impl Setup {
         view: &EndpointView,
         hostname: Option<&NodeName>,
         environment: &[(String, String)],
+        resolver: &Resolver,
     ) -> Self {
         let endpoint = &view.endpoint;
         let hostname = hostname.map_or(endpoint.name.as_str(), NodeName::as_str);
         let files = [
             ("hostname", format!("{hostname}\n")),
             ("hosts", hosts(&endpoint.addresses, hostname, endpoint.name.as_str())),
-            ("resolv.conf", resolv_conf(&view.resolver)),
+            ("resolv.conf", resolver.file(&view.resolver)),
         ];
         let own = [
             ("NETCTL_ENDPOINT", endpoint.name.to_string()),
@@ -56,37 +58,9 @@ fn hosts(addresses: &[IpAddr], hostname: &str, name: &str) -> String {
     text
 }
 
-/// `/etc/resolv.conf`: whom to ask for names, and how.
-fn resolv_conf(resolver: &ResolverView) -> String {
-    let mut text = String::new();
-    for (key, values) in [("search", &resolver.search), ("options", &resolver.options)] {
-        if !values.is_empty() {
-            text.push_str(&format!("{key} {}\n", values.join(" ")));
-        }
-    }
-    for server in &resolver.servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_resolver_is_the_networks() {
-        let resolver = ResolverView {
-            servers: vec!["10.9.0.1".parse().unwrap(), "fd00:9::1".parse().unwrap()],
-            search: vec!["shop.netctl.internal".to_owned()],
-            options: vec!["ndots:0".to_owned(), "edns0".to_owned()],
-        };
-        assert_eq!(
-            resolv_conf(&resolver),
-            "search shop.netctl.internal\noptions ndots:0 edns0\nnameserver 10.9.0.1\nnameserver fd00:9::1\n"
-        );
-        assert_eq!(resolv_conf(&ResolverView::default()), "");
-    }
 
     #[test]
     fn every_address_has_the_host_name_and_the_endpoints_name() {

@@ -22,7 +22,7 @@ pub(super) struct Policy {
     affinity: Option<u32>,
     /// A port of the service, and the one of its containers to which it leads; can be repeated
     /// [default of a new service: all ports]
-    #[arg(long = "port", value_name = "PORT[:TARGET][/PROTOCOL]")]
+    #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTOCOL]")]
     ports: Vec<ServicePort>,
     /// After which silence an entry for a connection goes: tcp, tcp-fin or udp; can be repeated. On a
     /// network the longest counts that any of its services asks for

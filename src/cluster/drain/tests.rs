@@ -213,15 +213,10 @@ impl Stored {
     async fn attach(&self, cluster: &Cluster) -> Endpoint {
         let attachment = json!({"netns": "/n", "inode": 1, "boot": "b", "interface": "eth0"});
         let request = EndpointRequest {
-            name: None,
-            addresses: Vec::new(),
-            mac: None,
-            attachment: serde_json::from_value(attachment).unwrap(),
             any_interface: true,
             service: Some("web".parse().unwrap()),
-            weight: 1,
             state: EndpointState::Ready,
-            labels: BTreeMap::new(),
+            ..EndpointRequest::new(serde_json::from_value(attachment).unwrap())
         };
         let claimed = cluster.claim(&self.network, &request, &BTreeSet::new()).await.unwrap();
         let (Claimed::New(endpoint, _) | Claimed::Existing(endpoint)) = claimed;

@@ -26,17 +26,22 @@ fn zone(count: u32) -> Arc<Zone> {
         "subnets": [{"cidr": "10.9.0.0/16"}, {"cidr": "fd00:9::/64"}],
     }))
     .unwrap();
-    let service = |name: &str, mode: &str, addresses| -> Arc<Service> {
+    let service = |name: &str, mode: &str, addresses, ports| -> Arc<Service> {
         let service = json!({
             "id": "dddddddddddd", "name": name, "networks": [SHOP], "replicas": 1,
             "addresses": addresses, "endpoint_mode": mode, "update_order": "stop-first",
-            "update_parallelism": 1,
+            "update_parallelism": 1, "balancing": {"ports": ports},
         });
         Arc::new(serde_json::from_value(service).unwrap())
     };
     let services = [
-        service("web", "vip", json!({SHOP: ["10.9.200.80", "fd00:9::80"]})),
-        service("db", "dnsrr", json!({})),
+        service(
+            "web",
+            "vip",
+            json!({SHOP: ["10.9.200.80", "fd00:9::80"]}),
+            json!([{"name": "http", "port": 80, "target": 8080}, {"port": 81, "target": 81}]),
+        ),
+        service("db", "dnsrr", json!({}), json!([{"name": "sql", "port": 5432, "target": 5433}])),
     ];
     let endpoints = (0..count).map(|number| {
         let address = Ipv4Addr::from(0x0a09_0100 + number);
@@ -143,6 +148,40 @@ fn where_nothing_is_the_zones_record_says_for_how_long() {
 }
 
 #[test]
+fn named_ports_are_found_with_who_serves_them() {
+    let zone = zone(2);
+    let found = |name: &str| {
+        let answer = answer(&zone, &query(name, RecordType::SRV));
+        let more = answer.additionals.iter().map(|record| format!("{} {}", record.name, record.data));
+        let (mut data, mut more) = (data(&answer), more.collect::<Vec<_>>());
+        data.sort();
+        more.sort();
+        (data, more)
+    };
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    for name in ["_http._tcp.web", "_HTTP._TCP.web.shop", "_http._tcp.web.shop.netctl.internal"] {
+        let at =
+            owned(&["web.shop.netctl.internal. 10.9.200.80", "web.shop.netctl.internal. fd00:9::80"]);
+        assert_eq!(found(name), (owned(&["0 0 80 web.shop.netctl.internal."]), at), "{name}");
+    }
+    let data = ["0 0 5433 e0.shop.netctl.internal.", "0 0 5433 e1.shop.netctl.internal."];
+    let at = ["e0.shop.netctl.internal. 10.9.1.0", "e1.shop.netctl.internal. 10.9.1.1"];
+    assert_eq!(found("_sql._tcp.db.shop.netctl.internal"), (owned(&data), owned(&at)));
+    for name in ["_tcp.web", "web", "_http._tcp.web.shop.netctl.internal"] {
+        let answer = answer(&zone, &query(name, RecordType::MX));
+        assert_eq!(
+            (self::data(&answer), answer.metadata.response_code),
+            (Vec::new(), ResponseCode::NoError)
+        );
+    }
+    for name in ["_http._udp.web", "_https._tcp.web", "_http._tcp.db"] {
+        let name = format!("{name}.shop.netctl.internal");
+        let code = answer(&zone, &query(&name, RecordType::SRV)).metadata.response_code;
+        assert_eq!(code, ResponseCode::NXDomain, "{name}");
+    }
+}
+
+#[test]
 fn what_is_not_ours_is_left_to_others_and_what_is_no_query_is_not_answered() {
     let zone = zone(1);
     for name in ["example.org.", "no.", "no.shop.", "8.8.8.8.in-addr.arpa.", "."] {
@@ -226,7 +265,7 @@ fn an_answer_that_is_too_large_loses_what_comes_with_it_first() {
     message.answers = (0..10).map(record).collect();
     message.additionals = (10..40).map(record).collect();
     let cut = Message::from_vec(&encode(message.clone(), 512).unwrap()).unwrap();
-    assert_eq!((cut.answers.len(), cut.additionals.len(), cut.metadata.truncation), (10, 0, true));
+    assert_eq!((cut.answers.len(), cut.additionals.len(), cut.metadata.truncation), (10, 0, false));
     let whole = Message::from_vec(&encode(message, 1232).unwrap()).unwrap();
     assert_eq!((whole.additionals.len(), whole.metadata.truncation), (30, false));
 }

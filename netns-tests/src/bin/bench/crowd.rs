@@ -54,6 +54,7 @@ impl Crowd {
             let request = AttachRequest {
                 network: network.clone(),
                 name: Some(name(number).parse().expect("it is a name")),
+                aliases: Vec::new(),
                 netns: path(number).into(),
                 interface: None,
                 addresses: Vec::new(),

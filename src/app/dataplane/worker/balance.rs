@@ -72,7 +72,9 @@ impl Worker {
             self.changed.insert(id);
             return;
         }
-        if let Err(error) = slot.balance(&overlay::sandbox_firewall(&network, &balancer), &balancer) {
+        if let Err(error) =
+            slot.balance(&overlay::sandbox_firewall(&network, self.settings.names, &balancer), &balancer)
+        {
             warn!(network = %network.name, %error, "connections not balanced as they should be");
             self.settings.tally.failures.inc();
             self.failure = Some(error);

@@ -22,6 +22,7 @@ fn forwarder() -> Forwarder {
         domain: DomainName::default(),
         ttl: Duration::ZERO,
         address: None,
+        rate: 0,
         upstreams: Vec::new(),
         forward: Default::default(),
     };
@@ -50,8 +51,11 @@ fn what_is_kept_is_told_to_who_asks_for_the_same() {
     let forwarder = forwarder();
     let mut answer = query("a.example.");
     answer.answers = vec![record(60)];
-    forwarder.keep(&query("A.example."), &answer);
-    let told = forwarder.kept(&query("a.EXAMPLE.")).unwrap();
+    let server = "192.0.2.53:53".parse().unwrap();
+    forwarder.keep(&query("A.example."), &answer, server);
+    let (told, source) = forwarder.kept(&query("a.EXAMPLE.")).unwrap();
+    let from = |left| NameSource::Kept { server: "192.0.2.53:53".to_owned(), age: 60 - left, left };
+    assert!((50..=60).any(|left| source == from(left)), "{source:?}");
     assert_eq!((told.answers.len(), told.queries[0].name().to_string()), (1, "a.EXAMPLE.".to_owned()));
     assert!(forwarder.kept(&query("b.example.")).is_none());
     let mut other = query("a.example.");
@@ -61,7 +65,7 @@ fn what_is_kept_is_told_to_who_asks_for_the_same() {
     unchecked.metadata.checking_disabled = true;
     assert!(forwarder.kept(&unchecked).is_none());
     answer.answers = vec![record(0)];
-    forwarder.keep(&query("zero.example."), &answer);
+    forwarder.keep(&query("zero.example."), &answer, server);
     assert!(forwarder.kept(&query("zero.example.")).is_none(), "it is not to be kept");
 }
 
@@ -82,16 +86,4 @@ fn only_the_same_question_under_the_same_number_is_an_answer() {
     assert!(!answer(|answer| {
         answer.queries[0].set_query_type(RecordType::AAAA);
     }));
-}
-
-#[test]
-fn one_client_has_so_many_under_way_and_another_its_own() {
-    let askers = Mutex::default();
-    let (one, other) = ([10, 9, 0, 2], [10, 9, 0, 3]);
-    let asker = |address: [u8; 4]| ("aaaaaaaaaaaa".parse().unwrap(), IpAddr::from(address));
-    let turns: Vec<_> = (0..OF_CLIENT).map(|_| Turn::take(&askers, asker(one)).unwrap()).collect();
-    assert!(Turn::take(&askers, asker(one)).is_none());
-    assert!(Turn::take(&askers, asker(other)).is_some());
-    drop(turns);
-    assert!(askers.lock().unwrap().is_empty());
 }

@@ -1,0 +1,115 @@
+//! `netctl dns`: what names are answered with, and why.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::Session;
+use super::failure::{Exit, Failure};
+use super::output::{self, Details, Format};
+use crate::api::{NameQuery, NameSource, NameView, RecordView};
+use crate::model::Name;
+
+const QUERY_EXAMPLES: &str = "\
+Examples:
+  netctl dns query web
+  netctl dns query web.shop --type AAAA --from box
+  netctl dns query _http._tcp.web --type SRV --network shop
+  netctl dns query www.example.org -o json
+
+Exit status: 0 where there are records, 4 where there are none.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Ask this node's name server as one of its containers does, and show where the answer is from
+    #[command(after_help = QUERY_EXAMPLES)]
+    Query(Query),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Query {
+    /// The name, as a container gives it
+    name: String,
+    /// The type of the records
+    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "A")]
+    kind: String,
+    /// Ask as this endpoint of this node (name or id) [default: as one that is on all networks here]
+    #[arg(long, value_name = "ENDPOINT")]
+    from: Option<Name>,
+    /// The network of the endpoint, or as one that is on it (name or id)
+    #[arg(long)]
+    network: Option<Name>,
+}
+
+/// Does `netctl dns …`.
+pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
+    let Command::Query(Query { name, kind, from, network }) = command;
+    let query = NameQuery { name, kind: Some(kind), from, network };
+    let view = session.client.look_up(&query).await?;
+    match session.format {
+        Format::Json => output::print_json(&view)?,
+        Format::Table => print(&view)?,
+    }
+    Ok(if view.records.is_empty() { Exit::NotFound } else { Exit::Done }.into())
+}
+
+fn print(view: &NameView) -> Result<(), Failure> {
+    if !view.records.is_empty() {
+        let row = |record: &RecordView| {
+            let RecordView { name, ttl, kind, data } = record.clone();
+            vec![name, ttl.to_string(), kind, data]
+        };
+        output::print_table(&["NAME", "TTL", "TYPE", "DATA"], view.records.iter().map(row))?;
+        output::print("\n")?;
+    }
+    let details = Details::default()
+        .with("Answer", &view.code)
+        .with("From", source(&view.source))
+        .with_all("Networks", &view.networks);
+    output::print(&details.to_string())
+}
+
+/// Where an answer is from.
+fn source(source: &NameSource) -> String {
+    match source {
+        NameSource::Own { network: Some(network), what } => format!("network {network}: {what}"),
+        NameSource::Own { network: None, what } => what.clone(),
+        NameSource::Kept { server, age, left } => {
+            format!("{server}, {age} s ago, kept for {left} s more")
+        }
+        NameSource::Forwarded { server, milliseconds } => format!("{server}, in {milliseconds} ms"),
+        NameSource::Unanswered { servers } if servers.is_empty() => {
+            "nobody: the host has no name server".to_owned()
+        }
+        NameSource::Unanswered { servers } => format!("nobody: {} gave no answer", servers.join(", ")),
+        NameSource::Inside => "nobody: an internal network asks no one outside".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_where_an_answer_is_from() {
+        let own = |network: Option<&str>| NameSource::Own {
+            network: network.map(|name| name.parse().unwrap()),
+            what: "a service".to_owned(),
+        };
+        let server = || "192.0.2.53:53".to_owned();
+        for (from, expected) in [
+            (own(Some("shop")), "network shop: a service"),
+            (own(None), "a service"),
+            (
+                NameSource::Kept { server: server(), age: 2, left: 58 },
+                "192.0.2.53:53, 2 s ago, kept for 58 s more",
+            ),
+            (NameSource::Forwarded { server: server(), milliseconds: 7 }, "192.0.2.53:53, in 7 ms"),
+            (NameSource::Unanswered { servers: vec![server()] }, "nobody: 192.0.2.53:53 gave no answer"),
+            (NameSource::Unanswered { servers: vec![] }, "nobody: the host has no name server"),
+            (NameSource::Inside, "nobody: an internal network asks no one outside"),
+        ] {
+            assert_eq!(source(&from), expected);
+        }
+    }
+}
