@@ -72,8 +72,13 @@ fn link_local(text: &str) -> Result<Option<Ipv4Addr>, String> {
         return Ok(None);
     }
     let address = text.parse().ok().filter(Ipv4Addr::is_link_local);
-    let usable = address.filter(|address| !matches!(address.octets()[2], 0 | 255));
-    let expected =
-        || format!("{text:?} is not a link-local address: give 169.254.1.0 to 169.254.254.255, or none");
+    // The first and the last 256 are reserved (RFC 3927, 2.1); uplinks have the range in the middle.
+    let usable = address.filter(|address| !matches!(address.octets()[2], 0 | 64..=127 | 255));
+    let expected = || {
+        format!(
+            "{text:?} cannot be used: give a link-local address from 169.254.1.0 to 169.254.63.255 or \
+             from 169.254.128.0 to 169.254.254.255, or none"
+        )
+    };
     usable.map(Some).ok_or_else(expected)
 }
