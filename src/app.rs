@@ -15,6 +15,7 @@ mod engine;
 mod errors;
 mod front;
 mod gate;
+mod handover;
 mod health;
 mod identity;
 mod join;
@@ -49,6 +50,7 @@ use counted::Counted;
 use dataplane::{Dataplane, Settings, Tally};
 use dns::NameServer;
 use front::Front;
+use handover::Handover;
 use identity::Identity;
 use metrics::{Metrics, Networks, Services};
 use place::Places;
@@ -82,6 +84,7 @@ pub fn cleanup() -> anyhow::Result<()> {
 /// What keeps it from starting.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     start_log(config)?;
+    let handover = Arc::new(Handover::inherit());
     kernel::probe()?;
     let mut identity = Identity::load(&config.state_dir)?;
     let node = join::describe(config, &identity)?;
@@ -91,7 +94,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config, &mut identity, node))
+    runtime.block_on(serve(config, &mut identity, node, handover))
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
@@ -104,7 +107,12 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::Result<()> {
+async fn serve(
+    config: &Config,
+    identity: &mut Identity,
+    node: Node,
+    handover: Arc<Handover>,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let store = Counted::new(join::open_store(config)?);
@@ -124,7 +132,8 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
 
     let running = async {
         let (cluster, networks) = join::join(&store, config, identity, &node, &front).await?;
-        start_agent(config, &node, Arc::new(cluster), networks, (&front, &metrics)).await
+        let names = Arc::new(NameServer::new(config.dns.clone(), handover));
+        start_agent(config, &node, Arc::new(cluster), networks, (&front, &metrics, names)).await
     };
     let agent = tokio::select! {
         agent = running => Some(agent?),
@@ -144,6 +153,7 @@ async fn serve(config: &Config, identity: &mut Identity, node: Node) -> anyhow::
             }
             tell(&[NotifyState::Stopping]);
             info!("stopping: the data path stays as it is");
+            agent.names.stop().await;
             agent.dataplane.stop();
             match thread.await {
                 Ok(Ok(())) => Ok(()),
@@ -203,7 +213,7 @@ async fn start_agent(
     node: &Node,
     cluster: Arc<Cluster>,
     networks: Vec<NetworkId>,
-    (front, metrics): (&Arc<Front>, &Metrics),
+    (front, metrics, names): (&Arc<Front>, &Metrics, Arc<NameServer>),
 ) -> anyhow::Result<(Arc<Agent>, std::thread::JoinHandle<()>)> {
     let view = View::start(cluster.clone(), node.name.clone(), networks);
     let (gone, gone_endpoints) = mpsc::unbounded_channel();
@@ -227,7 +237,7 @@ async fn start_agent(
         dataplane: dataplane.clone(),
         defaults: defaults(config),
         boot,
-        names: Arc::new(NameServer::new(config.dns.clone())),
+        names,
         pressure: Pressure::new(pressure::Levels {
             warning: config.address_warning,
             alarm: config.address_alarm,

@@ -108,7 +108,7 @@ async fn every_operation_answers_as_documented_with_every_status() {
     show_endpoints(&mut api).await;
     show_check(&mut api).await;
     show_nodes(&mut api).await;
-    show_names(&mut api).await;
+    services::show_names(&mut api).await;
     let missed = api.missed();
     assert!(missed.is_empty(), "documented and not shown: {missed:?}");
 }
@@ -244,25 +244,6 @@ async fn show_nodes(api: &mut Checked<'_>) {
     api.exchange("delete", "/v1/nodes/{no}", none.clone(), 404).await;
     api.exchange("delete", "/v1/nodes/{A}", none.clone(), 400).await;
     api.failures("delete", "/v1/nodes/{n2}", none, &[500, 503]).await;
-}
-
-async fn show_names(api: &mut Checked<'_>) {
-    let none = Value::Null;
-    let path = "/v1/names?name=web.shop&type=AAAA&from=a&network=shop";
-    let view = api.exchange("get", path, none.clone(), 200).await;
-    assert_eq!((&view["name"], &view["type"]), (&json!("web.shop"), &json!("AAAA")));
-    let view = api.exchange("get", "/v1/names?name=web", none.clone(), 200).await;
-    assert_eq!((&view["type"], &view["source"]), (&json!("A"), &json!("inside")));
-    for (query, status) in [
-        ("name=a&from=no", 404),
-        ("name=a&from=elsewhere", 409),
-        ("", 400),
-        ("name=a&x=1", 400),
-        ("name=a&from=A", 400),
-    ] {
-        api.exchange("get", &format!("/v1/names?{query}"), none.clone(), status).await;
-    }
-    api.failures("get", "/v1/names?name=web", none, &[500, 503]).await;
 }
 
 #[tokio::test]

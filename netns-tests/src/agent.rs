@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::etcd::Etcd;
 use crate::node::Node;
@@ -129,24 +134,90 @@ impl Config {
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
-    notices: UnixDatagram,
+    manager: Arc<Manager>,
     log: PathBuf,
+}
+
+/// What an agent tells its service manager, which a thread listens to; it ends with the socket's file.
+#[derive(Debug, Default)]
+struct Manager {
+    lines: Mutex<Vec<String>>,
+    /// The sockets that are kept for the next agent.
+    kept: Mutex<Sockets>,
+    end: AtomicBool,
+}
+
+/// Sockets by the names under which a service manager keeps them.
+pub type Sockets = BTreeMap<String, OwnedFd>;
+
+impl Manager {
+    /// Takes one message, if there is one soon.
+    fn listen(&self, socket: &UnixDatagram) {
+        let mut buffer = [0; 4096];
+        let mut space = nix::cmsg_space!([RawFd; 4]);
+        let mut parts = [std::io::IoSliceMut::new(&mut buffer)];
+        let message =
+            recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC);
+        let Ok(message) = message else { return };
+        let mut passed = Vec::new();
+        for part in message.cmsgs().expect("there is room for them") {
+            if let ControlMessageOwned::ScmRights(numbers) = part {
+                // SAFETY: the kernel has just made them for this process.
+                passed.extend(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        let length = message.bytes;
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let told = |line: &str| lines.iter().any(|told| told == line);
+        if let Some(name) = lines.iter().find_map(|line| line.strip_prefix("FDNAME=")) {
+            let mut kept = self.kept.lock().expect("no thread panicked");
+            if told("FDSTORE=1") {
+                kept.extend(passed.pop().map(|socket| (name.to_owned(), socket)));
+            } else if told("FDSTOREREMOVE=1") {
+                kept.remove(name);
+            }
+        }
+        self.lines.lock().expect("no thread panicked").extend(lines);
+    }
 }
 
 impl Agent {
     pub(crate) fn start(node: &Node, config: &Config, wrapper: &[&str]) -> Self {
+        Self::start_with(node, config, wrapper, Sockets::new())
+    }
+
+    /// Starts it with sockets that an earlier one had kept (sd_listen_fds(3)).
+    pub(crate) fn start_with(node: &Node, config: &Config, wrapper: &[&str], sockets: Sockets) -> Self {
         let config = config.write(node);
         let (log, notify) = (node.dir().join("netctld.log"), node.dir().join("notify"));
         // Of an earlier agent; that there was none is no error.
         let _ = fs::remove_file(&notify);
         let notices =
             UnixDatagram::bind(&notify).unwrap_or_else(|error| panic!("{}: {error}", notify.display()));
+        let copy = |(name, socket): (&String, &OwnedFd)| {
+            (name.clone(), socket.try_clone().expect("a socket can be cloned"))
+        };
+        // They are kept until the agent says otherwise.
+        let kept = Mutex::new(sockets.iter().map(copy).collect());
+        let manager = Arc::new(Manager { kept, ..Manager::default() });
+        let listener = manager.clone();
+        notices.set_read_timeout(Some(Duration::from_millis(50))).expect("a socket has a time-out");
+        std::thread::spawn(move || {
+            while !listener.end.load(Ordering::Relaxed) {
+                listener.listen(&notices);
+            }
+        });
         let program = binary("netctld");
         let mut words = wrapper.iter().map(PathBuf::from).chain([program]);
         let mut command = node.space.command(words.next().expect("there is a program"));
         command.args(words).arg("--config").arg(config).env("NOTIFY_SOCKET", &notify);
+        let names: Vec<&str> = sockets.keys().map(String::as_str).collect();
+        let (count, names) = (names.len().to_string(), names.join(":"));
+        command.env("LISTEN_FDS", count).env("LISTEN_FDNAMES", names);
+        pass(&mut command, sockets);
         let process = Process::start(&mut command, &append(&log));
-        Self { process, notices, log }
+        Self { process, manager, log }
     }
 
     /// Waits until the agent says that it is ready.
@@ -162,20 +233,33 @@ impl Agent {
     /// Waits until the agent tells its service manager a line such as `READY=1`; `false` when it
     /// ended or [`DEADLINE`] passed before.
     pub fn told(&mut self, line: &str) -> bool {
-        let start = Instant::now();
-        let mut buffer = [0; 4096];
-        let step = Some(Duration::from_millis(50));
-        self.notices.set_read_timeout(step).expect("a socket has a time-out");
+        let (start, mut last) = (Instant::now(), false);
         while start.elapsed() < limit(DEADLINE) {
-            if let Ok(length) = self.notices.recv(&mut buffer) {
-                if String::from_utf8_lossy(&buffer[..length]).lines().any(|told| told == line) {
-                    return true;
-                }
-            } else if self.process.status().is_some() {
+            let ended = self.process.status().is_some();
+            let mut lines = self.manager.lines.lock().expect("no thread panicked");
+            if let Some(place) = lines.iter().position(|told| told == line) {
+                lines.drain(..=place);
+                return true;
+            }
+            drop(lines);
+            if ended && last {
                 return false;
             }
+            // What it said last may still be on its way.
+            last = ended;
+            std::thread::sleep(Duration::from_millis(if ended { 200 } else { 5 }));
         }
         false
+    }
+
+    /// How many sockets it has its service manager keep.
+    pub fn count_kept(&self) -> usize {
+        self.manager.kept.lock().expect("no thread panicked").len()
+    }
+
+    /// The sockets that it has its service manager keep; they are the caller's from now on.
+    pub fn take_kept(&self) -> Sockets {
+        std::mem::take(&mut *self.manager.kept.lock().expect("no thread panicked"))
     }
 
     /// The agent's process id.
@@ -217,6 +301,30 @@ impl Agent {
     pub fn log_tail(&self) -> String {
         tail(&self.log, 30)
     }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.manager.end.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has a command begin with sockets as its file descriptors from 3 on.
+fn pass(command: &mut std::process::Command, sockets: Sockets) {
+    // Away from where they are to be.
+    let above = |socket: OwnedFd| fcntl(&socket, FcntlArg::F_DUPFD_CLOEXEC(500)).expect("there is room");
+    let numbers: Vec<RawFd> = sockets.into_values().map(above).collect();
+    let place = move || {
+        for (number, target) in numbers.iter().zip(3..) {
+            // SAFETY: it makes a number of this process's own mean the socket; nobody else runs in it.
+            if unsafe { libc::dup2(*number, target) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made, nothing is allocated.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, place) };
 }
 
 /// Opens a log at its end.

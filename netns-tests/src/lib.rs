@@ -24,7 +24,7 @@ mod vm;
 mod wait;
 mod world;
 
-pub use agent::{Agent, Config, binary};
+pub use agent::{Agent, Config, Sockets, binary};
 pub use client::{Client, Response};
 pub use dump::KernelState;
 pub use etcd::Etcd;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
-use crate::agent::{Agent, Config, binary};
+use crate::agent::{Agent, Config, Sockets, binary};
 use crate::client::Client;
 use crate::dump::KernelState;
 use crate::process::{self, Output};
@@ -87,6 +87,16 @@ impl Node {
     /// Starts the agent under `wrapper` (a program and its arguments), ready or not.
     pub fn agent_under(&self, config: &Config, wrapper: &[&str]) -> Agent {
         Agent::start(self, config, wrapper)
+    }
+
+    /// Starts an agent that takes over the sockets which an earlier one had kept, and waits until it is
+    /// ready.
+    #[track_caller]
+    pub fn agent_with(&self, config: &Config, sockets: Sockets) -> Agent {
+        let shell = ["sh", "-c", "LISTEN_PID=$$ exec \"$@\"", "sh"];
+        let mut agent = Agent::start_with(self, config, &shell, sockets);
+        agent.wait_ready();
+        agent
     }
 
     /// Runs the agent's program to its end: for configurations that it must refuse, and for

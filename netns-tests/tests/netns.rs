@@ -63,6 +63,8 @@ mod shortage;
 mod single;
 #[path = "netns/store.rs"]
 mod store;
+#[path = "netns/upstream.rs"]
+mod upstream;
 #[path = "netns/vm.rs"]
 mod vm;
 

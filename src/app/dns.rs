@@ -28,6 +28,7 @@ use self::listen::Place;
 use self::upstreams::Upstreams;
 use super::agent::Agent;
 use super::dataplane::Sandboxes;
+use super::handover::Handover;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
 use crate::dns::Names;
@@ -41,6 +42,11 @@ const BECOMES_HEARD: Duration = Duration::from_secs(1);
 /// How long a container that is not known yet waits to be known: it was attached just now, and the view
 /// is about to show it.
 const BECOMES_KNOWN: Duration = Duration::from_secs(1);
+
+/// How long the end of an agent waits for the queries that it has taken.
+const BECOMES_SILENT: Duration = Duration::from_secs(5);
+/// How long after its start an agent has surely taken over what an earlier one left.
+const ALL_TAKEN: Duration = Duration::from_secs(60);
 
 /// Who asks: on which network, from which address.
 type Asker = (NetworkId, IpAddr);
@@ -62,17 +68,22 @@ pub(super) struct NameServer {
     ttl: u32,
     knowledge: watch::Sender<Knowledge>,
     forwarder: Forwarder,
+    handover: Arc<Handover>,
     /// Where names are answered by now.
     heard: watch::Sender<BTreeSet<Place>>,
+    /// Whether nothing new is to be taken.
+    stopping: watch::Sender<bool>,
 }
 
 impl NameServer {
-    pub(super) fn new(config: DnsConfig) -> Self {
+    pub(super) fn new(config: DnsConfig, handover: Arc<Handover>) -> Self {
         Self {
+            handover,
             ttl: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX),
             knowledge: watch::Sender::default(),
             forwarder: Forwarder::new(Upstreams::new(&config)),
             heard: watch::Sender::default(),
+            stopping: watch::Sender::default(),
             config,
         }
     }
@@ -96,10 +107,28 @@ impl NameServer {
         }
     }
 
-    /// Notes that names are answered somewhere.
-    fn is_heard(&self, place: Place) {
+    /// Answers what was taken, and takes nothing more: it waits for the next agent.
+    pub(super) async fn stop(&self) {
+        self.stopping.send_replace(true);
+        let mut places = self.heard.subscribe();
+        if timeout(BECOMES_SILENT, places.wait_for(BTreeSet::is_empty)).await.is_err() {
+            warn!("some queries for names were not answered before the end");
+        }
+    }
+
+    /// Completes when nothing new is to be taken.
+    async fn stopped(&self) {
+        // A sender that is gone means the same.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Notes whether names are answered somewhere.
+    fn note(&self, place: Place, is_heard: bool) {
         self.heard.send_modify(|heard| {
-            heard.insert(place);
+            match is_heard {
+                true => heard.insert(place),
+                false => heard.remove(&place),
+            };
         });
     }
 
@@ -177,6 +206,7 @@ impl Drop for Serving {
 
 /// Answers names on all networks of this node, for ever.
 pub(super) async fn serve(agent: Arc<Agent>) {
+    tokio::spawn(forget_rest(agent.names.handover.clone()));
     let (server, mut zones) = (agent.names.clone(), Zones::new(agent.me.clone()));
     let (mut view, mut sandboxes) = (agent.view.subscribe(), agent.dataplane.sandboxes());
     let mut serving: BTreeMap<Place, Serving> = BTreeMap::new();
@@ -187,7 +217,15 @@ pub(super) async fn serve(agent: Arc<Agent>) {
         if published.complete {
             let places = places(&published.snapshot, &open, &server.config);
             server.knowledge.send_replace(zones.follow(published.snapshot));
-            serving.retain(|place, _| places.contains(place));
+            for (place, ended) in serving.extract_if(.., |place, _| !places.contains(place)) {
+                drop(ended);
+                let handover = server.handover.clone();
+                tokio::spawn(async move {
+                    for name in place.kept_as() {
+                        handover.forget(name).await;
+                    }
+                });
+            }
             server.heard.send_modify(|heard| heard.retain(|place| places.contains(place)));
             for place in places {
                 let start =
@@ -203,6 +241,12 @@ pub(super) async fn serve(agent: Arc<Agent>) {
             return;
         }
     }
+}
+
+/// Lets go of the sockets of sandboxes that are not there any more.
+async fn forget_rest(handover: Arc<Handover>) {
+    tokio::time::sleep(ALL_TAKEN).await;
+    handover.forget_rest().await;
 }
 
 /// Where names are to be answered.

@@ -1,23 +1,29 @@
 //! An agent without a kernel and without a store, on a real socket, for the tests of the edges.
 
+#[path = "balancing.rs"]
+mod balancing;
+#[path = "names.rs"]
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use balancing::{backends, timeouts};
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
-    ApiError, AttachRequest, Attached, BackendView, CheckOutcome, CheckView, Connections, DrainView,
-    EndpointView, ErrorCode, Expanded, NameQuery, NameSource, NameView, NetworkView, NodeCheck,
-    NodeUsage, NodeView, ReserveRequest, ResolverView, Service, ServiceView, SettingsView, Share,
-    SubnetUsage, Target, TimeoutsView, Usage, VersionView, percent,
+    ApiError, AttachRequest, Attached, CheckOutcome, CheckView, DrainView, EndpointView, ErrorCode,
+    Expanded, NameQuery, NameView, NetworkView, NodeCheck, NodeUsage, NodeView, ReserveRequest,
+    ResolverView, Service, ServiceView, SettingsView, Share, SubnetUsage, Target, Usage, VersionView,
+    percent,
 };
 use netctl::model::{
-    Attachment, Endpoint, EndpointId, EndpointState, ExpandSpec, Finding, FindingKind, MacAddr, Name,
-    Network, NetworkId, NetworkSpec, Node, NodeId, NodeName, ServiceId, ServiceSpec, ServiceUpdate,
-    Subnet, Vni, subnet,
+    Attachment, Endpoint, EndpointId, ExpandSpec, Finding, FindingKind, MacAddr, Name, Network,
+    NetworkId, NetworkSpec, Node, NodeId, NodeName, ServiceId, ServiceSpec, ServiceUpdate, Subnet, Vni,
+    subnet,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -203,32 +209,6 @@ fn drain(done: bool) -> DrainView {
     DrainView { done, endpoints: 1, waiting, dead: Vec::new(), connections: u64::from(!done) }
 }
 
-fn timeouts(network: &str) -> TimeoutsView {
-    TimeoutsView { network_name: network.to_owned(), tcp: 900, tcp_fin: 120, udp: 300 }
-}
-
-/// One that takes connections and two that do not.
-fn backends(network: &str) -> [BackendView; 3] {
-    let dead = Some("its node is dead");
-    [
-        ("b1", EndpointState::Ready, "", None),
-        ("b2", EndpointState::Unhealthy, "refused", Some("unhealthy: refused")),
-        ("b3", EndpointState::Ready, "", dead),
-    ]
-    .map(|(name, state, reason, out)| BackendView {
-        endpoint: EndpointId::random(&mut rand::rng()),
-        name: name.parse().unwrap(),
-        network_name: network.to_owned(),
-        node: "n2".parse().unwrap(),
-        addresses: vec![Ipv4Addr::new(10, 9, 0, 3).into()],
-        state,
-        reason: reason.to_owned(),
-        weight: u32::from(out.is_none()),
-        out: out.map(str::to_owned),
-        connections: out.is_none().then_some(Connections { active: 3, inactive: 4 }),
-    })
-}
-
 pub fn node(name: &str, alive: bool) -> NodeView {
     let node = Node {
         id: NodeId::random(&mut rand::rng()),
@@ -410,21 +390,7 @@ impl Service for Memory {
 
     async fn look_up(&self, query: &NameQuery) -> Result<NameView, ApiError> {
         drop(self.call()?);
-        match query.from.as_ref().map(Name::as_str) {
-            Some("elsewhere") => {
-                return Err(ApiError::new(ErrorCode::Conflict, "endpoint elsewhere is on node n2"));
-            }
-            Some("no") => return Err(not_found("endpoint no")),
-            _ => {}
-        }
-        Ok(NameView {
-            name: query.name.clone(),
-            kind: query.kind.clone().unwrap_or_else(|| "A".to_owned()),
-            code: "NOERROR".to_owned(),
-            records: Vec::new(),
-            networks: Vec::new(),
-            source: NameSource::Inside,
-        })
+        names::look_up(query)
     }
 
     async fn detach(

@@ -105,3 +105,23 @@ pub async fn show_drain(api: &mut Checked<'_>, path: &str) {
         api.exchange(method, &format!("{kind}/{{A}}/{action}"), none.clone(), 400).await;
     }
 }
+
+/// Leaves everything as it was.
+pub async fn show_names(api: &mut Checked<'_>) {
+    let none = Value::Null;
+    let path = "/v1/names?name=web.shop&type=AAAA&from=a&network=shop";
+    let view = api.exchange("get", path, none.clone(), 200).await;
+    assert_eq!((&view["name"], &view["type"]), (&json!("web.shop"), &json!("AAAA")));
+    let view = api.exchange("get", "/v1/names?name=web", none.clone(), 200).await;
+    assert_eq!((&view["type"], &view["source"]), (&json!("A"), &json!("inside")));
+    for (query, status) in [
+        ("name=a&from=no", 404),
+        ("name=a&from=elsewhere", 409),
+        ("", 400),
+        ("name=a&x=1", 400),
+        ("name=a&from=A", 400),
+    ] {
+        api.exchange("get", &format!("/v1/names?{query}"), none.clone(), status).await;
+    }
+    api.failures("get", "/v1/names?name=web", none, &[500, 503]).await;
+}

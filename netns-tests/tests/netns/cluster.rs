@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
-use world::{Agent, Config, Container, Etcd, Node, NodeOptions, World};
+use world::{Agent, Config, Container, Etcd, Node, NodeOptions, Sockets, World};
 
 /// Machines `n1`, `n2`, … with an agent on each.
 pub(crate) struct Cluster {
@@ -73,6 +73,21 @@ impl Cluster {
     #[track_caller]
     pub fn start(&mut self, index: usize) {
         self.agents[index] = Some(self.nodes[index].agent(&self.configs[index]));
+    }
+
+    /// Ends a machine's agent, and gives the sockets that were kept for the next one.
+    #[track_caller]
+    pub fn terminate_keeping(&mut self, index: usize) -> Sockets {
+        let agent = self.agents[index].take().expect("the agent runs");
+        let kept = agent.take_kept();
+        agent.terminate();
+        kept
+    }
+
+    /// Starts a machine's agent with the sockets that an earlier one had kept.
+    #[track_caller]
+    pub fn start_with(&mut self, index: usize, sockets: Sockets) {
+        self.agents[index] = Some(self.nodes[index].agent_with(&self.configs[index], sockets));
     }
 
     /// Starts a machine's agent that cannot get ready.

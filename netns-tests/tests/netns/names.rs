@@ -1,17 +1,15 @@
 //! Names: what containers are answered, from which networks, and who is asked for the rest.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use serde_json::json;
 use world::{Config, Node, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
+use crate::upstream::{Upstream, answered, name_of};
 
 crate::tests![
     services_and_containers_are_found_by_name_on_every_machine,
@@ -22,6 +20,7 @@ crate::tests![
     upstreams_that_fail_are_borne,
     names_appear_and_vanish_with_what_they_stand_for,
     a_sandbox_that_is_made_anew_answers_again,
+    no_query_is_lost_while_the_agent_is_started_again,
     aliases_and_named_ports_are_found,
     the_flood_of_one_client_does_not_hurt_another,
     a_query_by_hand_says_where_the_answer_is_from,
@@ -225,114 +224,6 @@ fn lookup(node: &Node, name: &str) -> String {
         node.space.sh(&format!("musl-gcc -static -o {} {}", program.display(), source.display()));
     }
     format!("{} {name}", program.display())
-}
-
-/// A name server in a namespace that answers as it is told.
-struct Upstream {
-    end: Arc<AtomicBool>,
-    asked: Arc<Mutex<Vec<String>>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-/// What is sent back for a query, by datagram or (`true`) by stream.
-type Answering = dyn Fn(&[u8], bool) -> Vec<Vec<u8>> + Send + Sync;
-
-impl Upstream {
-    fn start(
-        space: &Space,
-        address: &str,
-        answer: impl Fn(&[u8], bool) -> Vec<Vec<u8>> + Send + Sync + 'static,
-    ) -> Self {
-        let (udp, tcp) = space.enter(|| {
-            (
-                UdpSocket::bind(address).expect("it is free"),
-                TcpListener::bind(address).expect("it is free"),
-            )
-        });
-        let (end, asked): (Arc<AtomicBool>, Arc<Mutex<Vec<String>>>) = Default::default();
-        udp.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        tcp.set_nonblocking(true).unwrap();
-        let answer: Arc<Answering> = Arc::new(answer);
-        let datagrams = {
-            let (end, asked, answer) = (end.clone(), asked.clone(), answer.clone());
-            move || {
-                let mut buffer = [0; 2048];
-                while !end.load(Ordering::Relaxed) {
-                    let Ok((length, client)) = udp.recv_from(&mut buffer) else { continue };
-                    asked.lock().unwrap().push(name_of(&buffer[..length]));
-                    for message in answer(&buffer[..length], false) {
-                        udp.send_to(&message, client).unwrap();
-                    }
-                }
-            }
-        };
-        let stop = end.clone();
-        let streams = move || {
-            while !stop.load(Ordering::Relaxed) {
-                let Ok((mut stream, _)) = tcp.accept() else {
-                    std::thread::sleep(Duration::from_millis(5));
-                    continue;
-                };
-                stream.set_nonblocking(false).unwrap();
-                let mut length = [0; 2];
-                stream.read_exact(&mut length).unwrap();
-                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
-                stream.read_exact(&mut query).unwrap();
-                for message in answer(&query, true) {
-                    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
-                    stream.write_all(&[&length[..], &message].concat()).unwrap();
-                }
-            }
-        };
-        let threads = vec![std::thread::spawn(datagrams), std::thread::spawn(streams)];
-        Self { end, asked, threads }
-    }
-
-    /// The names that were asked for by datagrams.
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Where a message's name ends.
-fn name_end(message: &[u8]) -> usize {
-    let mut at = 12;
-    while message[at] != 0 {
-        at += usize::from(message[at]) + 1;
-    }
-    at + 1
-}
-
-fn name_of(message: &[u8]) -> String {
-    let (mut at, mut labels) = (12, Vec::new());
-    while message[at] != 0 {
-        let end = at + 1 + usize::from(message[at]);
-        labels.push(String::from_utf8_lossy(&message[at + 1..end]).to_lowercase());
-        at = end;
-    }
-    labels.join(".")
-}
-
-/// An answer with so many addresses 192.0.2.`last`, or the code of an error.
-fn answered(query: &[u8], count: u16, last: u8, code: u8) -> Vec<u8> {
-    let mut message = query[..name_end(query) + 4].to_vec();
-    message[2] |= 0x80;
-    message[3] = 0x80 | code;
-    message[6..8].copy_from_slice(&count.to_be_bytes());
-    message[8..12].fill(0);
-    for _ in 0..count {
-        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, last]);
-    }
-    message
 }
 
 /// A machine whose agent asks these servers for names of others.
@@ -618,4 +509,45 @@ fn a_query_by_hand_says_where_the_answer_is_from(world: &World) {
         text,
         "search shop.netctl.internal\noptions ndots:2\nnameserver 10.9.0.1\nnameserver fd00:9::1\n"
     );
+}
+
+fn no_query_is_lost_while_the_agent_is_started_again(world: &World) {
+    let mut cluster = Cluster::new(world, 1);
+    let n1 = cluster.nodes[0].clone();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let address = [n1.addresses("shop", "a")[0].clone()];
+    // What was asked before the agent ended is answered by the next one.
+    let end = Arc::new(AtomicBool::new(false));
+    let askers: Vec<_> = ["10.9.0.1", "fd00:9::1", "169.254.53.53"]
+        .into_iter()
+        .flat_map(|server| ["+notcp", "+tcp"].map(|way| (server, way)))
+        .map(|(server, way)| {
+            let (space, end, address) = (a.space.clone(), end.clone(), address.clone());
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !end.load(Ordering::Relaxed) {
+                    assert_eq!(
+                        dig(&space, server, &format!("a A {way}")).answers,
+                        address,
+                        "{server} {way}"
+                    );
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        wait_for("all sockets are kept", || cluster.agent(0).count_kept() == 6);
+        let kept = cluster.terminate_keeping(0);
+        cluster.start_with(0, kept);
+    }
+    end.store(true, Ordering::Relaxed);
+    for asker in askers {
+        assert!(asker.join().unwrap() > 0);
+    }
+    n1.ok("endpoint detach --network shop a");
+    n1.ok("network rm shop");
+    wait_for("nothing is kept of a network that is gone", || cluster.agent(0).count_kept() == 0);
 }

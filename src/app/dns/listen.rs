@@ -1,6 +1,7 @@
 //! The sockets of one address, and what comes in through them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::share::Shares;
 use super::{Asker, NameServer, Outcome};
+use crate::app::handover::Handover;
 use crate::dns::answer::Transport;
 use crate::kernel::{Listening, Netns, listen_at};
 use crate::model::NetworkId;
@@ -37,10 +39,10 @@ pub(super) struct Place {
     pub(super) address: IpAddr,
 }
 
-/// Answers at one address until the task is ended.
+/// Answers at one address until the task is ended, or the server stops.
 pub(super) async fn serve(server: Arc<NameServer>, place: Place) {
     let (udp, tcp) = loop {
-        match open(place).await {
+        match open(&server.handover, place).await {
             Ok(sockets) => break sockets,
             Err(error) => {
                 let (network, address) = (place.network, place.address);
@@ -49,17 +51,39 @@ pub(super) async fn serve(server: Arc<NameServer>, place: Place) {
             }
         }
     };
-    server.is_heard(place);
+    server.note(place, true);
     tokio::join!(datagrams(&server, place.network, udp), streams(&server, place.network, tcp));
+    server.note(place, false);
 }
 
-async fn open(place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
+impl Place {
+    /// Under which names the sockets are kept for the next agent: for datagrams, and for streams.
+    pub(super) fn kept_as(&self) -> [String; 2] {
+        let Self { network, inode, address } = self;
+        // A colon would end a name.
+        let address = address.to_string().replace(':', "_");
+        ["udp", "tcp"].map(|kind| format!("names-{kind}-{network}-{inode}-{address}"))
+    }
+}
+
+/// The sockets that an earlier agent left, else new ones.
+async fn open(handover: &Arc<Handover>, place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
+    let at = SocketAddr::new(place.address, super::PORT);
+    let [udp_name, tcp_name] = place.kept_as();
+    if let (Some(udp), Some(tcp)) = (handover.take(&udp_name), handover.take(&tcp_name)) {
+        let (udp, tcp) = (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp));
+        if udp.local_addr()? == at && tcp.local_addr()? == at {
+            return Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?));
+        }
+    }
     let opened = tokio::task::spawn_blocking(move || {
         let netns = Netns::open_named(&sandbox_name(place.network))?;
         anyhow::ensure!(netns.inode() == place.inode, "the sandbox is another one by now");
-        Ok(listen_at(&netns, SocketAddr::new(place.address, super::PORT))?)
+        Ok(listen_at(&netns, at)?)
     });
     let Listening { udp, tcp } = opened.await??;
+    handover.keep(udp_name, udp.try_clone()?).await;
+    handover.keep(tcp_name, tcp.try_clone()?).await;
     Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
 }
 
@@ -67,8 +91,13 @@ async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSock
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
     let mut buffer = [0; LARGEST];
+    let mut stopped = pin!(server.stopped());
     loop {
-        let (length, client) = match socket.recv_from(&mut buffer).await {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            () = &mut stopped => break,
+        };
+        let (length, client) = match received {
             Ok(received) => received,
             // Errors of what was sent before, such as that a client's port is closed.
             Err(error) => {
@@ -93,6 +122,7 @@ async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSock
             Outcome::Later(_) => {}
         }
     }
+    while waiting.join_next().await.is_some() {}
 }
 
 async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
@@ -103,8 +133,13 @@ async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
 
 async fn streams(server: &Arc<NameServer>, network: NetworkId, listener: TcpListener) {
     let (mut connections, of_clients) = (JoinSet::new(), Shares::new(OF_CLIENT));
+    let mut stopped = pin!(server.stopped());
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stopped => break,
+        };
+        match accepted {
             Ok((stream, client)) => {
                 while connections.try_join_next().is_some() {}
                 let asker = (network, client.ip());
@@ -125,12 +160,23 @@ async fn streams(server: &Arc<NameServer>, network: NetworkId, listener: TcpList
             }
         }
     }
+    while connections.join_next().await.is_some() {}
 }
 
-/// Answers what comes through one connection, in order.
+/// Answers what comes through one connection, in order. Of one that was accepted as the server stops the
+/// first query is answered yet.
 async fn converse(server: Arc<NameServer>, asker: Asker, mut stream: TcpStream) {
+    let mut is_first = true;
+    let mut stopped = pin!(server.stopped());
     loop {
-        let Ok(Ok(query)) = timeout(IDLE, read(&mut stream)).await else { return };
+        let read = timeout(IDLE, read(&mut stream));
+        let query = tokio::select! {
+            biased;
+            query = read => query,
+            () = &mut stopped, if !is_first => return,
+        };
+        is_first = false;
+        let Ok(Ok(query)) = query else { return };
         let answer = match server.take(asker, &query, Transport::Tcp) {
             Outcome::Answer(answer) => Some(answer),
             Outcome::Nothing => None,
