@@ -17,6 +17,8 @@ crate::tests![
     an_agents_death_ends_no_connection_and_what_others_change_comes_back,
     a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_returns,
     connections_to_a_dead_node_that_answers_go_on_for_another_lease,
+    what_another_machine_sends_to_a_service_is_refused,
+    nothing_of_a_table_is_left_when_nothing_is_to_be_balanced,
 ];
 
 /// Those that take many minutes in there.
@@ -160,6 +162,50 @@ fn connections_to_a_dead_node_that_answers_go_on_for_another_lease(world: &World
     wait_for("its backend has gone", || shop.weights(0) == [1]);
     let ended = session.ask().unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "{ended}");
+}
+
+fn what_another_machine_sends_to_a_service_is_refused(world: &World) {
+    let ports = json!({"ports": [{"port": 80, "target": 8080}]});
+    let mut shop = Shop::new(world, 2, ports, |config| config);
+    let client = plug(&shop.cluster.nodes[0], "client", None);
+    let from = &client.container.space;
+    assert!(ask(from, Tcp, &shop.vips[0], 80).is_ok());
+    // The first machine sends on what it should balance itself.
+    shop.cluster.kill(0);
+    let (vip, there) = (&shop.vips[0], &shop.backends[1].member.addresses[0]);
+    shop.sandboxes[0].sh(&format!(
+        "ipvsadm -C
+         ip address del {vip}/32 dev lo
+         way=$(ip -o route get {there} | sed -n 's/.* \\(via .* dev vx0\\).*/\\1/p')
+         ip route replace {vip}/32 $way onlink"
+    ));
+    let refused = ask(from, Tcp, vip, 80).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+    let table = shop.sandboxes[1].sh("nft list table inet netctl");
+    let counted =
+        table.lines().any(|line| line.contains("not-balanced-there") && !line.contains("packets 0"));
+    assert!(counted, "{table}");
+}
+
+fn nothing_of_a_table_is_left_when_nothing_is_to_be_balanced(world: &World) {
+    let n1 = world.node("n1");
+    let config = Config::embedded().set("lb", "ipvs");
+    let agent = n1.agent(&config);
+    let vips = open(&n1, json!({"ports": [{"port": 80, "target": 8080}]}));
+    let _backend = Backend::of(&n1, "web", "b1");
+    let client = plug(&n1, "client", None);
+    let (from, sandbox) = (&client.container.space, n1.sandbox("shop"));
+    wait_for("it is balanced", || ask(from, Tcp, &vips[0], 80).is_ok());
+    agent.terminate();
+    assert_ne!(saved(&sandbox), "");
+    let _agent = n1.agent(&config.set("lb", "none"));
+    wait_for("the table is empty", || saved(&sandbox).is_empty());
+    for vip in &vips {
+        wait_for("connections are refused at once", || {
+            let refused = ask(from, Tcp, vip, 80).map_err(|error| error.kind());
+            matches!(refused, Err(ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable))
+        });
+    }
 }
 
 fn agents_that_are_killed_at_once_under_load_end_no_connection(world: &World) {
