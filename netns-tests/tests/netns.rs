@@ -33,6 +33,8 @@ mod health;
 mod ipam;
 #[path = "netns/metrics.rs"]
 mod metrics;
+#[path = "netns/multitude.rs"]
+mod multitude;
 #[path = "netns/names.rs"]
 mod names;
 #[path = "netns/outage.rs"]
@@ -114,6 +116,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
+    ("multitude", multitude::TESTS),
     ("repair", repair::TESTS),
     ("rest", rest::TESTS),
     ("restart", restart::TESTS),

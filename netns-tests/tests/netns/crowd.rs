@@ -38,7 +38,7 @@ fn a_thousand_services_of_ten_backends_appear_change_and_vanish(world: &World) {
 }
 
 /// Records by key; nothing: the key goes.
-type Records = BTreeMap<String, Option<String>>;
+pub(crate) type Records = BTreeMap<String, Option<String>>;
 
 fn appear_change_and_vanish(world: &World, services: usize) {
     let cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| config.set("lb", "ipvs"));
@@ -164,7 +164,7 @@ impl Crowd {
     }
 }
 
-fn id(number: usize) -> String {
+pub(crate) fn id(number: usize) -> String {
     format!("{number:012x}")
 }
 
@@ -173,7 +173,7 @@ fn nth(first: u32, number: usize) -> IpAddr {
 }
 
 /// Writes records, as many at a time as etcd takes.
-fn write(cluster: &Cluster, from: &Space, records: &Records) {
+pub(crate) fn write(cluster: &Cluster, from: &Space, records: &Records) {
     let config = EtcdConfig {
         endpoints: vec![cluster.etcd.endpoint()],
         prefix: "netctl/".into(),

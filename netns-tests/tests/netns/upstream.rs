@@ -86,7 +86,7 @@ impl Drop for Upstream {
 }
 
 /// Where a message's name ends.
-fn name_end(message: &[u8]) -> usize {
+pub(crate) fn name_end(message: &[u8]) -> usize {
     let mut at = 12;
     while message[at] != 0 {
         at += usize::from(message[at]) + 1;

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde_json::json;
@@ -268,4 +269,44 @@ fn an_answer_that_is_too_large_loses_what_comes_with_it_first() {
     assert_eq!((cut.answers.len(), cut.additionals.len(), cut.metadata.truncation), (10, 0, false));
     let whole = Message::from_vec(&encode(message, 1232).unwrap()).unwrap();
     assert_eq!((whole.additionals.len(), whole.metadata.truncation), (30, false));
+}
+
+/// A query as it may come: a right one of which some bytes are others, or anything.
+fn anything() -> impl Strategy<Value = Vec<u8>> {
+    let names = ["web", "_http._tcp.web.shop.netctl.internal", "80.200.9.10.in-addr.arpa", "a.example"];
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+    let changed =
+        (prop::sample::select(names.to_vec()), any::<u16>(), any::<u16>(), changes, 0_usize..3);
+    prop_oneof![
+        changed.prop_map(|(name, kind, size, changes, cut)| {
+            let query = with_edns(query(name, RecordType::from(kind)), size);
+            let mut bytes = query.to_vec().unwrap();
+            for (index, byte) in changes {
+                *index.get_mut(&mut bytes) = byte;
+            }
+            bytes.truncate(bytes.len() - cut);
+            bytes
+        }),
+        prop::collection::vec(any::<u8>(), 0..600),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    #[test]
+    fn whatever_comes_is_answered_within_bounds_or_not_at_all(bytes in anything(), seed: u64, tcp: bool) {
+        static ZONE: std::sync::LazyLock<Arc<Zone>> = std::sync::LazyLock::new(|| zone(200));
+        let transport = if tcp { Transport::Tcp } else { Transport::Udp };
+        if let Ok(query) = Message::from_vec(&bytes)
+            && let Reply::Ours(message) = reply(&ZONE, &query, transport, seed)
+        {
+            let max = max_size(&query, transport);
+            let bytes = encode(message, max).expect("what was read can be written");
+            prop_assert!(bytes.len() <= usize::from(max), "{} of {max}", bytes.len());
+            let answer = Message::from_vec(&bytes).unwrap();
+            prop_assert_eq!(answer.metadata.id, query.metadata.id);
+            prop_assert!(answer.queries == query.queries || answer.metadata.response_code == ResponseCode::FormErr);
+        }
+    }
 }
