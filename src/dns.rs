@@ -6,6 +6,7 @@
 pub mod answer;
 mod name;
 mod names;
+mod quick;
 mod zone;
 
 pub use name::DomainName;

@@ -134,6 +134,16 @@ impl NameServer {
 
     /// Takes a query, and answers it where that takes no time.
     fn take(&self, asker: Asker, bytes: &[u8], transport: Transport) -> Outcome {
+        let plain = {
+            let knowledge = self.knowledge.borrow();
+            let client = knowledge.container(asker);
+            client.and_then(|client| {
+                self.terms(&knowledge, client).quick(bytes, transport, &mut rand::rng())
+            })
+        };
+        if let Some(answer) = plain {
+            return Outcome::Answer(answer);
+        }
         let Ok(query) = Message::from_vec(bytes) else { return Outcome::Nothing };
         let reply = {
             let knowledge = self.knowledge.borrow();
@@ -171,6 +181,12 @@ impl NameServer {
         encode(message, max_size(query, transport))
     }
 
+    /// With what a client's queries are answered.
+    fn terms<'a>(&'a self, knowledge: &Knowledge, client: &'a Client) -> Terms<'a> {
+        let names = Names { domain: &self.config.domain, zones: &client.zones };
+        Terms { names, ttl: self.ttl, serial: knowledge.serial }
+    }
+
     /// What is answered without asking anybody.
     fn reply(
         &self,
@@ -179,9 +195,7 @@ impl NameServer {
         query: &Message,
         transport: Transport,
     ) -> Reply {
-        let names = Names { domain: &self.config.domain, zones: &client.zones };
-        let terms = Terms { names, ttl: self.ttl, serial: knowledge.serial };
-        match terms.reply(query, transport, &mut rand::rng()) {
+        match self.terms(knowledge, client).reply(query, transport, &mut rand::rng()) {
             // There is no outside for who is on internal networks only.
             Reply::Elsewhere if !client.forwards() => {
                 Reply::Ours(refusal(query, ResponseCode::NXDomain))

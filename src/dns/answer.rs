@@ -11,7 +11,7 @@ use super::{DomainName, Entry, Found, Kind, Names};
 /// upon): more is neither sent nor asked for.
 pub const MAX_UDP: u16 = 1232;
 /// The largest message over UDP to who does not say what it takes (RFC 1035, 4.2.1).
-const MIN_UDP: u16 = 512;
+pub(super) const MIN_UDP: u16 = 512;
 /// The bytes of the smallest record of an answer: a pointer to the name, type, class, time to live,
 /// length, and an IPv4 address.
 const MIN_RECORD: usize = 16;
@@ -260,4 +260,4 @@ pub fn describe(found: &Found<'_>) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -16,7 +16,7 @@ const SHOP: &str = "aaaaaaaaaaaa";
 
 /// The network `shop` with the service `web`, which has an address, and `db`, behind which are so many
 /// endpoints.
-fn zone(count: u32) -> Arc<Zone> {
+pub(in crate::dns) fn zone(count: u32) -> Arc<Zone> {
     let node: Node = serde_json::from_value(json!({
         "id": "cccccccccccc", "name": "n1", "underlay": "192.0.2.1", "vtep_mac": "02:00:00:00:00:01",
         "tunnel_port": 4789, "mtu": 1450,
@@ -77,11 +77,25 @@ fn with_edns(mut query: Message, size: u16) -> Message {
     query
 }
 
-/// What the client of a network is answered.
-fn reply(zone: &Arc<Zone>, query: &Message, transport: Transport, seed: u64) -> Reply {
+/// A query as its bytes.
+pub(in crate::dns) fn plain(name: &str, kind: &str, edns: Option<u16>) -> Vec<u8> {
+    let mut query = query(name, kind.parse().unwrap());
+    if let Some(size) = edns {
+        query = with_edns(query, size);
+    }
+    query.to_vec().unwrap()
+}
+
+/// Does something with what the client of a network is answered with.
+pub(in crate::dns) fn terms<T>(zone: &Arc<Zone>, act: impl FnOnce(Terms<'_>) -> T) -> T {
     let domain = DomainName::parse("netctl.internal").unwrap();
     let names = Names { domain: &domain, zones: std::slice::from_ref(zone) };
-    Terms { names, ttl: 5, serial: 9 }.reply(query, transport, &mut SmallRng::seed_from_u64(seed))
+    act(Terms { names, ttl: 5, serial: 9 })
+}
+
+/// What the client of a network is answered.
+fn reply(zone: &Arc<Zone>, query: &Message, transport: Transport, seed: u64) -> Reply {
+    terms(zone, |terms| terms.reply(query, transport, &mut SmallRng::seed_from_u64(seed)))
 }
 
 fn answer(zone: &Arc<Zone>, query: &Message) -> Message {
@@ -272,11 +286,22 @@ fn an_answer_that_is_too_large_loses_what_comes_with_it_first() {
 }
 
 /// A query as it may come: a right one of which some bytes are others, or anything.
-fn anything() -> impl Strategy<Value = Vec<u8>> {
-    let names = ["web", "_http._tcp.web.shop.netctl.internal", "80.200.9.10.in-addr.arpa", "a.example"];
+pub(in crate::dns) fn anything() -> impl Strategy<Value = Vec<u8>> {
+    let names = [
+        "web",
+        "_http._tcp.web.shop.netctl.internal",
+        "80.200.9.10.in-addr.arpa",
+        "a.example",
+        "tasks.db.shop",
+    ];
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
-    let changed =
-        (prop::sample::select(names.to_vec()), any::<u16>(), any::<u16>(), changes, 0_usize..3);
+    let changed = (
+        prop::sample::select(names.to_vec()),
+        prop_oneof![Just(1_u16), Just(28), any::<u16>()],
+        any::<u16>(),
+        changes,
+        0_usize..3,
+    );
     prop_oneof![
         changed.prop_map(|(name, kind, size, changes, cut)| {
             let query = with_edns(query(name, RecordType::from(kind)), size);
