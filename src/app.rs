@@ -84,7 +84,7 @@ pub fn cleanup() -> anyhow::Result<()> {
 /// What keeps it from starting.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     start_log(config)?;
-    let handover = Arc::new(Handover::inherit());
+    let (handover, messages) = Handover::inherit();
     kernel::probe()?;
     let mut identity = Identity::load(&config.state_dir)?;
     let node = join::describe(config, &identity)?;
@@ -94,7 +94,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config, &mut identity, node, handover))
+    runtime.spawn(handover::tell(messages));
+    runtime.block_on(serve(config, &mut identity, node, Arc::new(handover)))
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {

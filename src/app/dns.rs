@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -32,7 +32,7 @@ use super::handover::Handover;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
 use crate::dns::Names;
-use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal};
+use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal, unreadable};
 use crate::model::{Name, NetworkId, Snapshot};
 
 /// The port of name servers (RFC 1035, 4.2).
@@ -144,7 +144,9 @@ impl NameServer {
         if let Some(answer) = plain {
             return Outcome::Answer(answer);
         }
-        let Ok(query) = Message::from_vec(bytes) else { return Outcome::Nothing };
+        let Ok(query) = Message::from_vec(bytes) else {
+            return unreadable(bytes).map_or(Outcome::Nothing, Outcome::Answer);
+        };
         let reply = {
             let knowledge = self.knowledge.borrow();
             knowledge.container(asker).map(|client| self.reply(&knowledge, client, &query, transport))
@@ -198,7 +200,7 @@ impl NameServer {
         match self.terms(knowledge, client).reply(query, transport, &mut rand::rng()) {
             // There is no outside for who is on internal networks only.
             Reply::Elsewhere if !client.forwards() => {
-                Reply::Ours(refusal(query, ResponseCode::NXDomain))
+                Reply::Ours(self.terms(knowledge, client).inside(query))
             }
             Reply::Elsewhere => match self.forwarder.kept(query) {
                 Some((message, _)) => Reply::Ours(message),
@@ -209,21 +211,12 @@ impl NameServer {
     }
 }
 
-/// A task that ends with this value.
-struct Serving(AbortHandle);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Answers names on all networks of this node, for ever.
 pub(super) async fn serve(agent: Arc<Agent>) {
     tokio::spawn(forget_rest(agent.names.handover.clone()));
     let (server, mut zones) = (agent.names.clone(), Zones::new(agent.me.clone()));
     let (mut view, mut sandboxes) = (agent.view.subscribe(), agent.dataplane.sandboxes());
-    let mut serving: BTreeMap<Place, Serving> = BTreeMap::new();
+    let mut serving: BTreeMap<Place, JoinHandle<()>> = BTreeMap::new();
     loop {
         let published = view.borrow_and_update().clone();
         let open = sandboxes.borrow_and_update().clone();
@@ -231,19 +224,16 @@ pub(super) async fn serve(agent: Arc<Agent>) {
         if published.complete {
             let places = places(&published.snapshot, &open, &server.config);
             server.knowledge.send_replace(zones.follow(published.snapshot));
-            for (place, ended) in serving.extract_if(.., |place, _| !places.contains(place)) {
-                drop(ended);
-                let handover = server.handover.clone();
-                tokio::spawn(async move {
-                    for name in place.kept_as() {
-                        handover.forget(name).await;
-                    }
-                });
+            let ended: Vec<_> = serving.extract_if(.., |place, _| !places.contains(place)).collect();
+            for (place, task) in ended {
+                task.abort();
+                // Only then it opens nothing more.
+                let _ = task.await;
+                server.note(place, false);
+                server.handover.forget(place.kept_as().into());
             }
-            server.heard.send_modify(|heard| heard.retain(|place| places.contains(place)));
             for place in places {
-                let start =
-                    || Serving(tokio::spawn(listen::serve(server.clone(), place)).abort_handle());
+                let start = || tokio::spawn(listen::serve(server.clone(), place));
                 serving.entry(place).or_insert_with(start);
             }
         }
@@ -260,7 +250,7 @@ pub(super) async fn serve(agent: Arc<Agent>) {
 /// Lets go of the sockets of sandboxes that are not there any more.
 async fn forget_rest(handover: Arc<Handover>) {
     tokio::time::sleep(ALL_TAKEN).await;
-    handover.forget_rest().await;
+    handover.forget_rest();
 }
 
 /// Where names are to be answered.

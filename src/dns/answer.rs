@@ -84,6 +84,16 @@ impl Terms<'_> {
         Reply::Ours(message)
     }
 
+    /// The answer to who can ask nobody else: there is no outside.
+    pub fn inside(&self, query: &Message) -> Message {
+        let mut message = refusal(query, ResponseCode::NXDomain);
+        if let [question] = query.queries.as_slice() {
+            let name = DomainName::new(question.name().iter()).unwrap_or_default();
+            message.authorities.extend(self.authority(&name, question.name(), &Found::Missing));
+        }
+        message
+    }
+
     /// What a name has of a type.
     fn data(&self, found: &Found<'_>, name: &DomainName, kind: RecordType) -> Vec<RData> {
         match (found, kind) {
@@ -175,6 +185,15 @@ fn response(query: &Message) -> Message {
     message
 }
 
+/// The answer to a query that cannot be read; `None`: it is none, or has not even a number.
+pub fn unreadable(query: &[u8]) -> Option<Vec<u8>> {
+    let header: &[u8; 12] = query.first_chunk()?;
+    let [high, low, kind, ..] = *header;
+    // With the kind and whether recursion is wanted as they came.
+    let answer = [high, low, 0x80 | kind & 0x79, 0x80 | 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    (kind & 0x80 == 0).then(|| answer.to_vec())
+}
+
 /// An answer that has nothing but a code.
 pub fn refusal(query: &Message, code: ResponseCode) -> Message {
     let mut message = response(query);
@@ -187,6 +206,7 @@ pub fn relayed(query: &Message, answer: &Message) -> Message {
     let mut message = response(query);
     message.metadata.response_code = answer.metadata.response_code;
     message.metadata.authentic_data = answer.metadata.authentic_data;
+    message.metadata.truncation = answer.metadata.truncation;
     message.answers.clone_from(&answer.answers);
     message.authorities.clone_from(&answer.authorities);
     message.additionals.clone_from(&answer.additionals);
@@ -208,7 +228,9 @@ pub fn encode(mut message: Message, max: u16) -> Option<Vec<u8>> {
     let max = usize::from(max);
     loop {
         let bytes = message.to_vec().ok()?;
-        if bytes.len() <= max {
+        // Of what is longer than any message can be the end is cut off already.
+        let is_cut = !message.metadata.truncation && bytes.get(2).is_some_and(|flags| flags & 2 != 0);
+        if bytes.len() <= max && !is_cut {
             return Some(bytes);
         }
         // What only comes with an answer goes first, and is not missed (RFC 2181, 9).
@@ -221,7 +243,7 @@ pub fn encode(mut message: Message, max: u16) -> Option<Vec<u8>> {
             message.authorities.clear();
         } else {
             let count = message.answers.len();
-            let fits = count * max / bytes.len();
+            let fits = if is_cut { count - count / 16 } else { count * max / bytes.len() };
             message.answers.truncate(fits.min(count.checked_sub(1)?));
         }
     }

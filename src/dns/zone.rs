@@ -74,8 +74,8 @@ impl Zone {
                 backends.entry(service).or_default().push(endpoint);
             }
             // One that is drained is about to go: nobody is to begin anything with it.
-            let is_drained =
-                endpoint.state == EndpointState::Draining || out == Some(lb::Out::NodeDrained);
+            let is_drained = endpoint.state == EndpointState::Draining
+                || endpoint.service.is_some() && snapshot.drained.contains_key(&endpoint.node);
             zone.add_endpoint(endpoint, !is_drained);
         }
         let here = snapshot.services.values().filter(|service| service.networks.contains(&network.id));
@@ -86,7 +86,11 @@ impl Zone {
         for gateway in network.standing().map(|subnet| subnet.gateway()) {
             if let Some(name) = label("gateway") {
                 zone.addresses.entry(gateway).or_insert_with(|| name.clone());
-                zone.insert(&name, Kind::Gateway, &[gateway]);
+                // Who is called so is meant by that.
+                let has_other = |entry: &Entry| !matches!(entry.kind, Kind::Gateway | Kind::Branch);
+                if !zone.get(name.wire()).is_some_and(has_other) {
+                    zone.insert(&name, Kind::Gateway, &[gateway]);
+                }
             }
         }
         zone

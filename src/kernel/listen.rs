@@ -14,6 +14,9 @@ use super::{Error, Netns};
 /// How many connections wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// How many bytes of datagrams wait to be read: those of a burst, and of a restart.
+const BUFFER: usize = 1 << 20;
+
 /// A UDP socket and a TCP one, bound to one address and port.
 #[derive(Debug)]
 pub struct Listening {
@@ -44,6 +47,9 @@ fn bound(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
     // Of a stream the port may still be in use by connections that have ended.
     setsockopt(&socket, sockopt::ReuseAddr, &(kind == SockType::Stream))?;
     setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    if kind == SockType::Datagram {
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+    }
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket)
 }

@@ -39,22 +39,7 @@ pub(super) fn sandbox(network: &Network, names: NameService, balancer: &Balancer
 "#,
     );
     rules.push_str(&services::prerouting(network, balancer));
-    // Where nothing is tracked at all nothing needs to be kept from it.
-    if !network.internal || !balancer.own.is_empty() {
-        for (family, ipv4) in [("ip", true), ("ip6", false)] {
-            let subnets = network.subnets.iter().map(|s| s.cidr()).filter(|c| c.is_ipv4() == ipv4);
-            let subnets: Vec<String> = subnets.map(|cidr| cidr.to_string()).collect();
-            match subnets.as_slice() {
-                [] => {}
-                // A set of one would be searched like one of many.
-                [one] => rules.push_str(&format!("        {family} daddr {one} notrack\n")),
-                many => {
-                    let many = many.join(", ");
-                    rules.push_str(&format!("        {family} daddr {{ {many} }} notrack\n"));
-                }
-            }
-        }
-    }
+    rules.push_str(&untracked(network, names, balancer));
     rules.push_str(
         r#"    }
     chain foreign {
@@ -90,6 +75,32 @@ pub(super) fn sandbox(network: &Network, names: NameService, balancer: &Balancer
         );
     }
     table(&rules)
+}
+
+/// What stays within the network is not tracked; where nothing is tracked at all nothing needs to be
+/// kept from it.
+fn untracked(network: &Network, names: NameService, balancer: &Balancer) -> String {
+    let mut rules = String::new();
+    if network.internal && balancer.own.is_empty() {
+        return rules;
+    }
+    if let Some(fixed) = names.address.filter(|_| network.has_ipv4()) {
+        rules.push_str(&format!("        ip daddr {fixed} notrack\n"));
+    }
+    for (family, ipv4) in [("ip", true), ("ip6", false)] {
+        let subnets = network.subnets.iter().map(|s| s.cidr()).filter(|c| c.is_ipv4() == ipv4);
+        let subnets: Vec<String> = subnets.map(|cidr| cidr.to_string()).collect();
+        match subnets.as_slice() {
+            [] => {}
+            // A set of one would be searched like one of many.
+            [one] => rules.push_str(&format!("        {family} daddr {one} notrack\n")),
+            many => {
+                let many = many.join(", ");
+                rules.push_str(&format!("        {family} daddr {{ {many} }} notrack\n"));
+            }
+        }
+    }
+    rules
 }
 
 /// Every sandbox has the gateway addresses: from others come errors, such as that nobody has an

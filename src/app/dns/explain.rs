@@ -76,14 +76,17 @@ impl NameServer {
         };
         let (message, source) = match (reply, source) {
             (Reply::Ours(message), Some(source)) => (message, source),
+            (Reply::Ours(message), None) if client.zones.is_empty() => {
+                (message, NameSource::Own { network: None, what: "no network is used here".to_owned() })
+            }
+            (Reply::Ours(message), None) if !client.forwards() => (message, NameSource::Inside),
             (Reply::Ours(message), None) => match self.forwarder.kept(asked) {
                 Some((message, kept)) => (message, kept),
-                // It is not asked for, or refused whatever the name.
-                None if client.forwards() => {
+                // It is refused whatever the name.
+                None => {
                     let what = "nobody is asked for that".to_owned();
                     (message, NameSource::Own { network: None, what })
                 }
-                None => (message, NameSource::Inside),
             },
             (Reply::Elsewhere | Reply::Nothing, _) => {
                 let start = Instant::now();

@@ -1,13 +1,13 @@
 //! Names that are not ours: asked for elsewhere, and kept for as long as they may be.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::rr::{RData, RecordType};
 use lru::LruCache;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -22,14 +22,18 @@ use crate::api::NameSource;
 use crate::dns::DomainName;
 use crate::dns::answer::{MAX_UDP, refusal, relayed};
 
-/// How long one server may take to answer, by a datagram or by a stream. Clients ask again after five
-/// seconds (`timeout` in resolv.conf(5)): both servers have had their turn by then.
+/// How long one server may take to answer by a datagram, and once more by a stream. Clients ask again
+/// after five seconds (`timeout` in resolv.conf(5)): by then both servers have had their turn, unless
+/// their answers need a stream.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How many lists of servers are remembered.
+const LISTS: usize = 64;
 /// How many servers are asked for one name.
 const SERVERS: usize = 2;
-/// How many queries are under way at once, and how many of them for one client.
+/// How many queries are under way at once, and how many of them for one client, and for one network.
 const AT_ONCE: usize = 1024;
 const OF_CLIENT: usize = 64;
+const OF_NETWORK: usize = 256;
 /// How many answers are kept, and how large each may be.
 const KEPT: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
 const KEPT_SIZE: usize = 4096;
@@ -78,8 +82,9 @@ pub(super) struct Forwarder {
     cache: Mutex<LruCache<Key, Kept>>,
     places: Semaphore,
     of_clients: Arc<Shares>,
-    /// Which server answered last.
-    first: AtomicUsize,
+    of_networks: Arc<Shares>,
+    /// By list of servers, with which of them to begin.
+    first: Mutex<HashMap<Vec<SocketAddr>, usize>>,
 }
 
 impl Forwarder {
@@ -89,7 +94,8 @@ impl Forwarder {
             cache: Mutex::new(LruCache::new(KEPT)),
             places: Semaphore::new(AT_ONCE),
             of_clients: Shares::new(OF_CLIENT),
-            first: AtomicUsize::new(0),
+            of_networks: Shares::new(OF_NETWORK),
+            first: Mutex::default(),
         }
     }
 
@@ -120,26 +126,27 @@ impl Forwarder {
             server: None,
             servers: Vec::new(),
         };
-        let turn = asker.map(|asker| self.of_clients.take(asker));
-        let (false, Ok(_place)) = (matches!(turn, Some(None)), self.places.try_acquire()) else {
+        let everybody = |(network, _)| (network, Ipv4Addr::UNSPECIFIED.into());
+        let turns =
+            asker.map(|asker| (self.of_clients.take(asker), self.of_networks.take(everybody(asker))));
+        let is_refused = matches!(turns, Some((None, _) | (_, None)));
+        let (false, Ok(_place)) = (is_refused, self.places.try_acquire()) else {
             return answered;
         };
         let [question] = query.queries.as_slice() else { return answered };
         let name = DomainName::new(question.name().iter()).unwrap_or_default();
-        let mut servers = self.upstreams.of(&name);
-        if !servers.is_empty() {
-            let first = self.first.load(Ordering::Relaxed) % servers.len();
-            servers.rotate_left(first);
-            servers.truncate(SERVERS);
-        }
-        for (number, server) in servers.iter().enumerate() {
+        let all = self.upstreams.of(&name);
+        let mut servers = all.clone();
+        servers.rotate_left(self.first_of(&all));
+        servers.truncate(SERVERS);
+        for server in &servers {
             match ask_server(*server, query, question).await {
                 Ok(answer) => {
                     let code = answer.metadata.response_code;
                     (answered.message, answered.server) = (relayed(query, &answer), Some(*server));
-                    if matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
-                        // Who answered is asked first from now on.
-                        self.first.fetch_add(number, Ordering::Relaxed);
+                    let is_whole = !answer.metadata.truncation;
+                    if is_whole && matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+                        self.begin_with(&all, *server);
                         self.keep(query, &answer, *server);
                         break;
                     }
@@ -147,8 +154,31 @@ impl Forwarder {
                 Err(error) => debug!(%server, %error, "a name was asked for in vain"),
             }
         }
+        if answered.server.is_none()
+            && let Some(next) = all.iter().find(|server| !servers.contains(server))
+        {
+            // None of these: the next query tries others.
+            self.begin_with(&all, *next);
+        }
         answered.servers = servers;
         answered
+    }
+
+    /// With which of some servers to begin.
+    fn first_of(&self, all: &[SocketAddr]) -> usize {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get(all).copied().filter(|first| *first < all.len()).unwrap_or(0)
+    }
+
+    /// Begins with one of some servers from now on.
+    fn begin_with(&self, all: &[SocketAddr], server: SocketAddr) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        // Lists change with the host's file: those of long ago are not asked for again.
+        if first.len() >= LISTS {
+            first.clear();
+        }
+        let place = all.iter().position(|other| *other == server).unwrap_or(0);
+        first.insert(all.to_vec(), place);
     }
 
     fn keep(&self, query: &Message, answer: &Message, server: SocketAddr) {
@@ -172,16 +202,19 @@ fn key(query: &Message) -> Option<Key> {
 
 /// For how many seconds an answer may be kept.
 fn seconds(answer: &Message) -> u32 {
-    let shortest = |records: &[Record]| records.iter().map(|record| record.ttl).min();
-    if let Some(seconds) = shortest(&answer.answers) {
-        return seconds.min(LONGEST);
+    let shortest = answer.answers.iter().map(|record| record.ttl).min();
+    let kind = answer.queries.first().map(Query::query_type);
+    let is_found = answer.metadata.response_code == ResponseCode::NoError
+        && answer.answers.iter().any(|record| Some(record.record_type()) == kind);
+    if is_found {
+        return shortest.unwrap_or(0).min(LONGEST);
     }
-    // Nothing is there; for how long, the zone's record says.
+    // Nothing is there, perhaps under another name; for how long, the zone's record says.
     let nothing = answer.authorities.iter().find_map(|record| match &record.data {
         RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
         _ => None,
     });
-    nothing.unwrap_or(0).min(LONGEST_NOTHING)
+    nothing.unwrap_or(0).min(shortest.unwrap_or(u32::MAX)).min(LONGEST_NOTHING)
 }
 
 /// Asks one server, and once more by a stream where its answer did not fit into a datagram.
@@ -222,8 +255,10 @@ fn is_answer(asked: &Message, message: &Message) -> bool {
     };
     message.metadata.id == asked.metadata.id
         && message.metadata.message_type == MessageType::Response
-        && message.queries.len() == asked.queries.len()
-        && asked.queries.iter().zip(&message.queries).all(same)
+        // Who cannot read it may not repeat it.
+        && (message.queries.is_empty() && message.metadata.response_code == ResponseCode::FormErr
+            || message.queries.len() == asked.queries.len()
+                && asked.queries.iter().zip(&message.queries).all(same))
 }
 
 /// From a port of its own, which the kernel draws, and to which only the server can send.

@@ -28,7 +28,11 @@ const CONNECTIONS: usize = 256;
 const OF_CLIENT: usize = 32;
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(10);
-/// How soon it is tried again to listen, or to read.
+/// How long the first query of a connection may take yet when the server stops.
+const LAST: Duration = Duration::from_millis(200);
+/// How soon it is read again after an error.
+const AFTER_ERROR: Duration = Duration::from_millis(1);
+/// How soon it is tried again to listen.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where somebody listens: an address of a network, in the sandbox of that inode.
@@ -57,17 +61,20 @@ pub(super) async fn serve(server: Arc<NameServer>, place: Place) {
 }
 
 impl Place {
-    /// Under which names the sockets are kept for the next agent: for datagrams, and for streams.
+    /// Under which names the sockets are kept for the next agent: for datagrams, and for streams. They
+    /// are short: all together are one variable of its environment.
     pub(super) fn kept_as(&self) -> [String; 2] {
         let Self { network, inode, address } = self;
-        // A colon would end a name.
-        let address = address.to_string().replace(':', "_");
-        ["udp", "tcp"].map(|kind| format!("names-{kind}-{network}-{inode}-{address}"))
+        let address = match address {
+            IpAddr::V4(address) => format!("{:x}", address.to_bits()),
+            IpAddr::V6(address) => format!("{:x}", address.to_bits()),
+        };
+        ["u", "t"].map(|kind| format!("{kind}-{network}-{inode:x}-{address}"))
     }
 }
 
 /// The sockets that an earlier agent left, else new ones.
-async fn open(handover: &Arc<Handover>, place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
+async fn open(handover: &Handover, place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
     let at = SocketAddr::new(place.address, super::PORT);
     let [udp_name, tcp_name] = place.kept_as();
     if let (Some(udp), Some(tcp)) = (handover.take(&udp_name), handover.take(&tcp_name)) {
@@ -81,9 +88,16 @@ async fn open(handover: &Arc<Handover>, place: Place) -> anyhow::Result<(UdpSock
         anyhow::ensure!(netns.inode() == place.inode, "the sandbox is another one by now");
         Ok(listen_at(&netns, at)?)
     });
-    let Listening { udp, tcp } = opened.await??;
-    handover.keep(udp_name, udp.try_clone()?).await;
-    handover.keep(tcp_name, tcp.try_clone()?).await;
+    let Listening { udp, tcp } = match opened.await? {
+        Ok(listening) => listening,
+        Err(error) => {
+            // One that is kept without the other would have the port for ever.
+            handover.forget(vec![udp_name, tcp_name]);
+            return Err(error);
+        }
+    };
+    let kept = vec![(udp_name, udp.try_clone()?.into()), (tcp_name, tcp.try_clone()?.into())];
+    handover.keep(kept);
     Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
 }
 
@@ -102,6 +116,7 @@ async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSock
             // Errors of what was sent before, such as that a client's port is closed.
             Err(error) => {
                 debug!(%network, %error, "no query was read");
+                tokio::time::sleep(AFTER_ERROR).await;
                 continue;
             }
         };
@@ -173,7 +188,10 @@ async fn converse(server: Arc<NameServer>, asker: Asker, mut stream: TcpStream) 
         let query = tokio::select! {
             biased;
             query = read => query,
-            () = &mut stopped, if !is_first => return,
+            () = async {
+                stopped.as_mut().await;
+                tokio::time::sleep(if is_first { LAST } else { Duration::ZERO }).await;
+            } => return,
         };
         is_first = false;
         let Ok(Ok(query)) = query else { return };

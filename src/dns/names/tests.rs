@@ -89,6 +89,9 @@ impl Ground {
             endpoint(6, "db4", (SHOP, "n3"), "ready", "db"),
             endpoint(7, "db5", (SHOP, "n2"), "draining", "db"),
             endpoint(8, "db6", (SHOP, "n4"), "ready", "db"),
+            endpoint(11, "db7", (SHOP, "n4"), "unhealthy", "db"),
+            // Nobody drains what belongs to no service.
+            endpoint(12, "tool", (SHOP, "n4"), "ready", ""),
             endpoint(9, "web1", (SHOP, "n1"), "ready", "web"),
             // It has the name of a service.
             endpoint(10, "web", (SHOP, "n1"), "ready", ""),
@@ -96,6 +99,7 @@ impl Ground {
         let of_mail = members(&[
             endpoint(2, "a", (MAIL, "n1"), "ready", ""),
             endpoint(3, "only", (MAIL, "n2"), "ready", ""),
+            endpoint(4, "gateway", (MAIL, "n2"), "ready", ""),
         ]);
         let zone = |network: Network, members: &Members| {
             Arc::new(Zone::new(&node("n1"), &snapshot, &network, members))
@@ -155,7 +159,8 @@ fn services_tasks_and_endpoints_have_names_in_every_form() {
 #[test]
 fn what_is_drained_has_no_name() {
     let ground = Ground::new();
-    for name in ["db5", "db6"] {
+    assert_eq!(ground.find("tool"), "Endpoint in 0: 10.9.0.12 fd00:9::12");
+    for name in ["db5", "db6", "db7"] {
         assert_eq!(ground.find(name), "Foreign");
         assert_eq!(ground.find(&format!("{name}.shop.netctl.internal")), "Missing");
     }
@@ -166,6 +171,7 @@ fn the_network_on_which_is_asked_comes_first() {
     let ground = Ground::new();
     assert_eq!(ground.find("only"), "Endpoint in 1: 10.8.0.3");
     assert_eq!(ground.find("a.mail"), "Endpoint in 1: 10.8.0.2");
+    assert_eq!(ground.find("gateway.mail"), "Endpoint in 1: 10.8.0.4", "it is called so");
     assert_eq!(ground.find("web.mail.netctl.internal"), "Service in 1: 10.8.0.80");
     let zones: Vec<_> = ground.zones.iter().rev().cloned().collect();
     let names = Names { zones: &zones, ..ground.names() };

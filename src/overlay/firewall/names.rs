@@ -12,8 +12,8 @@ use crate::model::Network;
 pub(super) fn chain(network: &Network, service: NameService) -> String {
     let mut text = String::new();
     let mut jumps = String::from("        iifname \"vx0\" counter drop comment \"names-from-remote\"\n");
-    let mut asked = String::new();
-    let rate = service.rate;
+    let (mut asked, mut answers) = (String::new(), String::new());
+    let (rate, burst) = (service.rate, (service.rate / 20).max(20));
     for (family, number, ipv4) in [("ip", 4, true), ("ip6", 6, false)] {
         let servers: Vec<String> = servers(network, service)
             .filter(|address| address.is_ipv4() == ipv4)
@@ -27,6 +27,10 @@ pub(super) fn chain(network: &Network, service: NameService) -> String {
             asked,
             "        {family} daddr {{ {servers} }} meta l4proto {{ tcp, udp }} th dport 53 jump asked"
         );
+        let _ = writeln!(
+            answers,
+            "        {family} saddr {{ {servers} }} meta l4proto {{ tcp, udp }} th sport 53 notrack"
+        );
         if rate > 0 {
             let _ = writeln!(
                 text,
@@ -34,13 +38,13 @@ pub(super) fn chain(network: &Network, service: NameService) -> String {
             );
             let _ = writeln!(
                 jumps,
-                "        update @askers{number} {{ {family} saddr limit rate over {rate}/second burst {rate} packets }} counter drop comment \"names-flood\""
+                "        update @askers{number} {{ {family} saddr limit rate over {rate}/second burst {burst} packets }} counter drop comment \"names-flood\""
             );
         }
     }
     let _ = write!(
         text,
-        "    chain asked {{\n{jumps}    }}\n    chain names {{\n        type filter hook input priority filter - 1; policy accept;\n{asked}    }}\n"
+        "    chain asked {{\n{jumps}    }}\n    chain names {{\n        type filter hook input priority filter - 1; policy accept;\n{asked}    }}\n    chain answers {{\n        type filter hook output priority raw; policy accept;\n{answers}    }}\n"
     );
     text
 }

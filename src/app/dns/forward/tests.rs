@@ -1,5 +1,5 @@
-use hickory_proto::rr::Name;
 use hickory_proto::rr::rdata::{A, SOA};
+use hickory_proto::rr::{Name, Record};
 
 use super::*;
 
@@ -44,6 +44,11 @@ fn an_answer_is_kept_for_the_shortest_time_that_it_names() {
     assert_eq!(seconds(&answer), 20);
     answer.answers = vec![record(u32::MAX)];
     assert_eq!(seconds(&answer), LONGEST);
+    // Another name is meant, and there it is not found.
+    answer.metadata.response_code = ResponseCode::NXDomain;
+    assert_eq!(seconds(&answer), LONGEST_NOTHING);
+    answer.authorities.clear();
+    assert_eq!(seconds(&answer), 0);
 }
 
 #[test]
