@@ -29,7 +29,7 @@ const OF_CLIENT: usize = 32;
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long the first query of a connection may take yet when the server stops.
-const LAST: Duration = Duration::from_millis(200);
+const LAST: Duration = Duration::from_secs(1);
 /// How soon it is read again after an error.
 const AFTER_ERROR: Duration = Duration::from_millis(1);
 /// How soon it is tried again to listen.
