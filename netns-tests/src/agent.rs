@@ -214,8 +214,10 @@ impl Agent {
         command.args(words).arg("--config").arg(config).env("NOTIFY_SOCKET", &notify);
         let names: Vec<&str> = sockets.keys().map(String::as_str).collect();
         let (count, names) = (names.len().to_string(), names.join(":"));
-        command.env("LISTEN_FDS", count).env("LISTEN_FDNAMES", names);
-        pass(&mut command, sockets);
+        if !sockets.is_empty() {
+            command.env("LISTEN_FDS", count).env("LISTEN_FDNAMES", names);
+            pass(&mut command, sockets);
+        }
         let process = Process::start(&mut command, &append(&log));
         Self { process, manager, log }
     }
