@@ -16,16 +16,21 @@ use crate::shop::{
 crate::tests![
     an_agents_death_ends_no_connection_and_what_others_change_comes_back,
     a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_returns,
-    connections_to_a_dead_node_that_answers_go_on_for_another_lease,
     what_another_machine_sends_to_a_service_is_refused,
     nothing_of_a_table_is_left_when_nothing_is_to_be_balanced,
 ];
 
 /// Those that take many minutes in there.
-pub(crate) const LONG: &[crate::Test] = &[(
-    "agents_that_are_killed_at_once_under_load_end_no_connection",
-    agents_that_are_killed_at_once_under_load_end_no_connection,
-)];
+pub(crate) const LONG: &[crate::Test] = &[
+    (
+        "agents_that_are_killed_at_once_under_load_end_no_connection",
+        agents_that_are_killed_at_once_under_load_end_no_connection,
+    ),
+    (
+        "connections_to_a_dead_node_that_answers_go_on_for_another_lease",
+        connections_to_a_dead_node_that_answers_go_on_for_another_lease,
+    ),
+];
 
 /// What of a sandbox is compared: its table, and the rules that mark and refuse.
 fn state(sandbox: &Space) -> (BTreeSet<String>, String) {
