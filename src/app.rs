@@ -42,7 +42,6 @@ use crate::config::duration::Shown;
 use crate::config::{Config, LogFormat};
 use crate::kernel;
 use crate::model::{Endpoint, NetworkId, Node};
-use crate::overlay::NameService;
 use crate::store::Store;
 
 use agent::Agent;
@@ -225,7 +224,7 @@ async fn start_agent(
     let settings = Settings {
         boot: boot.clone(),
         lease: config.lease,
-        names: NameService { address: config.dns.address, rate: config.dns.rate },
+        names: names.service(),
         resync: config.resync,
         tally,
     };

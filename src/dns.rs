@@ -9,6 +9,9 @@ mod names;
 mod quick;
 mod zone;
 
+/// The port of name servers (RFC 1035, 4.2).
+pub const PORT: u16 = 53;
+
 pub use name::DomainName;
 pub use names::{Found, Names};
 pub use zone::{Entry, Kind, Zone};

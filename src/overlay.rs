@@ -44,6 +44,18 @@ pub struct NameService {
     pub rate: u32,
 }
 
+impl NameService {
+    /// The fixed address, on a network that has its family.
+    pub fn fixed(self, network: &Network) -> Option<IpAddr> {
+        self.address.filter(|_| network.has_ipv4()).map(IpAddr::from)
+    }
+
+    /// Where a network's names are answered.
+    pub fn servers(self, network: &Network) -> impl Iterator<Item = IpAddr> {
+        network.standing().map(|subnet| subnet.gateway()).chain(self.fixed(network))
+    }
+}
+
 /// The MTU of a network's interfaces on a node: what was asked for, as far as the underlay
 /// carries it in one piece.
 pub fn effective_mtu(me: &Node, network: &Network) -> u32 {
@@ -104,8 +116,8 @@ fn skeleton(around: Surroundings<'_>, network: &Network, mtu: u32) -> BTreeSet<O
             .insert(Object::Address { device: Device::Loopback, address: host_net(subnet.gateway()) });
         objects.insert(route(subnet.cidr(), Target::Unreachable, None));
     }
-    if let Some(address) = around.names.address.filter(|_| network.has_ipv4()) {
-        let address = host_net(address.into());
+    if let Some(address) = around.names.fixed(network) {
+        let address = host_net(address);
         objects.insert(Object::Address { device: Device::Loopback, address });
     }
     if !network.internal {

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use netctl::store::etcd::{Etcd as Store, EtcdConfig};
 use nix::sys::signal::Signal;
 
 use crate::agent::append;
@@ -35,6 +36,24 @@ impl Etcd {
     /// The URL at which nodes reach it over IPv4.
     pub fn endpoint(&self) -> String {
         format!("http://{}:2379", self.ipv4)
+    }
+
+    /// The store that an agent with this etcd has, as one that waits so long for each call.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn store(&self, timeout: Duration) -> Store {
+        let config = EtcdConfig {
+            endpoints: vec![self.endpoint()],
+            prefix: "netctl/".into(),
+            ca: None,
+            certificate: None,
+            key: None,
+            user: None,
+            password: None,
+            timeout,
+        };
+        Store::new(config).expect("the configuration is right")
     }
 
     /// The URL at which nodes reach it over IPv6.

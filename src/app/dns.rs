@@ -34,9 +34,8 @@ use crate::config::DnsConfig;
 use crate::dns::Names;
 use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal, unreadable};
 use crate::model::{Name, NetworkId, Snapshot};
+use crate::overlay::NameService;
 
-/// The port of name servers (RFC 1035, 4.2).
-const PORT: u16 = 53;
 /// How long an endpoint's attachment waits for the network's names to be answered.
 const BECOMES_HEARD: Duration = Duration::from_secs(1);
 /// How long a container that is not known yet waits to be known: it was attached just now, and the view
@@ -86,6 +85,11 @@ impl NameServer {
             stopping: watch::Sender::default(),
             config,
         }
+    }
+
+    /// Where names are answered, and how much of one client is taken.
+    pub(super) fn service(&self) -> NameService {
+        NameService { address: self.config.address, rate: self.config.rate }
     }
 
     /// How a container of a network asks for names, which has these gateways.
@@ -222,7 +226,7 @@ pub(super) async fn serve(agent: Arc<Agent>) {
         let open = sandboxes.borrow_and_update().clone();
         // Before that, a name that is not shown may well exist.
         if published.complete {
-            let places = places(&published.snapshot, &open, &server.config);
+            let places = places(&published.snapshot, &open, server.service());
             server.knowledge.send_replace(zones.follow(published.snapshot));
             let ended: Vec<_> = serving.extract_if(.., |place, _| !places.contains(place)).collect();
             for (place, task) in ended {
@@ -254,13 +258,11 @@ async fn forget_rest(handover: Arc<Handover>) {
 }
 
 /// Where names are to be answered.
-fn places(snapshot: &Snapshot, sandboxes: &Sandboxes, config: &DnsConfig) -> BTreeSet<Place> {
+fn places(snapshot: &Snapshot, sandboxes: &Sandboxes, service: NameService) -> BTreeSet<Place> {
     let of_network = |(id, inode): (&_, &u64)| {
         let network = snapshot.networks.get(id)?;
-        let gateways = network.standing().map(|subnet| subnet.gateway());
-        let fixed = config.address.filter(|_| network.has_ipv4()).map(IpAddr::from);
         let place = |address| Place { network: *id, inode: *inode, address };
-        Some(gateways.chain(fixed).map(place).collect::<Vec<_>>())
+        Some(service.servers(network).map(place).collect::<Vec<_>>())
     };
     sandboxes.iter().filter_map(of_network).flatten().collect()
 }

@@ -129,25 +129,20 @@ impl Cluster {
     /// Has a drained endpoint be what a new one would be; `false`: it is gone.
     async fn activate_endpoint(&self, network: NetworkId, id: EndpointId) -> Result<bool, ClusterError> {
         let key = keys::endpoint(network, id);
-        for _ in 0..TRIES {
-            let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(false) };
-            let mut endpoint = found.value;
-            if endpoint.state != EndpointState::Draining {
-                return Ok(true);
-            }
-            let service = match &endpoint.service {
-                Some(name) => self.read::<Service>(&keys::service(name)).await?,
-                None => None,
-            };
-            let is_checked = service.is_some_and(|service| service.health.is_some());
-            endpoint.state = if is_checked { EndpointState::Pending } else { EndpointState::Ready };
-            endpoint.reason.clear();
-            let transaction = Transaction::new().modified(&key, Revision(found.revision));
-            if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(&endpoint))).await? {
-                return Ok(true);
-            }
+        let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(false) };
+        let is_drained = |endpoint: &Endpoint| endpoint.state == EndpointState::Draining;
+        if !is_drained(&found) {
+            return Ok(true);
         }
-        Err(ClusterError::Contention(format!("endpoint {id}")))
+        // Its service stays the same.
+        let service = match &found.service {
+            Some(name) => self.read::<Service>(&keys::service(name)).await?,
+            None => None,
+        };
+        let is_checked = service.is_some_and(|service| service.health.is_some());
+        let state = if is_checked { EndpointState::Pending } else { EndpointState::Ready };
+        let to = |endpoint: &Endpoint| is_drained(endpoint).then(|| (state, String::new()));
+        Ok(self.change_state(network, id, to).await?.is_some())
     }
 
     /// How far a drain is.

@@ -267,16 +267,28 @@ impl Cluster {
         state: EndpointState,
         reason: &str,
     ) -> Result<Option<Endpoint>, ClusterError> {
+        self.change_state(network, id, |endpoint| {
+            let differs = (endpoint.state, &*endpoint.reason) != (state, reason);
+            let may_be = endpoint.state != EndpointState::Draining && differs;
+            may_be.then(|| (state, reason.to_owned()))
+        })
+        .await
+    }
+
+    /// Gives an endpoint the state and the reason that follow from what it is; gives it as it is then.
+    /// `None`: there is no such endpoint.
+    pub(super) async fn change_state(
+        &self,
+        network: NetworkId,
+        id: EndpointId,
+        to: impl Fn(&Endpoint) -> Option<(EndpointState, String)> + Send + Sync,
+    ) -> Result<Option<Endpoint>, ClusterError> {
         let key = keys::endpoint(network, id);
         for _ in 0..TRIES {
             let Some(found) = self.read::<Endpoint>(&key).await? else { return Ok(None) };
             let mut endpoint = found.value;
-            if endpoint.state == EndpointState::Draining
-                || (endpoint.state, &*endpoint.reason) == (state, reason)
-            {
-                return Ok(Some(endpoint));
-            }
-            (endpoint.state, endpoint.reason) = (state, reason.to_owned());
+            let Some(changed) = to(&endpoint) else { return Ok(Some(endpoint)) };
+            (endpoint.state, endpoint.reason) = changed;
             let transaction = Transaction::new().modified(&key, Revision(found.revision));
             if let Outcome::Committed(_) = self.commit(transaction.put(&key, encode(&endpoint))).await? {
                 return Ok(Some(endpoint));

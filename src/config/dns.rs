@@ -5,10 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::DnsConfig;
 use super::check::Check;
-use crate::dns::DomainName;
+use crate::dns::{DomainName, PORT};
 
-/// The port of name servers (RFC 1035, 4.2).
-const PORT: u16 = 53;
 /// Where every network answers by default, in the range for what is not routed (RFC 3927).
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
 

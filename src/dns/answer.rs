@@ -11,7 +11,7 @@ use super::{DomainName, Entry, Found, Kind, Names};
 /// upon): more is neither sent nor asked for.
 pub const MAX_UDP: u16 = 1232;
 /// The largest message over UDP to who does not say what it takes (RFC 1035, 4.2.1).
-pub(super) const MIN_UDP: u16 = 512;
+const MIN_UDP: u16 = 512;
 /// The bytes of the smallest record of an answer: a pointer to the name, type, class, time to live,
 /// length, and an IPv4 address.
 const MIN_RECORD: usize = 16;
@@ -23,6 +23,17 @@ pub enum Transport {
     Udp,
     /// In a stream.
     Tcp,
+}
+
+impl Transport {
+    /// How many bytes an answer may have, for a client that says how many it takes, or does not.
+    pub(super) fn max_size(self, said: Option<u16>) -> u16 {
+        match (self, said) {
+            (Self::Tcp, _) => u16::MAX,
+            (Self::Udp, Some(size)) => size.clamp(MIN_UDP, MAX_UDP),
+            (Self::Udp, None) => MIN_UDP,
+        }
+    }
 }
 
 /// What is to be done about a query.
@@ -215,11 +226,7 @@ pub fn relayed(query: &Message, answer: &Message) -> Message {
 
 /// How many bytes the answer to a query may have.
 pub fn max_size(query: &Message, transport: Transport) -> u16 {
-    match (transport, &query.edns) {
-        (Transport::Tcp, _) => u16::MAX,
-        (Transport::Udp, Some(edns)) => edns.max_payload().clamp(MIN_UDP, MAX_UDP),
-        (Transport::Udp, None) => MIN_UDP,
-    }
+    transport.max_size(query.edns.as_ref().map(Edns::max_payload))
 }
 
 /// Encodes an answer. One that is too large loses records from its end, and says so: who asked by a

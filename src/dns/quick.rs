@@ -6,7 +6,7 @@
 
 use rand::RngExt as _;
 
-use super::answer::{MAX_UDP, MIN_UDP, Terms, Transport};
+use super::answer::{MAX_UDP, Terms, Transport};
 use super::{Entry, Names};
 
 /// The bytes of a header (RFC 1035, 4.1.1).
@@ -56,11 +56,7 @@ impl Terms<'_> {
         };
         let opt = if query.edns.is_some() { OPT } else { 0 };
         let length = query.head.len() + count * size + opt;
-        let most = match (transport, query.edns) {
-            (Transport::Tcp, _) => u16::MAX,
-            (Transport::Udp, Some((size, _))) => size.clamp(MIN_UDP, MAX_UDP),
-            (Transport::Udp, None) => MIN_UDP,
-        };
+        let most = transport.max_size(query.edns.map(|(size, _)| size));
         if count == 0 || count > MAX_RECORDS || length > usize::from(most) {
             return None;
         }

@@ -84,7 +84,7 @@ fn untracked(network: &Network, names: NameService, balancer: &Balancer) -> Stri
     if network.internal && balancer.own.is_empty() {
         return rules;
     }
-    if let Some(fixed) = names.address.filter(|_| network.has_ipv4()) {
+    if let Some(fixed) = names.fixed(network) {
         rules.push_str(&format!("        ip daddr {fixed} notrack\n"));
     }
     for (family, ipv4) in [("ip", true), ("ip6", false)] {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use netctl::store::etcd::{Etcd as Store, EtcdConfig};
 use netctl::store::{Outcome, Store as _, Transaction};
 use serde_json::{Value, json};
 use world::{Load, NodeOptions, Space, World, wait_for};
@@ -174,18 +173,8 @@ fn nth(first: u32, number: usize) -> IpAddr {
 
 /// Writes records, as many at a time as etcd takes.
 pub(crate) fn write(cluster: &Cluster, from: &Space, records: &Records) {
-    let config = EtcdConfig {
-        endpoints: vec![cluster.etcd.endpoint()],
-        prefix: "netctl/".into(),
-        ca: None,
-        certificate: None,
-        key: None,
-        user: None,
-        password: None,
-        timeout: Duration::from_secs(10),
-    };
     let writing = async {
-        let store = Store::new(config).expect("the configuration is right");
+        let store = cluster.etcd.store(Duration::from_secs(10));
         let records: Vec<_> = records.iter().collect();
         for part in records.chunks(OPERATIONS) {
             let change =

@@ -84,7 +84,7 @@ pub(super) struct Forwarder {
     of_clients: Arc<Shares>,
     of_networks: Arc<Shares>,
     /// By list of servers, with which of them to begin.
-    first: Mutex<HashMap<Vec<SocketAddr>, usize>>,
+    first: Mutex<HashMap<Vec<SocketAddr>, SocketAddr>>,
 }
 
 impl Forwarder {
@@ -164,10 +164,11 @@ impl Forwarder {
         answered
     }
 
-    /// With which of some servers to begin.
+    /// The place of the server with which to begin.
     fn first_of(&self, all: &[SocketAddr]) -> usize {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get(all).copied().filter(|first| *first < all.len()).unwrap_or(0)
+        let first = first.get(all);
+        first.and_then(|first| all.iter().position(|server| server == first)).unwrap_or(0)
     }
 
     /// Begins with one of some servers from now on.
@@ -177,8 +178,7 @@ impl Forwarder {
         if first.len() >= LISTS {
             first.clear();
         }
-        let place = all.iter().position(|other| *other == server).unwrap_or(0);
-        first.insert(all.to_vec(), place);
+        first.insert(all.to_vec(), server);
     }
 
     fn keep(&self, query: &Message, answer: &Message, server: SocketAddr) {

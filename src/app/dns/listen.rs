@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 use super::share::Shares;
 use super::{Asker, NameServer, Outcome};
 use crate::app::handover::Handover;
+use crate::dns::PORT;
 use crate::dns::answer::Transport;
 use crate::kernel::{Listening, Netns, listen_at};
 use crate::model::NetworkId;
@@ -75,7 +76,7 @@ impl Place {
 
 /// The sockets that an earlier agent left, else new ones.
 async fn open(handover: &Handover, place: Place) -> anyhow::Result<(UdpSocket, TcpListener)> {
-    let at = SocketAddr::new(place.address, super::PORT);
+    let at = SocketAddr::new(place.address, PORT);
     let [udp_name, tcp_name] = place.kept_as();
     if let (Some(udp), Some(tcp)) = (handover.take(&udp_name), handover.take(&tcp_name)) {
         let (udp, tcp) = (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp));

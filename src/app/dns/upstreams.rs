@@ -10,14 +10,12 @@ use resolv_conf::ScopedIp;
 use tracing::{debug, warn};
 
 use crate::config::DnsConfig;
-use crate::dns::DomainName;
+use crate::dns::{DomainName, PORT};
 
 /// Whom the host asks.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How often it is looked whether that has changed, at most.
 const LOOK: Duration = Duration::from_secs(1);
-/// The port of name servers (RFC 1035, 4.2).
-const PORT: u16 = 53;
 
 /// Which servers are asked.
 pub(super) struct Upstreams {

@@ -2,7 +2,6 @@
 //! that the flood of one does not hurt the others.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use super::super::NameService;
 use crate::model::Network;
@@ -15,7 +14,8 @@ pub(super) fn chain(network: &Network, service: NameService) -> String {
     let (mut asked, mut answers) = (String::new(), String::new());
     let (rate, burst) = (service.rate, (service.rate / 20).max(20));
     for (family, number, ipv4) in [("ip", 4, true), ("ip6", 6, false)] {
-        let servers: Vec<String> = servers(network, service)
+        let servers: Vec<String> = service
+            .servers(network)
             .filter(|address| address.is_ipv4() == ipv4)
             .map(|address| address.to_string())
             .collect();
@@ -47,10 +47,4 @@ pub(super) fn chain(network: &Network, service: NameService) -> String {
         "    chain asked {{\n{jumps}    }}\n    chain names {{\n        type filter hook input priority filter - 1; policy accept;\n{asked}    }}\n    chain answers {{\n        type filter hook output priority raw; policy accept;\n{answers}    }}\n"
     );
     text
-}
-
-/// Where a network's names are answered.
-fn servers(network: &Network, service: NameService) -> impl Iterator<Item = IpAddr> {
-    let fixed = service.address.filter(|_| network.has_ipv4()).map(IpAddr::from);
-    network.standing().map(|subnet| subnet.gateway()).chain(fixed)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use netctl::cluster::{Cluster, EndpointRequest};
 use netctl::model::{Attachment, MacAddr, Network, NodeId, NodeName, Versioned};
-use netctl::store::etcd::{Etcd as Store, EtcdConfig};
+use netctl::store::etcd::Etcd as Store;
 use tokio::task::JoinSet;
 use world::{Agent, Config, Etcd, Node};
 
@@ -178,17 +178,7 @@ fn routes() -> usize {
 
 /// The store that an agent with this etcd has.
 pub fn store_of(etcd: &Etcd) -> Store {
-    let config = EtcdConfig {
-        endpoints: vec![etcd.endpoint()],
-        prefix: "netctl/".into(),
-        ca: None,
-        certificate: None,
-        key: None,
-        user: None,
-        password: None,
-        timeout: Duration::from_secs(20),
-    };
-    Store::new(config).expect("the configuration is right")
+    etcd.store(Duration::from_secs(20))
 }
 
 /// Writes nodes with endpoints, as their agents do.
