@@ -6,6 +6,8 @@
 pub mod answer;
 mod name;
 mod names;
+mod packed;
+mod plain;
 mod quick;
 mod zone;
 
@@ -14,4 +16,7 @@ pub const PORT: u16 = 53;
 
 pub use name::DomainName;
 pub use names::{Found, Names};
+pub use packed::Packed;
+pub use plain::PlainQuery;
+pub use quick::Quick;
 pub use zone::{Entry, Kind, Zone};

@@ -4,6 +4,7 @@
 //! [`crate::model::object`] values into the kernel and reads them back, and touches only what bears
 //! our mark: names of ours, protocol number 110, the table `inet netctl`.
 
+mod datagrams;
 mod error;
 mod host;
 pub mod ipvs;
@@ -21,6 +22,7 @@ mod sandbox;
 mod sysctl;
 mod unplug;
 
+pub use datagrams::Datagrams;
 pub use error::Error;
 pub use host::{Host, Interface, Inventory};
 pub use listen::{Listening, listen_at};

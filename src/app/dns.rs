@@ -31,8 +31,8 @@ use super::dataplane::Sandboxes;
 use super::handover::Handover;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
-use crate::dns::Names;
 use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal, unreadable};
+use crate::dns::{Names, PlainQuery, Quick};
 use crate::model::{Name, NetworkId, Snapshot};
 use crate::overlay::NameService;
 
@@ -52,12 +52,10 @@ type Asker = (NetworkId, IpAddr);
 
 /// What is done about a query.
 enum Outcome {
-    /// This is sent back.
-    Answer(Vec<u8>),
+    /// All: the answer is written, or there is none.
+    Done,
     /// It takes a while to answer it.
     Later(Box<Message>),
-    /// Nothing is sent back.
-    Nothing,
 }
 
 /// This node's name server.
@@ -136,31 +134,37 @@ impl NameServer {
         });
     }
 
-    /// Takes a query, and answers it where that takes no time.
-    fn take(&self, asker: Asker, bytes: &[u8], transport: Transport) -> Outcome {
-        let plain = {
-            let knowledge = self.knowledge.borrow();
-            let client = knowledge.container(asker);
-            client.and_then(|client| {
-                self.terms(&knowledge, client).quick(bytes, transport, &mut rand::rng())
-            })
-        };
-        if let Some(answer) = plain {
-            return Outcome::Answer(answer);
+    /// Takes a query, and answers it where that takes no time: adds the answer's bytes to others.
+    fn take(
+        &self,
+        knowledge: &Knowledge,
+        asker: Asker,
+        bytes: &[u8],
+        transport: Transport,
+        answer: &mut Vec<u8>,
+    ) -> Outcome {
+        let client = knowledge.container(asker);
+        if let (Some(client), Some(query)) = (client, PlainQuery::read(bytes)) {
+            let terms = self.terms(knowledge, client);
+            let is_answered = match terms.quick(&query, transport, &mut rand::rng(), answer) {
+                Quick::Answered => true,
+                Quick::Foreign => client.forwards() && self.forwarder.quick(&query, transport, answer),
+                Quick::No => false,
+            };
+            if is_answered {
+                return Outcome::Done;
+            }
         }
         let Ok(query) = Message::from_vec(bytes) else {
-            return unreadable(bytes).map_or(Outcome::Nothing, Outcome::Answer);
+            answer.extend(unreadable(bytes).unwrap_or_default());
+            return Outcome::Done;
         };
-        let reply = {
-            let knowledge = self.knowledge.borrow();
-            knowledge.container(asker).map(|client| self.reply(&knowledge, client, &query, transport))
-        };
-        match reply {
+        match client.map(|client| self.reply(knowledge, client, &query, transport)) {
             Some(Reply::Ours(message)) => {
-                let encoded = encode(message, max_size(&query, transport));
-                encoded.map_or(Outcome::Nothing, Outcome::Answer)
+                answer.extend(encode(message, max_size(&query, transport)).unwrap_or_default());
+                Outcome::Done
             }
-            Some(Reply::Nothing) => Outcome::Nothing,
+            Some(Reply::Nothing) => Outcome::Done,
             Some(Reply::Elsewhere) | None => Outcome::Later(Box::new(query)),
         }
     }

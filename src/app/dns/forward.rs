@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::rr::RData;
 use lru::LruCache;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -19,8 +19,8 @@ use super::Asker;
 use super::share::Shares;
 use super::upstreams::Upstreams;
 use crate::api::NameSource;
-use crate::dns::DomainName;
-use crate::dns::answer::{MAX_UDP, refusal, relayed};
+use crate::dns::answer::{MAX_UDP, Transport, refusal, relayed};
+use crate::dns::{DomainName, Packed, PlainQuery};
 
 /// How long one server may take to answer by a datagram, and once more by a stream. Clients ask again
 /// after five seconds (`timeout` in resolv.conf(5)): by then both servers have had their turn, unless
@@ -43,13 +43,15 @@ const LONGEST_NOTHING: u32 = 900;
 /// The largest datagram that is read: more than was asked for is no answer.
 const LARGEST: usize = 4096;
 
-/// What is asked for: the name in lower case as the wire has it, type, and whether signatures are
-/// wanted, or wanted as they are.
-type Key = (Vec<u8>, RecordType, bool, bool);
+/// What is asked for, in bytes: the type, whether signatures are wanted, or wanted as they are, and the
+/// name in lower case as the wire has it.
+type Key = Vec<u8>;
 
 /// An answer that is kept.
 struct Kept {
     answer: Arc<Message>,
+    /// The same for plain queries.
+    packed: Option<Packed>,
     server: SocketAddr,
     since: Instant,
     seconds: u32,
@@ -103,12 +105,7 @@ impl Forwarder {
     pub(super) fn kept(&self, query: &Message) -> Option<(Message, NameSource)> {
         let key = key(query)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = cache.get(&key)?;
-        let age = u32::try_from(kept.since.elapsed().as_secs()).unwrap_or(u32::MAX);
-        if age >= kept.seconds {
-            cache.pop(&key);
-            return None;
-        }
+        let (kept, age) = fresh(&mut cache, &key)?;
         let mut answer = relayed(query, &kept.answer);
         for record in
             answer.answers.iter_mut().chain(&mut answer.authorities).chain(&mut answer.additionals)
@@ -117,6 +114,19 @@ impl Forwarder {
         }
         let server = kept.server.to_string();
         Some((answer, NameSource::Kept { server, age, left: kept.seconds - age }))
+    }
+
+    /// Answers a plain query with what is kept: adds the answer's bytes to others. Tells whether it did.
+    pub(super) fn quick(
+        &self,
+        query: &PlainQuery<'_>,
+        transport: Transport,
+        answer: &mut Vec<u8>,
+    ) -> bool {
+        let key = key_of(query.name(), query.kind(), query.is_signed(), false);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = fresh(&mut cache, &key).and_then(|(kept, age)| Some((kept.packed.as_ref()?, age)));
+        kept.is_some_and(|(packed, age)| packed.write(query, age, transport, answer))
     }
 
     /// Asks for an answer; `ServFail` when nobody gives one, or too many ask already.
@@ -188,7 +198,8 @@ impl Forwarder {
             return;
         }
         let answer = Arc::new(answer.clone());
-        let kept = Kept { answer, server, since: Instant::now(), seconds };
+        let packed = Packed::new(&relayed(query, &answer));
+        let kept = Kept { answer, packed, server, since: Instant::now(), seconds };
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, kept);
     }
 }
@@ -197,7 +208,27 @@ fn key(query: &Message) -> Option<Key> {
     let [question] = query.queries.as_slice() else { return None };
     let name = DomainName::new(question.name().iter())?;
     let signed = query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
-    Some((name.wire().to_vec(), question.query_type(), signed, query.metadata.checking_disabled))
+    let unchecked = query.metadata.checking_disabled;
+    Some(key_of(name.wire(), question.query_type().into(), signed, unchecked))
+}
+
+fn key_of(name: &[u8], kind: u16, signed: bool, unchecked: bool) -> Key {
+    let mut key = Vec::with_capacity(4 + name.len());
+    key.extend(kind.to_be_bytes());
+    key.extend([u8::from(signed), u8::from(unchecked)]);
+    key.extend_from_slice(name);
+    key
+}
+
+/// What is kept and how many seconds old it is; one that is too old goes.
+fn fresh<'a>(cache: &'a mut LruCache<Key, Kept>, key: &Key) -> Option<(&'a Kept, u32)> {
+    let kept = cache.peek(key)?;
+    let age = u32::try_from(kept.since.elapsed().as_secs()).unwrap_or(u32::MAX);
+    if age >= kept.seconds {
+        cache.pop(key);
+        return None;
+    }
+    cache.get(key).map(|kept| (kept, age))
 }
 
 /// For how many seconds an answer may be kept.

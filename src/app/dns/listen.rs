@@ -1,11 +1,14 @@
 //! The sockets of one address, and what comes in through them.
 
+use std::cell::RefCell;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use hickory_proto::op::Message;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -16,12 +19,13 @@ use super::{Asker, NameServer, Outcome};
 use crate::app::handover::Handover;
 use crate::dns::PORT;
 use crate::dns::answer::Transport;
-use crate::kernel::{Listening, Netns, listen_at};
+use crate::kernel::{Datagrams, Listening, Netns, listen_at};
 use crate::model::NetworkId;
 use crate::model::object::sandbox_name;
 
-/// The largest query that is read from a datagram.
+/// The largest query that is read from a datagram, and how many are read at once.
 const LARGEST: usize = 4096;
+const AT_ONCE: usize = 64;
 /// How many queries of an address wait for others' answers at once, and how many connections it has.
 const WAITING: usize = 1024;
 const CONNECTIONS: usize = 256;
@@ -105,15 +109,15 @@ async fn open(handover: &Handover, place: Place) -> anyhow::Result<(UdpSocket, T
 async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSocket) {
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
-    let mut buffer = [0; LARGEST];
     let mut stopped = pin!(server.stopped());
     loop {
-        let received = tokio::select! {
-            received = socket.recv_from(&mut buffer) => received,
+        let read = socket.async_io(Interest::READABLE, || answer_all(server, network, &socket));
+        let done = tokio::select! {
+            done = read => done,
             () = &mut stopped => break,
         };
-        let (length, client) = match received {
-            Ok(received) => received,
+        let Answered { later, unsent } = match done {
+            Ok(answered) => answered,
             // Errors of what was sent before, such as that a client's port is closed.
             Err(error) => {
                 debug!(%network, %error, "no query was read");
@@ -121,24 +125,54 @@ async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSock
                 continue;
             }
         };
+        for (answer, client) in unsent {
+            send(&socket, &answer, client).await;
+        }
         while waiting.try_join_next().is_some() {}
-        let asker = (network, client.ip());
-        match server.take(asker, buffer.get(..length).unwrap_or_default(), Transport::Udp) {
-            Outcome::Answer(answer) => send(&socket, &answer, client).await,
-            Outcome::Nothing => {}
-            Outcome::Later(query) if waiting.len() < WAITING => {
-                let (server, socket) = (server.clone(), socket.clone());
-                waiting.spawn(async move {
-                    if let Some(answer) = server.answer(asker, &query, Transport::Udp).await {
-                        send(&socket, &answer, client).await;
-                    }
-                });
-            }
+        for (query, client) in later {
             // Who asks again later may find a place.
-            Outcome::Later(_) => {}
+            if waiting.len() >= WAITING {
+                break;
+            }
+            let (server, socket) = (server.clone(), socket.clone());
+            waiting.spawn(async move {
+                let asker = (network, client.ip());
+                if let Some(answer) = server.answer(asker, &query, Transport::Udp).await {
+                    send(&socket, &answer, client).await;
+                }
+            });
         }
     }
     while waiting.join_next().await.is_some() {}
+}
+
+/// What is left to do of some datagrams.
+struct Answered {
+    /// What takes a while to answer.
+    later: Vec<(Box<Message>, SocketAddr)>,
+    /// What could not be sent at once.
+    unsent: Vec<(Vec<u8>, SocketAddr)>,
+}
+
+/// Reads what has arrived, and answers what can be answered at once.
+fn answer_all(server: &NameServer, network: NetworkId, socket: &UdpSocket) -> io::Result<Answered> {
+    thread_local! {
+        static DATAGRAMS: RefCell<Datagrams> = RefCell::new(Datagrams::new(AT_ONCE, LARGEST));
+    }
+    DATAGRAMS.with_borrow_mut(|datagrams| {
+        datagrams.receive(socket)?;
+        let mut later = Vec::new();
+        let knowledge = server.knowledge.borrow();
+        datagrams.answer(|query, client, answer| {
+            let asker = (network, client.ip());
+            match server.take(&knowledge, asker, query, Transport::Udp, answer) {
+                Outcome::Done => {}
+                Outcome::Later(query) => later.push((query, client)),
+            }
+        });
+        drop(knowledge);
+        Ok(Answered { later, unsent: datagrams.send(socket) })
+    })
 }
 
 async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
@@ -196,12 +230,17 @@ async fn converse(server: Arc<NameServer>, asker: Asker, mut stream: TcpStream) 
         };
         is_first = false;
         let Ok(Ok(query)) = query else { return };
-        let answer = match server.take(asker, &query, Transport::Tcp) {
-            Outcome::Answer(answer) => Some(answer),
-            Outcome::Nothing => None,
-            Outcome::Later(query) => server.answer(asker, &query, Transport::Tcp).await,
+        let mut answer = Vec::new();
+        let outcome = {
+            let knowledge = server.knowledge.borrow();
+            server.take(&knowledge, asker, &query, Transport::Tcp, &mut answer)
         };
-        let Some(answer) = answer else { return };
+        if let Outcome::Later(query) = outcome {
+            answer = server.answer(asker, &query, Transport::Tcp).await.unwrap_or_default();
+        }
+        if answer.is_empty() {
+            return;
+        }
         let Ok(length) = u16::try_from(answer.len()) else { return };
         let message = [&length.to_be_bytes(), answer.as_slice()].concat();
         match timeout(IDLE, stream.write_all(&message)).await {

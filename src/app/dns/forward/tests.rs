@@ -1,3 +1,4 @@
+use hickory_proto::rr::RecordType;
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, Record};
 

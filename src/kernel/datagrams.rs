@@ -1,0 +1,143 @@
+//! Many datagrams with one system call (recvmmsg(2), sendmmsg(2)).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd as _};
+
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
+
+/// Datagrams that were read, and the answers to them.
+pub struct Datagrams {
+    /// One place after the other.
+    read: Vec<u8>,
+    /// The bytes that each has.
+    place: usize,
+    /// How many bytes came from whom.
+    received: Vec<(usize, SocketAddr)>,
+    incoming: MultiHeaders<SockaddrStorage>,
+    outgoing: MultiHeaders<SockaddrStorage>,
+    answers: Vec<u8>,
+    /// Which of these bytes go to whom.
+    to_send: Vec<(Range<usize>, SockaddrStorage)>,
+}
+
+impl Datagrams {
+    /// Room for so many at a time, each with at most so many bytes: what is longer is cut.
+    pub fn new(count: usize, size: usize) -> Self {
+        Self {
+            read: vec![0; count * size],
+            place: size,
+            received: Vec::with_capacity(count),
+            incoming: MultiHeaders::preallocate(count, None),
+            outgoing: MultiHeaders::preallocate(count, None),
+            answers: Vec::new(),
+            to_send: Vec::with_capacity(count),
+        }
+    }
+
+    /// Reads what has arrived, without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing has; those of datagrams that were sent before, too.
+    pub fn receive(&mut self, socket: impl AsFd) -> io::Result<()> {
+        self.received.clear();
+        let mut places: Vec<[IoSliceMut<'_>; 1]> =
+            self.read.chunks_exact_mut(self.place).map(|place| [IoSliceMut::new(place)]).collect();
+        let fd = socket.as_fd().as_raw_fd();
+        let all = recvmmsg(fd, &mut self.incoming, &mut places, MsgFlags::MSG_DONTWAIT, None)?;
+        for datagram in all {
+            // Who cannot be answered is passed over, but keeps its place.
+            let from = datagram.address.as_ref().and_then(address);
+            let from = from.unwrap_or((std::net::Ipv4Addr::UNSPECIFIED, 0).into());
+            self.received.push((datagram.bytes, from));
+        }
+        Ok(())
+    }
+
+    /// Gives each datagram that was read to a function, which adds an answer to the bytes that it gets,
+    /// or nothing.
+    pub fn answer(&mut self, mut each: impl FnMut(&[u8], SocketAddr, &mut Vec<u8>)) {
+        self.answers.clear();
+        self.to_send.clear();
+        for ((length, from), place) in self.received.iter().zip(self.read.chunks_exact(self.place)) {
+            let start = self.answers.len();
+            each(place.get(..*length).unwrap_or_default(), *from, &mut self.answers);
+            if self.answers.len() > start {
+                self.to_send.push((start..self.answers.len(), (*from).into()));
+            }
+        }
+    }
+
+    /// Sends the answers, without waiting; gives those that could not be sent now. An answer that the
+    /// kernel refuses to send is passed over.
+    pub fn send(&mut self, socket: impl AsFd) -> Vec<(Vec<u8>, SocketAddr)> {
+        let bytes = |range: &Range<usize>| self.answers.get(range.clone()).unwrap_or_default();
+        let parts: Vec<[IoSlice<'_>; 1]> =
+            self.to_send.iter().map(|(range, _)| [IoSlice::new(bytes(range))]).collect();
+        let clients: Vec<Option<SockaddrStorage>> =
+            self.to_send.iter().map(|(_, client)| Some(*client)).collect();
+        let (fd, mut sent) = (socket.as_fd().as_raw_fd(), 0);
+        while let (Some(parts @ [_, ..]), Some(clients)) = (parts.get(sent..), clients.get(sent..)) {
+            match sendmmsg(fd, &mut self.outgoing, parts, clients, [], MsgFlags::MSG_DONTWAIT) {
+                Ok(results) => sent += results.count().max(1),
+                Err(nix::Error::EAGAIN) => break,
+                Err(_) => sent += 1,
+            }
+        }
+        let left = self.to_send.get(sent..).unwrap_or_default().iter();
+        left.filter_map(|(range, client)| Some((bytes(range).to_vec(), address(client)?))).collect()
+    }
+}
+
+fn address(from: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = from.as_sockaddr_in().map(|from| SocketAddrV4::from(*from).into());
+    v4.or_else(|| from.as_sockaddr_in6().map(|from| SocketAddrV6::from(*from).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn each_is_answered_and_what_is_too_long_is_cut() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let server = UdpSocket::bind(any).unwrap();
+            let clients = [(); 5].map(|()| UdpSocket::bind(any).unwrap());
+            let mut datagrams = Datagrams::new(3, 4);
+            server.set_nonblocking(true).unwrap();
+            assert_eq!(
+                datagrams.receive(&server).unwrap_err().kind(),
+                io::ErrorKind::WouldBlock,
+                "nothing has arrived"
+            );
+            for (number, client) in clients.iter().enumerate() {
+                let text = ["a", "bb", "", "dddd", "eeeee"][number];
+                client.send_to(text.as_bytes(), server.local_addr().unwrap()).unwrap();
+            }
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                datagrams.receive(&server).unwrap();
+                datagrams.answer(|query, _, answer| {
+                    seen.push(query.len());
+                    if query.len() != 2 {
+                        answer.extend_from_slice(query);
+                        answer.push(b'!');
+                    }
+                });
+                assert!(datagrams.send(&server).is_empty());
+            }
+            assert_eq!(seen, [1, 2, 0, 4, 4]);
+            for (client, text) in clients.iter().zip([&b"a!"[..], b"", b"!", b"dddd!", b"eeee!"]) {
+                let mut buffer = [0; 8];
+                client.set_nonblocking(true).unwrap();
+                match client.recv(&mut buffer) {
+                    Ok(length) => assert_eq!(&buffer[..length], text),
+                    Err(error) => assert!(text.is_empty(), "{error}"),
+                }
+            }
+        }
+    }
+}
