@@ -16,7 +16,8 @@ fi
         busybox-static musl-tools)
     VM_PACKAGES=(qemu-system-x86 cpio kmod busybox-static ipvsadm)
     DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
-    BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod)
+    BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod knot nsd unbound dnsmasq-base
+        aardvark-dns)
 }
 
 # The test programs that run in the virtual machine (scripts/vm) too, with the tests that need its
@@ -56,9 +57,12 @@ need_packages() {
     local install=(apt-get install -y --no-install-recommends "${missing[@]}")
     # On a fresh machine the lists of packages are missing or old.
     "${install[@]}" || { apt-get update && "${install[@]}"; }
-    # Debian starts what it installs; only our own etcd, in its namespace, is wanted.
-    if [[ " ${missing[*]} " = *" etcd-server "* ]] && [ -d /run/systemd/system ]; then
-        systemctl disable --now etcd
+    # Debian starts what it installs; only our own, in namespaces, are wanted.
+    if [ -d /run/systemd/system ]; then
+        local pair
+        for pair in etcd-server=etcd knot=knot nsd=nsd unbound=unbound; do
+            [[ " ${missing[*]} " != *" ${pair%=*} "* ]] || systemctl disable --now "${pair#*=}"
+        done
     fi
 }
 

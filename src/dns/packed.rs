@@ -23,7 +23,7 @@ impl Packed {
     pub fn new(answer: &Message) -> Option<Self> {
         let mut answer = answer.clone();
         answer.edns = None;
-        let bytes = answer.to_vec().ok().filter(|bytes| bytes.len() <= usize::from(u16::MAX))?;
+        let bytes = answer.to_vec().ok()?;
         let [_, _, _, flags, 0, 1, a, b, c, d, e, f, ..] = *bytes.as_slice() else { return None };
         let number = |high, low| u16::from_be_bytes([high, low]);
         let counts =

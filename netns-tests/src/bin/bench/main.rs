@@ -16,6 +16,7 @@ mod bridge;
 mod cni;
 mod configure;
 mod crowd;
+mod dns;
 mod ipam;
 mod overlay;
 mod plan;
@@ -42,12 +43,13 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
     Bench { name: "plan", help: plan::HELP, run: plan::run },
     Bench { name: "ipam", help: ipam::HELP, run: ipam::run },
+    Bench { name: "dns", help: dns::HELP, run: dns::run },
     Bench { name: "services", help: services::HELP, run: services::run },
 ];
 

@@ -16,14 +16,14 @@ pub struct Metric {
     pub what: String,
     pub better: Better,
     pub ours: Vec<f64>,
-    /// The peer's name and its values; those at the same place were measured in the same turn.
-    pub peer: Option<(&'static str, Vec<f64>)>,
+    /// The peers' names and values; those at the same place were measured in the same turn.
+    peers: Vec<(&'static str, Vec<f64>)>,
 }
 
 impl Metric {
     /// A metric without values.
     pub fn new(name: impl Into<String>, what: impl Into<String>, better: Better) -> Self {
-        Self { name: name.into(), what: what.into(), better, ours: Vec::new(), peer: None }
+        Self { name: name.into(), what: what.into(), better, ours: Vec::new(), peers: Vec::new() }
     }
 
     /// A metric of ours alone, with its only value.
@@ -39,23 +39,30 @@ impl Metric {
         ours: f64,
         peer: (&'static str, f64),
     ) -> Self {
-        Self { ours: vec![ours], peer: Some((peer.0, vec![peer.1])), ..Self::new(name, what, better) }
+        Self { ours: vec![ours], peers: vec![(peer.0, vec![peer.1])], ..Self::new(name, what, better) }
     }
 
     /// Keeps a turn's two values.
     pub fn add(&mut self, ours: f64, peer: &'static str, theirs: f64) {
         self.ours.push(ours);
-        self.peer.get_or_insert_with(|| (peer, Vec::new())).1.push(theirs);
+        self.add_peer(peer, theirs);
+    }
+
+    /// Keeps a peer's value of a turn.
+    pub fn add_peer(&mut self, peer: &'static str, theirs: f64) {
+        match self.peers.iter_mut().find(|(name, _)| *name == peer) {
+            Some((_, values)) => values.push(theirs),
+            None => self.peers.push((peer, vec![theirs])),
+        }
     }
 
     /// The median of the turns' ratios; above 1 means that ours is better.
-    fn ratio(&self) -> Option<f64> {
-        let (_, theirs) = self.peer.as_ref()?;
+    fn ratio(&self, theirs: &[f64]) -> f64 {
         let ratios = self.ours.iter().zip(theirs).map(|(ours, theirs)| match self.better {
             Better::Higher => ours / theirs,
             Better::Lower => theirs / ours,
         });
-        Some(median(ratios))
+        median(ratios)
     }
 }
 
@@ -71,14 +78,14 @@ impl Report {
         println!("\n{:44} {:>12} {:>22} {:>7}", name, "netctl", "beside", "ratio");
         for metric in &self.metrics {
             let ours = number(median(metric.ours.iter().copied()));
-            let (theirs, ratio) = match (&metric.peer, metric.ratio()) {
-                (Some((peer, values)), Some(ratio)) => {
-                    let theirs = number(median(values.iter().copied()));
-                    (format!("{peer} {theirs}"), format!("{ratio:.2}"))
-                }
-                _ => (String::new(), String::new()),
-            };
-            println!("{:44} {ours:>12} {theirs:>22} {ratio:>7}", metric.what);
+            if metric.peers.is_empty() {
+                println!("{:44} {ours:>12}", metric.what);
+            }
+            for (peer, values) in &metric.peers {
+                let theirs = format!("{peer} {}", number(median(values.iter().copied())));
+                let ratio = metric.ratio(values);
+                println!("{:44} {ours:>12} {theirs:>22} {ratio:>7.2}", metric.what);
+            }
         }
         println!("{}", self.line(name));
     }
@@ -88,8 +95,9 @@ impl Report {
         for metric in &self.metrics {
             let key = &metric.name;
             line.push_str(&format!(" ours_{key}={}", number(median(metric.ours.iter().copied()))));
-            if let (Some((peer, values)), Some(ratio)) = (&metric.peer, metric.ratio()) {
+            for (peer, values) in &metric.peers {
                 let theirs = number(median(values.iter().copied()));
+                let ratio = metric.ratio(values);
                 line.push_str(&format!(" {peer}_{key}={theirs} ratio_{key}_vs_{peer}={ratio:.2}"));
             }
         }

@@ -33,12 +33,14 @@ store as their agents would, and 1,000 (--quick: 200) endpoints attached on the 
   rest_cpu_percent        of one core, at rest, with the programs it starts
   rss_mib, peak_mib       memory at rest, and at its highest";
 
-const NETWORK: &str = "bench";
+pub const NETWORK: &str = "bench";
 /// 16,381 usable addresses; the local endpoints take the first ones.
-const SUBNET: &str = "10.64.0.0/18";
+pub const SUBNET: &str = "10.64.0.0/18";
 const FIRST_REMOTE: u32 = u32::from_be_bytes([10, 64, 16, 0]);
 const REMOTE_NODES: usize = 200;
 const PER_NODE: usize = 50;
+/// How many endpoints they have together.
+pub const REMOTES: usize = REMOTE_NODES * PER_NODE;
 /// How many transactions are under way at a time when the store is filled.
 const WRITERS: usize = 64;
 /// When something has not come about.
@@ -125,8 +127,7 @@ fn converge(ground: &Ground, count: usize, report: &mut Report) {
     let config = plain(Config::etcd(&etcd)).store("timeout", "2s");
     let agent = node.agent(&config);
     node.ok(&format!("network create {NETWORK} --subnet {SUBNET}"));
-    let remote = REMOTE_NODES * PER_NODE;
-    progress(&format!("{REMOTE_NODES} nodes with {remote} endpoints, written to etcd"));
+    progress(&format!("{REMOTE_NODES} nodes with {REMOTES} endpoints, written to etcd"));
     node.space.enter(|| fill(&etcd));
     progress(&format!("{count} endpoints beside them"));
     let crowd = Crowd::new(&node, count);
@@ -137,7 +138,7 @@ fn converge(ground: &Ground, count: usize, report: &mut Report) {
     );
     let sandbox = PathBuf::from(node.sandbox_path(NETWORK));
     // Beside the endpoints: the subnet's, the default and the uplink's.
-    let routes = remote + count + 3;
+    let routes = REMOTES + count + 3;
     let member = Member { node, config, sandbox, devices: count, routes };
     member.wait();
     progress("the agent at rest");
@@ -149,7 +150,7 @@ fn converge(ground: &Ground, count: usize, report: &mut Report) {
 
     progress("the agent started again, with the kernel as it was");
     agent.kill();
-    let last = Ipv4Addr::from(FIRST_REMOTE + remote as u32 - 1);
+    let last = remote_address(REMOTES as u32 - 1);
     let sandbox = member.node.space.at(NETWORK, &member.sandbox.to_string_lossy());
     sandbox.sh(&format!("ip route del {last}"));
     let (agent, time) = member.start();
@@ -181,8 +182,18 @@ pub fn store_of(etcd: &Etcd) -> Store {
     etcd.store(Duration::from_secs(20))
 }
 
+/// The name of an endpoint of theirs.
+pub fn remote_endpoint(number: u32) -> String {
+    format!("remote{number}")
+}
+
+/// Its address.
+pub fn remote_address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(FIRST_REMOTE + number)
+}
+
 /// Writes nodes with endpoints, as their agents do.
-fn fill(etcd: &Etcd) {
+pub fn fill(etcd: &Etcd) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime can be made").block_on(async {
         let store = Arc::new(store_of(etcd));
@@ -237,8 +248,8 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
     for endpoint in 0..PER_NODE {
         let index = (number * PER_NODE + endpoint) as u32;
         let claim = EndpointRequest {
-            name: Some(format!("remote{index}").parse().expect("it is a name")),
-            addresses: vec![Ipv4Addr::from(FIRST_REMOTE + index).into()],
+            name: Some(remote_endpoint(index).parse().expect("it is a name")),
+            addresses: vec![remote_address(index).into()],
             ..EndpointRequest::new(Attachment {
                 netns: Path::new("/run/netns").join(format!("c{endpoint}")),
                 inode: 4_026_532_000 + u64::from(index),

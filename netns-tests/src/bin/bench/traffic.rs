@@ -242,7 +242,7 @@ fn prepare(stream: &TcpStream, pinned: bool) {
 }
 
 /// Keeps the calling thread on one core; a machine with one core has only that.
-fn pin(core: usize) {
+pub fn pin(core: usize) {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let mut set = CpuSet::new();
     set.set(core % cores).expect("there are that many cores");

@@ -1,0 +1,176 @@
+//! Names: how fast they are answered, beside name servers with the same names.
+
+mod load;
+mod peers;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use world::{Config, Container, Node, Process, wait_for};
+
+use crate::crowd::{self, Crowd};
+use crate::report::{Better, Metric, Report};
+use crate::scale::{self, REMOTES, SUBNET, remote_address, remote_endpoint};
+use crate::{Ground, plain, progress};
+use load::{Load, Measured};
+use peers::{Peer, Upstream};
+
+pub const HELP: &str = "\
+names in a container: knot, nsd, unbound, dnsmasq and aardvark-dns beside it, one server core
+
+A container asks for addresses over UDP with 128 queries outstanding, in random order: of 10
+endpoints, of 10,000 endpoints of 200 nodes, and of 1,000 outside names that were asked for before.
+Each server runs on one core, what asks on the other, and both are joined by one veth pair. The peers
+have the same names as local data (the authoritative ones and aardvark-dns know no outside names, and
+are left out there). Ours answers in its sandbox, with its firewall; only its limit of queries per
+client is off. All take turns. Every answer is compared with the address that it must have.
+
+  loop       a thread that sends every query back as it is: what the kernel's part takes
+
+  own10, own10000, cached
+    …_per_s           queries a second
+    …_p50_us, …_p99_us  from the query to its answer, with 128 outstanding";
+
+const DOMAIN: &str = "bench.netctl.internal";
+/// Where every server listens.
+pub const SERVER: &str = "10.64.0.1";
+/// How many outside names there are.
+const OUTSIDE: usize = 1_000;
+
+/// A name, and the address that it has.
+pub type Name = (String, Ipv4Addr);
+
+/// Who answers, and the container that asks.
+struct Side {
+    name: &'static str,
+    container: Container,
+    /// Whether it knows names at all.
+    answers: bool,
+    /// What must stay there meanwhile.
+    _running: Running,
+}
+
+/// What answers on a side, until it is dropped.
+enum Running {
+    Agent,
+    Peer { _process: Process },
+    Loop { _thread: peers::Loop },
+}
+
+pub fn run(ground: &Ground) -> Report {
+    let mut report = Report::default();
+    let upstream = Upstream::start(&ground.world.node("upstream"));
+    let etcd = ground.world.etcd();
+    let node = ground.world.node("netctl");
+    let dns = format!("{{ rate = 0, upstreams = [\"{}\"] }}", upstream.address());
+    let config = plain(Config::etcd(&etcd)).store("timeout", "2s").raw("dns", &dns);
+    let mut agent = node.agent_under(&config, &["taskset", "--cpu-list", "0"]);
+    agent.wait_ready();
+    node.ok(&format!("network create {} --subnet {SUBNET}", scale::NETWORK));
+    let crowd = Crowd::new(&node, 10);
+    crowd.attach(scale::NETWORK);
+    let asker = node.attach(scale::NETWORK, "asker");
+    let ours = Side { name: "netctl", container: asker, answers: true, _running: Running::Agent };
+
+    let few: Vec<Name> = (0..10).map(|number| local(&node, &crowd::name(number))).collect();
+    compare(ground, &ours, "own10", "10 names", &few, peers::OWN, &mut report, &upstream);
+    progress("10,000 endpoints, written to etcd");
+    node.space.enter(|| scale::fill(&etcd));
+    let remote = |number| (format!("{}.{DOMAIN}", remote_endpoint(number)), remote_address(number));
+    let many: Vec<Name> = (0..REMOTES as u32).map(remote).collect();
+    compare(ground, &ours, "own10000", "10,000 names", &many, peers::OWN, &mut report, &upstream);
+    let outside: Vec<Name> = (0..OUTSIDE).map(Upstream::name).collect();
+    compare(ground, &ours, "cached", "outside names", &outside, peers::CACHING, &mut report, &upstream);
+    report
+}
+
+/// The name of an endpoint of this node.
+fn local(node: &Node, endpoint: &str) -> Name {
+    let addresses = node.addresses(scale::NETWORK, endpoint);
+    let address = addresses.first().and_then(|address| address.parse().ok());
+    (format!("{endpoint}.{DOMAIN}"), address.expect("it has an IPv4 address"))
+}
+
+/// Measures all servers in turns.
+#[allow(clippy::too_many_arguments, reason = "what is compared, and with what")]
+fn compare(
+    ground: &Ground,
+    ours: &Side,
+    key: &str,
+    what: &str,
+    names: &[Name],
+    peers: &[Peer],
+    report: &mut Report,
+    upstream: &Upstream,
+) {
+    let mut sides = Vec::new();
+    for peer in peers {
+        let node = ground.world.node(&format!("{}-{key}", peer.name));
+        let container = join(&node);
+        let running = Running::Peer { _process: peer.start(&node, names, upstream) };
+        sides.push(Side { name: peer.name, container, answers: true, _running: running });
+    }
+    let node = ground.world.node(&format!("loop-{key}"));
+    let container = join(&node);
+    let running = Running::Loop { _thread: peers::Loop::start(&node.space) };
+    sides.push(Side { name: "loop", container, answers: false, _running: running });
+    let (rounds, time) = ground.pick((5, Duration::from_secs(3)), (1, Duration::from_secs(1)));
+    let mut metrics = [
+        Metric::new(format!("{key}_per_s"), format!("{what}, queries/s"), Better::Higher),
+        Metric::new(format!("{key}_p50_us"), format!("{what}, median, µs"), Better::Lower),
+        Metric::new(format!("{key}_p99_us"), format!("{what}, p99, µs"), Better::Lower),
+    ];
+    for side in sides.iter().chain([ours]).filter(|side| side.answers) {
+        know(side, names);
+    }
+    for round in 0..rounds {
+        progress(&format!("{what}: turn {} of {rounds}", round + 1));
+        let mine = measure(ours, names, time);
+        for side in &sides {
+            let theirs = measure(side, names, time);
+            for (metric, figure) in metrics.iter_mut().zip(FIGURES) {
+                metric.add_peer(side.name, figure(&theirs));
+            }
+        }
+        for (metric, figure) in metrics.iter_mut().zip(FIGURES) {
+            metric.ours.push(figure(&mine));
+        }
+    }
+    report.metrics.extend(metrics);
+}
+
+const FIGURES: [fn(&Measured) -> f64; 3] =
+    [|measured| measured.per_second, |measured| measured.p50_us, |measured| measured.p99_us];
+
+/// Joins a peer's node with a container.
+fn join(node: &Arc<Node>) -> Container {
+    let container = node.container("asker");
+    node.space.sh(&format!(
+        "ip link add name ve0 type veth peer name eth1 netns {}
+         ip address add {SERVER}/18 dev ve0 && ip link set ve0 up",
+        container.space.net_path()
+    ));
+    container.space.sh("ip address add 10.64.0.2/18 dev eth1 && ip link set eth1 up");
+    container
+}
+
+/// Waits until a server knows all names: some take a while to read them.
+fn know(side: &Side, names: &[Name]) {
+    side.container.space.enter(|| {
+        let mut load = Load::new(SERVER);
+        let (first, last) = (&names[..1], &names[names.len() - 1..]);
+        wait_for(&format!("{} knows the names", side.name), || {
+            load.knows(first) && load.knows(last) && load.knows(names)
+        });
+    });
+}
+
+fn measure(side: &Side, names: &[Name], time: Duration) -> Measured {
+    let measured = side.container.space.enter(|| {
+        crate::traffic::pin(1);
+        Load::new(SERVER).measure(names, time, side.answers)
+    });
+    assert!(measured.lost < 1000, "{}: {} queries were not answered", side.name, measured.lost);
+    measured
+}
