@@ -1,11 +1,18 @@
-//! Many datagrams with one system call (recvmmsg(2), sendmmsg(2)).
+//! Many datagrams with one system call (recvmmsg(2), sendmmsg(2)), and those of one length to one client
+//! as one packet through the stack (`UDP_SEGMENT` in udp(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, sendmsg,
+};
+
+/// The most datagrams that the kernel takes as one packet (`UDP_MAX_SEGMENTS`, include/linux/udp.h, in
+/// Linux 5.4; newer ones take more).
+const MAX_SEGMENTS: usize = 64;
 
 /// Datagrams that were read, and the answers to them.
 pub struct Datagrams {
@@ -19,7 +26,7 @@ pub struct Datagrams {
     outgoing: MultiHeaders<SockaddrStorage>,
     answers: Vec<u8>,
     /// Which of these bytes go to whom.
-    to_send: Vec<(Range<usize>, SockaddrStorage)>,
+    to_send: Vec<(SocketAddr, Range<usize>)>,
 }
 
 impl Datagrams {
@@ -64,20 +71,34 @@ impl Datagrams {
             let start = self.answers.len();
             each(place.get(..*length).unwrap_or_default(), *from, &mut self.answers);
             if self.answers.len() > start {
-                self.to_send.push((start..self.answers.len(), (*from).into()));
+                self.to_send.push((*from, start..self.answers.len()));
             }
         }
     }
 
-    /// Sends the answers, without waiting; gives those that could not be sent now. An answer that the
-    /// kernel refuses to send is passed over.
+    /// Sends the answers, without waiting, in any order; gives those that could not be sent now. An
+    /// answer that the kernel refuses to send is passed over.
     pub fn send(&mut self, socket: impl AsFd) -> Vec<(Vec<u8>, SocketAddr)> {
-        let bytes = |range: &Range<usize>| self.answers.get(range.clone()).unwrap_or_default();
+        let fd = socket.as_fd().as_raw_fd();
+        let answers = &self.answers;
+        let bytes = |range: &Range<usize>| answers.get(range.clone()).unwrap_or_default();
+        self.to_send.sort_unstable_by_key(|(client, range)| (*client, range.len()));
+        let mut single: Vec<&(SocketAddr, Range<usize>)> = Vec::new();
+        let is_alike = |(a, x): &(SocketAddr, Range<usize>), (b, y): &(SocketAddr, Range<usize>)| {
+            a == b && x.len() == y.len()
+        };
+        for alike in self.to_send.chunk_by(is_alike).flat_map(|alike| alike.chunks(MAX_SEGMENTS)) {
+            let parts: Vec<IoSlice<'_>> =
+                alike.iter().map(|(_, range)| IoSlice::new(bytes(range))).collect();
+            if !send_segments(fd, alike, &parts) {
+                single.extend(alike);
+            }
+        }
         let parts: Vec<[IoSlice<'_>; 1]> =
-            self.to_send.iter().map(|(range, _)| [IoSlice::new(bytes(range))]).collect();
+            single.iter().map(|(_, range)| [IoSlice::new(bytes(range))]).collect();
         let clients: Vec<Option<SockaddrStorage>> =
-            self.to_send.iter().map(|(_, client)| Some(*client)).collect();
-        let (fd, mut sent) = (socket.as_fd().as_raw_fd(), 0);
+            single.iter().map(|(client, _)| Some((*client).into())).collect();
+        let mut sent = 0;
         while let (Some(parts @ [_, ..]), Some(clients)) = (parts.get(sent..), clients.get(sent..)) {
             match sendmmsg(fd, &mut self.outgoing, parts, clients, [], MsgFlags::MSG_DONTWAIT) {
                 Ok(results) => sent += results.count().max(1),
@@ -85,9 +106,19 @@ impl Datagrams {
                 Err(_) => sent += 1,
             }
         }
-        let left = self.to_send.get(sent..).unwrap_or_default().iter();
-        left.filter_map(|(range, client)| Some((bytes(range).to_vec(), address(client)?))).collect()
+        let left = single.get(sent..).unwrap_or_default().iter();
+        left.map(|(client, range)| (bytes(range).to_vec(), *client)).collect()
     }
+}
+
+/// Sends several datagrams of one length to one client as one packet, which becomes several where it
+/// leaves the stack. Tells whether it did: not all paths can.
+fn send_segments(fd: RawFd, alike: &[(SocketAddr, Range<usize>)], parts: &[IoSlice<'_>]) -> bool {
+    let [(client, range), _, ..] = alike else { return false };
+    let Ok(length) = u16::try_from(range.len()) else { return false };
+    let size = [ControlMessage::UdpGsoSegments(&length)];
+    let client = SockaddrStorage::from(*client);
+    sendmsg(fd, parts, &size, MsgFlags::MSG_DONTWAIT, Some(&client)).is_ok()
 }
 
 fn address(from: &SockaddrStorage) -> Option<SocketAddr> {
@@ -100,6 +131,35 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+
+    #[test]
+    fn many_to_one_client_arrive_one_by_one() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let (server, client) = (UdpSocket::bind(any).unwrap(), UdpSocket::bind(any).unwrap());
+            let other = UdpSocket::bind(any).unwrap();
+            let mut datagrams = Datagrams::new(200, 16);
+            for number in 0_u8..150 {
+                // Of two lengths, in turns.
+                let query = &[number, 0, 0][..if number % 2 == 0 { 2 } else { 3 }];
+                client.send_to(query, server.local_addr().unwrap()).unwrap();
+            }
+            other.send_to(&[200, 0], server.local_addr().unwrap()).unwrap();
+            datagrams.receive(&server).unwrap();
+            datagrams.answer(|query, _, answer| answer.extend_from_slice(query));
+            assert!(datagrams.send(&server).is_empty());
+            let read = |socket: &UdpSocket| {
+                let mut buffer = [0; 16];
+                socket.set_nonblocking(true).unwrap();
+                let length = socket.recv(&mut buffer).ok()?;
+                assert_eq!(length, if buffer[0] % 2 == 0 { 2 } else { 3 });
+                Some(buffer[0])
+            };
+            let mut seen: Vec<u8> = std::iter::from_fn(|| read(&client)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..150).collect::<Vec<u8>>());
+            assert_eq!((read(&other), read(&other)), (Some(200), None));
+        }
+    }
 
     #[test]
     fn each_is_answered_and_what_is_too_long_is_cut() {

@@ -11,9 +11,10 @@ use world::{Config, Container, Node, Process, wait_for};
 
 use crate::crowd::{self, Crowd};
 use crate::report::{Better, Metric, Report};
+use crate::rest;
 use crate::scale::{self, REMOTES, SUBNET, remote_address, remote_endpoint};
 use crate::{Ground, plain, progress};
-use load::{Load, Measured};
+use load::Load;
 use peers::{Peer, Upstream};
 
 pub const HELP: &str = "\
@@ -26,11 +27,14 @@ have the same names as local data (the authoritative ones and aardvark-dns know 
 are left out there). Ours answers in its sandbox, with its firewall; only its limit of queries per
 client is off. All take turns. Every answer is compared with the address that it must have.
 
-  loop       a thread that sends every query back as it is: what the kernel's part takes
+  loop  a thread that sends every query back as it is, in the same batches: what the rest takes
 
   own10, own10000, cached
-    …_per_s           queries a second
-    …_p50_us, …_p99_us  from the query to its answer, with 128 outstanding";
+    …_per_s             queries a second, all from one port, as a resolver for many asks
+    …_p50_us, …_p99_us  from the query to its answer, with 128 outstanding
+    …_ports_per_s       queries a second, each of the 128 from a port of its own, as the C library
+                        asks: who asks is the limit there
+    …_ports_cpu_us      processor time of the server for each of these";
 
 const DOMAIN: &str = "bench.netctl.internal";
 /// Where every server listens.
@@ -48,14 +52,26 @@ struct Side {
     /// Whether it knows names at all.
     answers: bool,
     /// What must stay there meanwhile.
-    _running: Running,
+    running: Running,
 }
 
 /// What answers on a side, until it is dropped.
 enum Running {
-    Agent,
-    Peer { _process: Process },
+    Agent(i32),
+    Peer(Process),
     Loop { _thread: peers::Loop },
+}
+
+impl Side {
+    /// The processor time that the server has taken.
+    fn cpu_seconds(&self) -> f64 {
+        match &self.running {
+            Running::Agent(pid) => rest::cpu_seconds(*pid),
+            Running::Peer(process) => rest::cpu_seconds(process.pid().as_raw()),
+            // It is a thread of this process.
+            Running::Loop { .. } => 0.0,
+        }
+    }
 }
 
 pub fn run(ground: &Ground) -> Report {
@@ -71,7 +87,8 @@ pub fn run(ground: &Ground) -> Report {
     let crowd = Crowd::new(&node, 10);
     crowd.attach(scale::NETWORK);
     let asker = node.attach(scale::NETWORK, "asker");
-    let ours = Side { name: "netctl", container: asker, answers: true, _running: Running::Agent };
+    let ours =
+        Side { name: "netctl", container: asker, answers: true, running: Running::Agent(agent.pid()) };
 
     let few: Vec<Name> = (0..10).map(|number| local(&node, &crowd::name(number))).collect();
     compare(ground, &ours, "own10", "10 names", &few, peers::OWN, &mut report, &upstream);
@@ -108,18 +125,20 @@ fn compare(
     for peer in peers {
         let node = ground.world.node(&format!("{}-{key}", peer.name));
         let container = join(&node);
-        let running = Running::Peer { _process: peer.start(&node, names, upstream) };
-        sides.push(Side { name: peer.name, container, answers: true, _running: running });
+        let running = Running::Peer(peer.start(&node, names, upstream));
+        sides.push(Side { name: peer.name, container, answers: true, running });
     }
     let node = ground.world.node(&format!("loop-{key}"));
     let container = join(&node);
     let running = Running::Loop { _thread: peers::Loop::start(&node.space) };
-    sides.push(Side { name: "loop", container, answers: false, _running: running });
+    sides.push(Side { name: "loop", container, answers: false, running });
     let (rounds, time) = ground.pick((5, Duration::from_secs(3)), (1, Duration::from_secs(1)));
     let mut metrics = [
         Metric::new(format!("{key}_per_s"), format!("{what}, queries/s"), Better::Higher),
         Metric::new(format!("{key}_p50_us"), format!("{what}, median, µs"), Better::Lower),
         Metric::new(format!("{key}_p99_us"), format!("{what}, p99, µs"), Better::Lower),
+        Metric::new(format!("{key}_ports_per_s"), format!("{what}, many ports, /s"), Better::Higher),
+        Metric::new(format!("{key}_ports_cpu_us"), format!("{what}, many ports, CPU µs"), Better::Lower),
     ];
     for side in sides.iter().chain([ours]).filter(|side| side.answers) {
         know(side, names);
@@ -127,21 +146,19 @@ fn compare(
     for round in 0..rounds {
         progress(&format!("{what}: turn {} of {rounds}", round + 1));
         let mine = measure(ours, names, time);
+        for (metric, value) in metrics.iter_mut().zip(mine) {
+            metric.ours.push(value);
+        }
         for side in &sides {
             let theirs = measure(side, names, time);
-            for (metric, figure) in metrics.iter_mut().zip(FIGURES) {
-                metric.add_peer(side.name, figure(&theirs));
+            let is_known = |value: &f64| *value > 0.0;
+            for (metric, value) in metrics.iter_mut().zip(theirs).filter(|(_, v)| is_known(v)) {
+                metric.add_peer(side.name, value);
             }
-        }
-        for (metric, figure) in metrics.iter_mut().zip(FIGURES) {
-            metric.ours.push(figure(&mine));
         }
     }
     report.metrics.extend(metrics);
 }
-
-const FIGURES: [fn(&Measured) -> f64; 3] =
-    [|measured| measured.per_second, |measured| measured.p50_us, |measured| measured.p99_us];
 
 /// Joins a peer's node with a container.
 fn join(node: &Arc<Node>) -> Container {
@@ -166,11 +183,17 @@ fn know(side: &Side, names: &[Name]) {
     });
 }
 
-fn measure(side: &Side, names: &[Name], time: Duration) -> Measured {
-    let measured = side.container.space.enter(|| {
+/// Asks one server; gives the figures in the order of the metrics.
+fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 5] {
+    let (one, before, many, after) = side.container.space.enter(|| {
         crate::traffic::pin(1);
-        Load::new(SERVER).measure(names, time, side.answers)
+        let one = Load::new(SERVER).measure(names, time, side.answers);
+        let before = side.cpu_seconds();
+        let many = Load::many_ports(SERVER).measure(names, time, side.answers);
+        (one, before, many, side.cpu_seconds())
     });
-    assert!(measured.lost < 1000, "{}: {} queries were not answered", side.name, measured.lost);
-    measured
+    let lost = one.lost + many.lost;
+    assert!(lost < 1000, "{}: {lost} queries were not answered", side.name);
+    let cpu_us = (after - before) * 1e6 / many.asked as f64;
+    [one.per_second, one.p50_us, one.p99_us, many.per_second, cpu_us]
 }

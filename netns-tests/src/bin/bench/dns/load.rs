@@ -2,10 +2,13 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmsg, setsockopt, sockopt,
+};
 use rand::seq::SliceRandom as _;
 
 use super::Name;
@@ -25,12 +28,15 @@ pub struct Measured {
     pub per_second: f64,
     pub p50_us: f64,
     pub p99_us: f64,
+    /// How many were asked, with those that are not counted.
+    pub asked: u64,
     pub lost: u64,
 }
 
 /// Who asks.
 pub struct Load {
-    socket: UdpSocket,
+    /// One for all queries, or one for each that is outstanding.
+    sockets: Vec<UdpSocket>,
 }
 
 /// A query that is outstanding.
@@ -43,12 +49,14 @@ struct Slot {
 }
 
 impl Load {
+    /// From one port, as a resolver for many does.
     pub fn new(server: &str) -> Self {
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("there is a free port");
-        socket.connect((server, 53)).expect("there is a route");
-        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket has a time-out");
-        setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20)).expect("root may have a large buffer");
-        Self { socket }
+        Self { sockets: vec![socket(server)] }
+    }
+
+    /// Each query from a port of its own, as the C library does.
+    pub fn many_ports(server: &str) -> Self {
+        Self { sockets: (0..OUTSTANDING).map(|_| socket(server)).collect() }
     }
 
     /// Whether each of the names is answered with its address.
@@ -57,8 +65,8 @@ impl Load {
         names.iter().enumerate().all(|(number, name)| {
             let query = query(&name.0, number as u16);
             // What was asked before may still be answered.
-            self.socket.send(&query).is_ok()
-                && (0..16).any(|_| match self.socket.recv(&mut buffer) {
+            self.sockets[0].send(&query).is_ok()
+                && (0..16).any(|_| match self.sockets[0].recv(&mut buffer) {
                     Ok(length) if buffer[..2] == query[..2] => is_right(&buffer[..length], name),
                     _ => false,
                 })
@@ -75,19 +83,26 @@ impl Load {
         let slot = |name| Slot { turn: 0, name, begun: start };
         let mut slots: Vec<Slot> = next.by_ref().take(OUTSTANDING).map(slot).collect();
         let mut asked: Vec<usize> = (0..OUTSTANDING).collect();
-        let (mut times, mut lost) = (Vec::with_capacity(1 << 20), 0);
+        let (mut times, mut asked_all, mut lost) = (Vec::with_capacity(1 << 20), 0, 0);
         let (mut read, mut buffers) = (Vec::new(), vec![[0; LARGEST]; OUTSTANDING]);
         while start.elapsed() < WARM_UP + time {
-            self.send(&slots, &asked, &queries);
+            asked_all += asked.len() as u64;
+            self.send(&slots, &mut asked, &queries);
             asked.clear();
-            let now = match receive(&self.socket, &mut buffers, &mut read) {
+            let received = match self.sockets.as_slice() {
+                [socket] => receive(socket, &mut buffers, &mut read),
+                sockets => receive_each(sockets, &mut buffers, &mut read),
+            };
+            let now = match received {
                 Ok(()) => Instant::now(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Instant::now(),
                 Err(error) => panic!("the server is not there: {error}"),
             };
             for (answer, length) in buffers.iter().zip(read.drain(..)) {
                 let (number, turn) = (usize::from(answer[0]), answer[1]);
-                let Some(slot) = slots.get_mut(number).filter(|slot| slot.turn == turn) else { continue };
+                let Some(slot) = slots.get_mut(number).filter(|slot| slot.turn == turn) else {
+                    continue;
+                };
                 let name = &names[slot.name];
                 assert!(!check || is_right(&answer[..length], name), "{}: a wrong answer", name.0);
                 if now - start > WARM_UP {
@@ -108,23 +123,44 @@ impl Load {
             per_second: times.len() as f64 / time.as_secs_f64(),
             p50_us: percentile(times.iter().copied(), 50),
             p99_us: percentile(times.iter().copied(), 99),
+            asked: asked_all,
             lost,
         }
     }
 
-    fn send(&self, slots: &[Slot], asked: &[usize], queries: &[Vec<u8>]) {
+    /// Sends what is to be asked: queries of one length as one packet, which the kernel takes apart, so
+    /// that who asks is not the limit.
+    fn send(&self, slots: &[Slot], asked: &mut [usize], queries: &[Vec<u8>]) {
+        let query = |slot: &usize| &queries[slots[*slot].name][2..];
+        asked.sort_unstable_by_key(|slot| query(slot).len());
         let heads: Vec<[u8; 2]> = asked.iter().map(|slot| [*slot as u8, slots[*slot].turn]).collect();
-        let parts: Vec<[IoSlice<'_>; 2]> = heads
-            .iter()
-            .zip(asked)
-            .map(|(head, slot)| [IoSlice::new(head), IoSlice::new(&queries[slots[*slot].name][2..])])
-            .collect();
-        let nowhere = vec![None::<SockaddrStorage>; parts.len()];
-        let mut headers = MultiHeaders::preallocate(parts.len(), None);
-        let fd = self.socket.as_raw_fd();
-        // What is not sent counts as lost.
-        let _ = sendmmsg(fd, &mut headers, &parts, &nowhere, [], MsgFlags::empty());
+        let parts: Vec<[&[u8]; 2]> =
+            heads.iter().zip(&*asked).map(|(head, slot)| [&head[..], query(slot)]).collect();
+        let [socket] = self.sockets.as_slice() else {
+            for slot in asked {
+                let head = [*slot as u8, slots[*slot].turn];
+                // What is not sent counts as lost.
+                let _ = self.sockets[*slot].send(&[&head, query(slot)].concat());
+            }
+            return;
+        };
+        let fd = socket.as_raw_fd();
+        for alike in parts.chunk_by(|a, b| a[1].len() == b[1].len()).flat_map(|all| all.chunks(60)) {
+            let length = alike.first().map_or(0, |[head, query]| head.len() + query.len()) as u16;
+            let all: Vec<IoSlice<'_>> = alike.iter().flatten().map(|part| IoSlice::new(part)).collect();
+            let size = [ControlMessage::UdpGsoSegments(&length)];
+            // What is not sent counts as lost.
+            let _ = sendmsg::<()>(fd, &all, &size, MsgFlags::empty(), None);
+        }
     }
+}
+
+fn socket(server: &str) -> UdpSocket {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("there is a free port");
+    socket.connect((server, 53)).expect("there is a route");
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket has a time-out");
+    setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20)).expect("root may have a large buffer");
+    socket
 }
 
 fn renew(slot: &mut Slot, next: &mut impl Iterator<Item = usize>, now: Instant) {
@@ -133,17 +169,31 @@ fn renew(slot: &mut Slot, next: &mut impl Iterator<Item = usize>, now: Instant) 
 }
 
 /// Reads the answers that are there; waits for the first.
-fn receive(
-    socket: &UdpSocket,
-    buffers: &mut [[u8; LARGEST]],
-    read: &mut Vec<usize>,
-) -> io::Result<()> {
+fn receive(socket: &UdpSocket, buffers: &mut [[u8; LARGEST]], read: &mut Vec<usize>) -> io::Result<()> {
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(buffers.len(), None);
     let mut places: Vec<[IoSliceMut<'_>; 1]> =
         buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
     let flags = MsgFlags::MSG_WAITFORONE;
     let all = recvmmsg(socket.as_raw_fd(), &mut headers, &mut places, flags, None)?;
     read.extend(all.map(|answer| answer.bytes));
+    Ok(())
+}
+
+/// The same of many sockets.
+fn receive_each(
+    sockets: &[UdpSocket],
+    buffers: &mut [[u8; LARGEST]],
+    read: &mut Vec<usize>,
+) -> io::Result<()> {
+    let mut all: Vec<PollFd<'_>> =
+        sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+    poll(&mut all, PollTimeout::from(100_u8))?;
+    for (socket, state) in sockets.iter().zip(&all).filter(|(_, state)| state.any() == Some(true)) {
+        match buffers.get_mut(read.len()) {
+            Some(buffer) => read.push(socket.recv(buffer)?),
+            None => break,
+        }
+    }
     Ok(())
 }
 

@@ -30,10 +30,8 @@ pub const OWN: &[Peer] = &[
     Peer { name: "aardvark", prepare: aardvark },
 ];
 /// Those that keep the answers of others.
-pub const CACHING: &[Peer] = &[
-    Peer { name: "unbound", prepare: unbound },
-    Peer { name: "dnsmasq", prepare: dnsmasq },
-];
+pub const CACHING: &[Peer] =
+    &[Peer { name: "unbound", prepare: unbound }, Peer { name: "dnsmasq", prepare: dnsmasq }];
 
 impl Peer {
     /// Starts it on one core.
