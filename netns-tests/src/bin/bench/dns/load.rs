@@ -188,7 +188,7 @@ fn receive_each(
     let mut all: Vec<PollFd<'_>> =
         sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
     poll(&mut all, PollTimeout::from(100_u8))?;
-    for (socket, state) in sockets.iter().zip(&all).filter(|(_, state)| state.any() == Some(true)) {
+    for (socket, _) in sockets.iter().zip(&all).filter(|(_, state)| state.any() == Some(true)) {
         match buffers.get_mut(read.len()) {
             Some(buffer) => read.push(socket.recv(buffer)?),
             None => break,
