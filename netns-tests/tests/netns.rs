@@ -25,6 +25,8 @@ mod crowd;
 mod drain;
 #[path = "netns/expand.rs"]
 mod expand;
+#[path = "netns/forward.rs"]
+mod forward;
 #[path = "netns/ground.rs"]
 mod ground;
 #[path = "netns/health.rs"]
@@ -116,6 +118,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
+    ("forward", forward::TESTS),
     ("multitude", multitude::TESTS),
     ("repair", repair::TESTS),
     ("rest", rest::TESTS),

@@ -4,6 +4,7 @@
 //! on, and of no other. Names of ours are answered from what the view shows, all others by those whom
 //! the host asks.
 
+mod exchange;
 mod explain;
 mod forward;
 mod knowledge;

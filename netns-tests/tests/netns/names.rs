@@ -6,18 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
-use world::{Config, Node, Space, World, wait_for};
+use world::{Node, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
-use crate::upstream::{Upstream, answered, name_of};
+use crate::forward::asking;
+use crate::upstream::{Upstream, answered};
 
 crate::tests![
     services_and_containers_are_found_by_name_on_every_machine,
     a_client_finds_the_names_of_its_own_networks_only,
     commands_of_run_find_names_with_the_systems_resolver,
-    names_of_others_are_asked_for_elsewhere_and_kept,
-    an_internal_network_asks_nobody,
-    upstreams_that_fail_are_borne,
     names_appear_and_vanish_with_what_they_stand_for,
     a_sandbox_that_is_made_anew_answers_again,
     no_query_is_lost_while_the_agent_is_started_again,
@@ -28,19 +26,19 @@ crate::tests![
 
 /// What `dig` printed.
 #[derive(Debug)]
-struct Dug {
+pub(crate) struct Dug {
     status: String,
-    flags: String,
+    pub flags: String,
     /// The data of the answers, sorted.
-    answers: Vec<String>,
+    pub answers: Vec<String>,
     /// Their times to live.
-    ttls: Vec<u32>,
-    text: String,
+    pub ttls: Vec<u32>,
+    pub text: String,
 }
 
 /// Asks from a container; `question` has the name, the type and options.
 #[track_caller]
-fn dig(from: &Space, server: &str, question: &str) -> Dug {
+pub(crate) fn dig(from: &Space, server: &str, question: &str) -> Dug {
     // Else it would take some names for types.
     let option = if question.starts_with('-') { "" } else { "-q " };
     let output = from
@@ -60,7 +58,7 @@ fn dig(from: &Space, server: &str, question: &str) -> Dug {
 
 /// The data that a name has.
 #[track_caller]
-fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
+pub(crate) fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
     let dug = dig(from, server, question);
     assert_eq!(dug.status, "NOERROR", "{question}: {}", dug.text);
     dug.answers
@@ -68,7 +66,7 @@ fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
 
 /// How a question is answered.
 #[track_caller]
-fn status(from: &Space, server: &str, question: &str) -> String {
+pub(crate) fn status(from: &Space, server: &str, question: &str) -> String {
     dig(from, server, question).status
 }
 
@@ -224,118 +222,6 @@ fn lookup(node: &Node, name: &str) -> String {
         node.space.sh(&format!("musl-gcc -static -o {} {}", program.display(), source.display()));
     }
     format!("{} {name}", program.display())
-}
-
-/// A machine whose agent asks these servers for names of others.
-fn asking(world: &World, servers: &[&str], more: &str) -> Cluster {
-    Cluster::with(world, 1, &Default::default(), |config: Config| {
-        config.raw("dns", &format!("{{ upstreams = {servers:?}{more} }}"))
-    })
-}
-
-fn names_of_others_are_asked_for_elsewhere_and_kept(world: &World) {
-    let cluster =
-        asking(world, &["127.0.0.1:5300"], r#", forward = { "lab.example" = ["127.0.0.1:5400"] }"#);
-    let n1 = cluster.n1();
-    let upstream = Upstream::start(&n1.space, "127.0.0.1:5300", |query, _| match &*name_of(query) {
-        "no.example.org" => vec![answered(query, 0, 0, 3)],
-        _ => vec![answered(query, 2, 7, 0)],
-    });
-    let lab = Upstream::start(&n1.space, "127.0.0.1:5400", |query, _| vec![answered(query, 1, 8, 0)]);
-    n1.ok(&format!("network create shop {DUAL}"));
-    let a = n1.attach("shop", "a");
-    let dug = dig(&a.space, "10.9.0.1", "www.Example.org A");
-    assert_eq!(
-        (dug.answers.as_slice(), dug.flags.as_str()),
-        (&["192.0.2.7".to_owned(), "192.0.2.7".to_owned()][..], "qr rd ra"),
-        "{}",
-        dug.text
-    );
-    for server in ["10.9.0.1", "fd00:9::1"] {
-        for way in ["", "+tcp"] {
-            assert_eq!(found(&a.space, server, &format!("WWW.example.org A {way}")).len(), 2);
-        }
-    }
-    assert_eq!(upstream.asked(), ["www.example.org"], "it was kept");
-    wait_for("what is kept grows old", || dig(&a.space, "10.9.0.1", "www.example.org A").ttls[0] < 60);
-    assert_eq!(status(&a.space, "10.9.0.1", "no.example.org A"), "NXDOMAIN");
-    assert_eq!(found(&a.space, "10.9.0.1", "x.lab.example A"), ["192.0.2.8"]);
-    assert_eq!(found(&a.space, "10.9.0.1", "lab.example A"), ["192.0.2.8"]);
-    assert_eq!(lab.asked(), ["x.lab.example", "lab.example"]);
-    assert_eq!(upstream.asked(), ["www.example.org", "no.example.org"]);
-}
-
-fn an_internal_network_asks_nobody(world: &World) {
-    let cluster = asking(world, &["127.0.0.1:5300"], "");
-    let n1 = cluster.n1();
-    let upstream =
-        Upstream::start(&n1.space, "127.0.0.1:5300", |query, _| vec![answered(query, 1, 7, 0)]);
-    n1.ok("network create inner --internal --subnet 10.8.0.0/24");
-    n1.ok(&format!("network create shop {DUAL}"));
-    let (inner, a) = (n1.attach("inner", "i"), n1.attach("shop", "a"));
-    for name in ["secret.example.org", "8.8.8.8.in-addr.arpa", "com"] {
-        assert_eq!(status(&inner.space, "10.8.0.1", &format!("{name} A")), "NXDOMAIN");
-    }
-    assert_eq!(found(&inner.space, "10.8.0.1", "i A"), n1.addresses("inner", "i"));
-    assert_eq!(found(&a.space, "10.9.0.1", "example.org A"), ["192.0.2.7"]);
-    assert_eq!(upstream.asked(), ["example.org"], "of the inside nothing is heard outside");
-}
-
-fn upstreams_that_fail_are_borne(world: &World) {
-    let cluster = asking(world, &["127.0.0.1:5300", "127.0.0.1:5400"], "");
-    let n1 = cluster.n1();
-    n1.ok(&format!("network create shop {DUAL}"));
-    let a = n1.attach("shop", "a");
-    assert_eq!(status(&a.space, "10.9.0.1", "dead.example A"), "SERVFAIL", "nobody listens there");
-    let _good = Upstream::start(&n1.space, "127.0.0.1:5400", |query, _| {
-        let fails = name_of(query).starts_with("first");
-        vec![answered(query, u16::from(!fails), 2, if fails { 2 } else { 0 })]
-    });
-    let bad = Upstream::start(&n1.space, "127.0.0.1:5300", |query, by_stream| {
-        let right = answered(query, 1, 1, 0);
-        let changed = |at: usize, bits: u8| {
-            let mut message = right.clone();
-            message[at] ^= bits;
-            message
-        };
-        match &*name_of(query) {
-            "silent.example" => Vec::new(),
-            "garbage.example" => vec![b"\0".to_vec(), vec![0xff; 700], right[..20].to_vec()],
-            // Another name, number, and no answer at all; then the right one.
-            "other.example" => vec![changed(13, 1), changed(0, 1), query.to_vec(), right],
-            "fails.example" => vec![answered(query, 0, 0, 2)],
-            "refused.example" => vec![answered(query, 0, 0, 5)],
-            "huge.example" => vec![answered(query, 4000, 1, 0)],
-            "long.example" if by_stream => vec![answered(query, 200, 1, 0)],
-            "long.example" => vec![{
-                let mut cut = answered(query, 3, 1, 0);
-                cut[2] |= 2;
-                cut
-            }],
-            _ => vec![right],
-        }
-    });
-    for (number, (name, expected)) in [
-        ("other.example", "192.0.2.1"),
-        ("silent.example", "192.0.2.2"),
-        ("garbage.example", "192.0.2.2"),
-        ("fails.example", "192.0.2.2"),
-        ("refused.example", "192.0.2.2"),
-        ("huge.example", "192.0.2.2"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        // Who answered last is asked first.
-        assert_eq!(found(&a.space, "10.9.0.1", &format!("first{number}.example A")), ["192.0.2.1"]);
-        assert_eq!(found(&a.space, "10.9.0.1", &format!("{name} A")), [expected], "{name}");
-        assert!(bad.asked().iter().any(|asked| asked == name), "{name}");
-    }
-    assert_eq!(found(&a.space, "10.9.0.1", "first.example A"), ["192.0.2.1"]);
-    // dig asks again by a stream when the answer does not fit; so does the agent.
-    assert_eq!(found(&a.space, "10.9.0.1", "long.example A").len(), 200);
-    let cut = dig(&a.space, "10.9.0.1", "long.example A +ignore +noedns");
-    assert!(cut.flags.contains("tc") && (20..40).contains(&cut.answers.len()), "{}", cut.text);
 }
 
 fn names_appear_and_vanish_with_what_they_stand_for(world: &World) {

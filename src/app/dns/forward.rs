@@ -1,31 +1,25 @@
 //! Names that are not ours: asked for elsewhere, and kept for as long as they may be.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::RData;
 use lru::LruCache;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{OnceCell, Semaphore};
 use tracing::debug;
 
 use super::Asker;
+use super::exchange::ask_server;
 use super::share::Shares;
 use super::upstreams::Upstreams;
 use crate::api::NameSource;
-use crate::dns::answer::{MAX_UDP, Transport, refusal, relayed};
+use crate::dns::answer::{Transport, refusal, relayed};
 use crate::dns::{DomainName, Packed, PlainQuery};
 
-/// How long one server may take to answer by a datagram, and once more by a stream. Clients ask again
-/// after five seconds (`timeout` in resolv.conf(5)): by then both servers have had their turn, unless
-/// their answers need a stream.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How many lists of servers are remembered.
 const LISTS: usize = 64;
 /// How many servers are asked for one name.
@@ -40,9 +34,6 @@ const KEPT_SIZE: usize = 4096;
 /// The longest that an answer is kept, and that one is that there is nothing (RFC 2308, 5).
 const LONGEST: u32 = 86_400;
 const LONGEST_NOTHING: u32 = 900;
-/// The largest datagram that is read: more than was asked for is no answer.
-const LARGEST: usize = 4096;
-
 /// What is asked for, in bytes: the type, whether signatures are wanted, or wanted as they are, and the
 /// name in lower case as the wire has it.
 type Key = Vec<u8>;
@@ -57,16 +48,17 @@ struct Kept {
     seconds: u32,
 }
 
-/// Why a server gave no answer.
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error("it cannot be reached: {0}")]
-    Io(#[from] std::io::Error),
-    #[error("no answer in time")]
-    Late,
-    #[error("its answer is none: {0}")]
-    Garbage(String),
+/// What came of asking some servers.
+#[derive(Clone)]
+struct Asked {
+    /// The answer and who gave it, where somebody did.
+    answer: Option<(Arc<Message>, SocketAddr)>,
+    /// Who was to be asked.
+    servers: Vec<SocketAddr>,
 }
+
+/// What comes of asking, once for all who want to know the same at once.
+type Shared = Arc<OnceCell<Asked>>;
 
 /// What came of asking.
 pub(super) struct Answered {
@@ -82,6 +74,8 @@ pub(super) struct Answered {
 pub(super) struct Forwarder {
     upstreams: Upstreams,
     cache: Mutex<LruCache<Key, Kept>>,
+    /// What is being asked for.
+    under_way: Mutex<HashMap<Key, Shared>>,
     places: Semaphore,
     of_clients: Arc<Shares>,
     of_networks: Arc<Shares>,
@@ -94,6 +88,7 @@ impl Forwarder {
         Self {
             upstreams,
             cache: Mutex::new(LruCache::new(KEPT)),
+            under_way: Mutex::default(),
             places: Semaphore::new(AT_ONCE),
             of_clients: Shares::new(OF_CLIENT),
             of_networks: Shares::new(OF_NETWORK),
@@ -131,7 +126,7 @@ impl Forwarder {
 
     /// Asks for an answer; `ServFail` when nobody gives one, or too many ask already.
     pub(super) async fn ask(&self, asker: Option<Asker>, query: &Message) -> Answered {
-        let mut answered = Answered {
+        let refused = || Answered {
             message: refusal(query, ResponseCode::ServFail),
             server: None,
             servers: Vec::new(),
@@ -139,11 +134,28 @@ impl Forwarder {
         let everybody = |(network, _)| (network, Ipv4Addr::UNSPECIFIED.into());
         let turns =
             asker.map(|asker| (self.of_clients.take(asker), self.of_networks.take(everybody(asker))));
-        let is_refused = matches!(turns, Some((None, _) | (_, None)));
-        let (false, Ok(_place)) = (is_refused, self.places.try_acquire()) else {
-            return answered;
+        if matches!(turns, Some((None, _) | (_, None))) {
+            return refused();
+        }
+        let Some(key) = key(query) else { return refused() };
+        let turn = Turn::new(self, key);
+        let Asked { answer, servers } = turn.shared.get_or_init(|| self.ask_servers(query)).await;
+        match answer {
+            Some((answer, server)) => Answered {
+                message: relayed(query, answer),
+                server: Some(*server),
+                servers: servers.clone(),
+            },
+            None => Answered { servers: servers.clone(), ..refused() },
+        }
+    }
+
+    /// Asks the servers for a name, one after the other.
+    async fn ask_servers(&self, query: &Message) -> Asked {
+        let mut asked = Asked { answer: None, servers: Vec::new() };
+        let (Ok(_place), [question]) = (self.places.try_acquire(), query.queries.as_slice()) else {
+            return asked;
         };
-        let [question] = query.queries.as_slice() else { return answered };
         let name = DomainName::new(question.name().iter()).unwrap_or_default();
         let all = self.upstreams.of(&name);
         let mut servers = all.clone();
@@ -153,7 +165,8 @@ impl Forwarder {
             match ask_server(*server, query, question).await {
                 Ok(answer) => {
                     let code = answer.metadata.response_code;
-                    (answered.message, answered.server) = (relayed(query, &answer), Some(*server));
+                    let answer = Arc::new(answer);
+                    asked.answer = Some((answer.clone(), *server));
                     let is_whole = !answer.metadata.truncation;
                     if is_whole && matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
                         self.begin_with(&all, *server);
@@ -164,14 +177,14 @@ impl Forwarder {
                 Err(error) => debug!(%server, %error, "a name was asked for in vain"),
             }
         }
-        if answered.server.is_none()
+        if asked.answer.is_none()
             && let Some(next) = all.iter().find(|server| !servers.contains(server))
         {
             // None of these: the next query tries others.
             self.begin_with(&all, *next);
         }
-        answered.servers = servers;
-        answered
+        asked.servers = servers;
+        asked
     }
 
     /// The place of the server with which to begin.
@@ -191,16 +204,43 @@ impl Forwarder {
         first.insert(all.to_vec(), server);
     }
 
-    fn keep(&self, query: &Message, answer: &Message, server: SocketAddr) {
+    fn keep(&self, query: &Message, answer: &Arc<Message>, server: SocketAddr) {
         let (Some(key), seconds) = (key(query), seconds(answer)) else { return };
         let is_small = answer.to_vec().is_ok_and(|bytes| bytes.len() <= KEPT_SIZE);
         if seconds == 0 || answer.metadata.truncation || !is_small {
             return;
         }
-        let answer = Arc::new(answer.clone());
-        let packed = Packed::new(&relayed(query, &answer));
+        let packed = Packed::new(&relayed(query, answer));
+        let answer = answer.clone();
         let kept = Kept { answer, packed, server, since: Instant::now(), seconds };
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, kept);
+    }
+}
+
+/// Somebody's part in asking for something.
+struct Turn<'a> {
+    of: &'a Forwarder,
+    key: Key,
+    shared: Shared,
+}
+
+impl<'a> Turn<'a> {
+    /// Joins those who ask for it already.
+    fn new(of: &'a Forwarder, key: Key) -> Self {
+        let mut under_way = of.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = under_way.entry(key.clone()).or_default().clone();
+        Self { of, key, shared }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.of.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        // The last one, beside the list, leaves nothing: what was answered may be kept, or is asked anew.
+        let is_over = self.shared.initialized() || Arc::strong_count(&self.shared) == 2;
+        if is_over && under_way.get(&self.key).is_some_and(|shared| Arc::ptr_eq(shared, &self.shared)) {
+            under_way.remove(&self.key);
+        }
     }
 }
 
@@ -246,85 +286,6 @@ fn seconds(answer: &Message) -> u32 {
         _ => None,
     });
     nothing.unwrap_or(0).min(shortest.unwrap_or(u32::MAX)).min(LONGEST_NOTHING)
-}
-
-/// Asks one server, and once more by a stream where its answer did not fit into a datagram.
-async fn ask_server(server: SocketAddr, query: &Message, question: &Query) -> Result<Message, AskError> {
-    let asked = outgoing(query, question);
-    let bytes = asked.to_vec().map_err(|error| AskError::Garbage(error.to_string()))?;
-    let answer = timeout(PATIENCE, by_datagram(server, &asked, &bytes)).await;
-    let answer = answer.map_err(|_| AskError::Late)??;
-    if !answer.metadata.truncation {
-        return Ok(answer);
-    }
-    match timeout(PATIENCE, by_stream(server, &asked, &bytes)).await {
-        Ok(Ok(answer)) => Ok(answer),
-        // What there was of it is better than nothing, and says that it is not all.
-        Ok(Err(_)) | Err(_) => Ok(answer),
-    }
-}
-
-/// The query that is sent on: the same question under a number of its own.
-fn outgoing(query: &Message, question: &Query) -> Message {
-    let mut asked = Message::new(rand::random(), MessageType::Query, OpCode::Query);
-    asked.metadata.recursion_desired = true;
-    asked.metadata.checking_disabled = query.metadata.checking_disabled;
-    asked.queries = vec![question.clone()];
-    let mut edns = Edns::new();
-    let signed = query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
-    edns.set_max_payload(MAX_UDP).set_dnssec_ok(signed);
-    asked.edns = Some(edns);
-    asked
-}
-
-/// Whether a message answers what was asked.
-fn is_answer(asked: &Message, message: &Message) -> bool {
-    let same = |(ours, theirs): (&Query, &Query)| {
-        ours.name() == theirs.name()
-            && ours.query_type() == theirs.query_type()
-            && ours.query_class() == theirs.query_class()
-    };
-    message.metadata.id == asked.metadata.id
-        && message.metadata.message_type == MessageType::Response
-        // Who cannot read it may not repeat it.
-        && (message.queries.is_empty() && message.metadata.response_code == ResponseCode::FormErr
-            || message.queries.len() == asked.queries.len()
-                && asked.queries.iter().zip(&message.queries).all(same))
-}
-
-/// From a port of its own, which the kernel draws, and to which only the server can send.
-async fn by_datagram(server: SocketAddr, asked: &Message, bytes: &[u8]) -> Result<Message, AskError> {
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
-    socket.send(bytes).await?;
-    let mut buffer = [0; LARGEST];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        // Anything else may be somebody who guesses: the right one may yet come.
-        let received = buffer.get(..length).and_then(|bytes| Message::from_vec(bytes).ok());
-        if let Some(message) = received.filter(|message| is_answer(asked, message)) {
-            return Ok(message);
-        }
-    }
-}
-
-async fn by_stream(server: SocketAddr, asked: &Message, bytes: &[u8]) -> Result<Message, AskError> {
-    let garbage = |text: &str| AskError::Garbage(text.to_owned());
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(|_| garbage("the query is too long"))?;
-    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
-    let length = stream.read_u16().await?;
-    let mut buffer = vec![0; usize::from(length)];
-    stream.read_exact(&mut buffer).await?;
-    let message = Message::from_vec(&buffer).map_err(|error| AskError::Garbage(error.to_string()))?;
-    match is_answer(asked, &message) {
-        true => Ok(message),
-        false => Err(garbage("it answers something else")),
-    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub(super) async fn serve(server: Arc<NameServer>, place: Place) {
         }
     };
     server.note(place, true);
-    tokio::join!(datagrams(&server, place.network, udp), streams(&server, place.network, tcp));
+    tokio::join!(datagrams(&server, place, udp), streams(&server, place.network, tcp));
     server.note(place, false);
 }
 
@@ -106,12 +106,13 @@ async fn open(handover: &Handover, place: Place) -> anyhow::Result<(UdpSocket, T
     Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
 }
 
-async fn datagrams(server: &Arc<NameServer>, network: NetworkId, socket: UdpSocket) {
+async fn datagrams(server: &Arc<NameServer>, place: Place, socket: UdpSocket) {
+    let network = place.network;
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
     let mut stopped = pin!(server.stopped());
     loop {
-        let read = socket.async_io(Interest::READABLE, || answer_all(server, network, &socket));
+        let read = socket.async_io(Interest::READABLE, || answer_all(server, place, &socket));
         let done = tokio::select! {
             done = read => done,
             () = &mut stopped => break,
@@ -155,16 +156,16 @@ struct Answered {
 }
 
 /// Reads what has arrived, and answers what can be answered at once.
-fn answer_all(server: &NameServer, network: NetworkId, socket: &UdpSocket) -> io::Result<Answered> {
+fn answer_all(server: &NameServer, place: Place, socket: &UdpSocket) -> io::Result<Answered> {
     thread_local! {
         static DATAGRAMS: RefCell<Datagrams> = RefCell::new(Datagrams::new(AT_ONCE, LARGEST));
     }
     DATAGRAMS.with_borrow_mut(|datagrams| {
-        datagrams.receive(socket)?;
+        datagrams.receive(socket, place.address.is_ipv4())?;
         let mut later = Vec::new();
         let knowledge = server.knowledge.borrow();
         datagrams.answer(|query, client, answer| {
-            let asker = (network, client.ip());
+            let asker = (place.network, client.ip());
             match server.take(&knowledge, asker, query, Transport::Udp, answer) {
                 Outcome::Done => {}
                 Outcome::Later(query) => later.push((query, client)),

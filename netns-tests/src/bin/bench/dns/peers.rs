@@ -222,7 +222,7 @@ impl Drop for Upstream {
 fn serve(socket: &UdpSocket, end: &AtomicBool, answer: impl Fn(&[u8], &mut Vec<u8>)) {
     let mut datagrams = Datagrams::new(64, 512);
     while !end.load(Ordering::Relaxed) {
-        match datagrams.receive(socket) {
+        match datagrams.receive(socket, true) {
             Ok(()) => {}
             Err(_) => {
                 readable(socket);
