@@ -1,5 +1,6 @@
 //! Names: how fast they are answered, beside name servers with the same names.
 
+mod fresh;
 mod load;
 mod peers;
 
@@ -34,7 +35,12 @@ client is off. All take turns. Every answer is compared with the address that it
     …_p50_us, …_p99_us  from the query to its answer, with 128 outstanding
     …_ports_per_s       queries a second, each of the 128 from a port of its own, as the C library
                         asks: who asks is the limit there
-    …_ports_cpu_us      processor time of the server for each of these";
+    …_ports_cpu_us      processor time of the server for each of these
+
+Then three further nodes: beside the 10,000 endpoints others appear and vanish in the store, and a
+container on each node asks for them all the time.
+
+  fresh_p50_ms, fresh_p99_ms  from before the transaction until the last of the three is answered so";
 
 const DOMAIN: &str = "bench.netctl.internal";
 /// Where every server listens.
@@ -99,6 +105,7 @@ pub fn run(ground: &Ground) -> Report {
     compare(ground, &ours, "own10000", "10,000 names", &many, peers::OWN, &mut report, &upstream);
     let outside: Vec<Name> = (0..OUTSIDE).map(Upstream::name).collect();
     compare(ground, &ours, "cached", "outside names", &outside, peers::CACHING, &mut report, &upstream);
+    fresh::measure(ground, &etcd, &mut report);
     report
 }
 
@@ -176,10 +183,15 @@ fn join(node: &Arc<Node>) -> Container {
 fn know(side: &Side, names: &[Name]) {
     side.container.space.enter(|| {
         let mut load = Load::new(SERVER);
-        let (first, last) = (&names[..1], &names[names.len() - 1..]);
+        // Some need seconds for all.
+        let some: Vec<Name> = names.iter().step_by(names.len() / 50 + 1).cloned().collect();
         wait_for(&format!("{} knows the names", side.name), || {
-            load.knows(first) && load.knows(last) && load.knows(names)
+            load.knows(&names[names.len() - 1..]) && load.knows(&some)
         });
+        // Names of others are kept from the first time on.
+        if !names[0].0.ends_with(DOMAIN) {
+            wait_for(&format!("{} has asked for all", side.name), || load.knows(names));
+        }
     });
 }
 

@@ -247,17 +247,22 @@ async fn populate(cluster: Cluster, network: Arc<Versioned<Network>>, number: us
     cluster.join(&node).await.expect("the node is new");
     for endpoint in 0..PER_NODE {
         let index = (number * PER_NODE + endpoint) as u32;
-        let claim = EndpointRequest {
-            name: Some(remote_endpoint(index).parse().expect("it is a name")),
-            addresses: vec![remote_address(index).into()],
-            ..EndpointRequest::new(Attachment {
-                netns: Path::new("/run/netns").join(format!("c{endpoint}")),
-                inode: 4_026_532_000 + u64::from(index),
-                boot: "11111111-2222-3333-4444-555555555555".into(),
-                interface: "eth0".parse().expect("it is an interface's name"),
-            })
-        };
+        let claim = claim(&remote_endpoint(index), remote_address(index), index);
         let claimed = cluster.claim(&network, &claim, &std::collections::BTreeSet::new()).await;
         claimed.expect("the address is free");
+    }
+}
+
+/// What an agent asks for that plugs a container in.
+pub fn claim(name: &str, address: Ipv4Addr, number: u32) -> EndpointRequest {
+    EndpointRequest {
+        name: Some(name.parse().expect("it is a name")),
+        addresses: vec![address.into()],
+        ..EndpointRequest::new(Attachment {
+            netns: Path::new("/run/netns").join(name),
+            inode: 4_026_532_000 + u64::from(number),
+            boot: "11111111-2222-3333-4444-555555555555".into(),
+            interface: "eth0".parse().expect("it is an interface's name"),
+        })
     }
 }

@@ -37,6 +37,8 @@ pub struct Measured {
 pub struct Load {
     /// One for all queries, or one for each that is outstanding.
     sockets: Vec<UdpSocket>,
+    /// The number of the query that was asked last.
+    last: u16,
 }
 
 /// A query that is outstanding.
@@ -51,26 +53,33 @@ struct Slot {
 impl Load {
     /// From one port, as a resolver for many does.
     pub fn new(server: &str) -> Self {
-        Self { sockets: vec![socket(server)] }
+        Self { sockets: vec![socket(server)], last: 0 }
     }
 
     /// Each query from a port of its own, as the C library does.
     pub fn many_ports(server: &str) -> Self {
-        Self { sockets: (0..OUTSTANDING).map(|_| socket(server)).collect() }
+        Self { sockets: (0..OUTSTANDING).map(|_| socket(server)).collect(), last: 0 }
     }
 
     /// Whether each of the names is answered with its address.
     pub fn knows(&mut self, names: &[Name]) -> bool {
+        names.iter().all(|name| self.is_right(name) == Some(true))
+    }
+
+    /// Whether a name is answered with its address; `None`: it is not answered at all.
+    pub fn is_right(&mut self, name: &Name) -> Option<bool> {
         let mut buffer = [0; LARGEST];
-        names.iter().enumerate().all(|(number, name)| {
-            let query = query(&name.0, number as u16);
+        self.last = self.last.wrapping_add(1);
+        let query = query(&name.0, self.last);
+        let socket = self.sockets.first()?;
+        socket.send(&query).ok()?;
+        loop {
+            let length = socket.recv(&mut buffer).ok()?;
             // What was asked before may still be answered.
-            self.sockets[0].send(&query).is_ok()
-                && (0..16).any(|_| match self.sockets[0].recv(&mut buffer) {
-                    Ok(length) if buffer[..2] == query[..2] => is_right(&buffer[..length], name),
-                    _ => false,
-                })
-        })
+            if buffer[..2] == query[..2] {
+                return Some(is_right(&buffer[..length], name));
+            }
+        }
     }
 
     /// Asks for the names as fast as they are answered.
