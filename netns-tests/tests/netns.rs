@@ -25,6 +25,8 @@ mod crowd;
 mod drain;
 #[path = "netns/expand.rs"]
 mod expand;
+#[path = "netns/external.rs"]
+mod external;
 #[path = "netns/ground.rs"]
 mod ground;
 #[path = "netns/health.rs"]
@@ -112,6 +114,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("check", check::TESTS),
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),
+    ("external", external::TESTS),
     ("health", health::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
@@ -138,6 +141,7 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
     let mut own = vec![
         ("vm", vm::TESTS),
         ("balance", balance::TESTS),
+        ("external", external::BALANCED),
         ("outage", outage::TESTS),
         ("crowd", crowd::TESTS),
         ("rolling", rolling::TESTS),
