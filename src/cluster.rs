@@ -8,6 +8,7 @@ mod admission;
 pub mod check;
 pub mod drain;
 pub mod endpoints;
+mod external;
 mod keys;
 pub mod networks;
 pub mod nodes;

@@ -9,8 +9,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::model::{
-    Endpoint, EndpointState, Network, NetworkId, Node, NodeName, Prefer, Protocol, Scheduler, Service,
-    Snapshot,
+    Endpoint, EndpointState, External, Network, NetworkId, Node, NodeName, Prefer, Protocol, Scheduler,
+    Service, Snapshot,
 };
 
 /// What a packet must be for, to be balanced.
@@ -70,6 +70,9 @@ pub struct Balancer {
     /// This node's backends, each with every address of its service: what a backend sends to its
     /// own service may come back to itself, and must then look as if the gateway had sent it.
     pub own: BTreeSet<(IpAddr, IpAddr)>,
+    /// Targets outside of the overlay, each with every address of its service. What goes there leaves
+    /// under the address of the uplink, so that its answers come back.
+    pub outside: BTreeSet<(IpAddr, IpAddr)>,
     /// The longest that any of the services asks for, and the kernel's own where none does: there is
     /// one for each namespace. All 0 without services.
     pub timeouts: Timeouts,
@@ -130,6 +133,22 @@ impl Backend<'_> {
     }
 }
 
+/// A service's target outside of the overlay as a backend of its.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outside {
+    /// The target.
+    pub external: External,
+    /// Why it gets no new connections; `None`: it does. Nobody finds out whether it is well.
+    pub out: Option<Out>,
+}
+
+impl Outside {
+    /// Its weight: that of an endpoint which asks for none; 0 takes no new connections.
+    pub fn weight(&self) -> u32 {
+        u32::from(self.out.is_none())
+    }
+}
+
 /// Why an endpoint takes no connections of its service, wherever they come from.
 pub fn out(me: &Node, snapshot: &Snapshot, endpoint: &Endpoint) -> Option<Out> {
     match endpoint.state {
@@ -160,6 +179,24 @@ pub fn backends<'a>(
         }
     }
     backends
+}
+
+/// The targets of a service outside of the overlay, beside its backends on a network. They are near
+/// to nobody.
+pub fn outside(
+    me: &Node,
+    snapshot: &Snapshot,
+    service: &Service,
+    backends: &[Backend<'_>],
+) -> Vec<Outside> {
+    let is_near = |backend: &Backend<'_>| {
+        let prefer = service.balancing.prefer.as_ref();
+        backend.out.is_none()
+            && prefer.is_some_and(|prefer| near(me, snapshot, prefer, &backend.endpoint.node))
+    };
+    let out = backends.iter().any(is_near).then_some(Out::Far);
+    let outside = |external: &External| Outside { external: *external, out: out.clone() };
+    service.external.iter().map(outside).collect()
 }
 
 /// Whether a node is one that is preferred from here.
@@ -196,10 +233,11 @@ pub fn balancer<'a>(
         let Some(addresses) = service.addresses.get(&network.id) else { continue };
         let members = members.get(service.name.as_str()).map_or(&[][..], Vec::as_slice);
         let backends = backends(me, snapshot, service, members.iter().copied());
+        let outside = outside(me, snapshot, service, &backends);
         let backends: Vec<Backend<'_>> =
             backends.into_iter().filter(|backend| !backend.is_gone(gone)).collect();
         for address in addresses {
-            balancer.add(me, service, *address, &backends, &mut marks);
+            balancer.add(me, service, *address, (&backends, &outside), &mut marks);
         }
     }
     balancer
@@ -213,10 +251,11 @@ impl Balancer {
     }
 
     /// Whether nothing of another balancer needs a rule of a firewall that this one does not: a mark,
-    /// or the translation for a backend that meets itself.
+    /// or the translation for a backend that meets itself, or for a target outside.
     pub fn has_rules_for(&self, other: &Self) -> bool {
         let marked = |front: &&Front| matches!(front, Front::All { .. });
         other.own.is_subset(&self.own)
+            && other.outside.is_subset(&self.outside)
             && other.fronts.keys().filter(marked).all(|front| self.fronts.contains_key(front))
     }
 
@@ -225,11 +264,11 @@ impl Balancer {
         me: &Node,
         service: &Service,
         address: IpAddr,
-        backends: &[Backend<'_>],
+        (backends, outside): (&[Backend<'_>], &[Outside]),
         marks: &mut Marks,
     ) {
         self.addresses.insert(address);
-        let mut weights = BTreeMap::new();
+        let mut targets = Vec::new();
         for backend in backends {
             let addresses = &backend.endpoint.addresses;
             let Some(own) = addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4()) else {
@@ -238,18 +277,24 @@ impl Balancer {
             if backend.endpoint.node == me.name {
                 self.own.insert((*own, address));
             }
-            weights.insert(*own, (backend.weight(), backend.keeps_datagrams()));
+            let (weight, keeps_datagrams) = (backend.weight(), backend.keeps_datagrams());
+            targets.push(Target { address: *own, port: None, weight, keeps_datagrams });
         }
-        if weights.values().all(|(weight, _)| *weight == 0) {
+        for target in outside.iter().filter(|o| o.external.address.is_ipv4() == address.is_ipv4()) {
+            let (External { address: own, port }, weight) = (target.external, target.weight());
+            self.outside.insert((own, address));
+            targets.push(Target { address: own, port, weight, keeps_datagrams: true });
+        }
+        if targets.iter().all(|target| target.weight == 0) {
             self.silent.insert(address);
         }
         let spread = |protocol: Option<Protocol>, target: u16| Spread {
             scheduler: service.balancing.scheduler,
             affinity: service.balancing.affinity,
-            backends: weights
+            backends: targets
                 .iter()
-                .filter(|(_, (_, keeps_datagrams))| protocol != Some(Protocol::Udp) || *keeps_datagrams)
-                .map(|(own, (weight, _))| (SocketAddr::new(*own, target), *weight))
+                .filter(|to| protocol != Some(Protocol::Udp) || to.keeps_datagrams)
+                .map(|to| (SocketAddr::new(to.address, to.port.unwrap_or(target)), to.weight))
                 .collect(),
         };
         if service.balancing.ports.is_empty() {
@@ -260,6 +305,15 @@ impl Balancer {
             self.fronts.insert(front, spread(Some(port.protocol), port.target));
         }
     }
+}
+
+/// What stands behind a service's address: an endpoint's address, or one outside.
+struct Target {
+    address: IpAddr,
+    /// Its port; `None`: that to which the service's port leads.
+    port: Option<u16>,
+    weight: u32,
+    keeps_datagrams: bool,
 }
 
 impl Timeouts {

@@ -7,6 +7,7 @@ pub mod balancing;
 pub mod check;
 pub mod endpoint;
 pub mod engine;
+pub mod external;
 pub mod finding;
 pub mod health;
 pub mod id;
@@ -23,6 +24,7 @@ pub use balancing::{Balancing, BalancingError, Prefer, Protocol, Scheduler, Serv
 pub use check::{CheckAnswer, CheckRequest};
 pub use endpoint::{Attachment, Endpoint};
 pub use engine::Engine;
+pub use external::{External, ExternalError};
 pub use finding::{Finding, FindingKind};
 pub use health::{EndpointState, HealthCheck, HealthTest};
 pub use id::{CheckId, ClusterId, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni};

@@ -25,6 +25,8 @@ mod crowd;
 mod drain;
 #[path = "netns/expand.rs"]
 mod expand;
+#[path = "netns/external.rs"]
+mod external;
 #[path = "netns/forward.rs"]
 mod forward;
 #[path = "netns/ground.rs"]
@@ -114,6 +116,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("check", check::TESTS),
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),
+    ("external", external::TESTS),
     ("health", health::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
@@ -141,6 +144,7 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
     let mut own = vec![
         ("vm", vm::TESTS),
         ("balance", balance::TESTS),
+        ("external", external::BALANCED),
         ("outage", outage::TESTS),
         ("crowd", crowd::TESTS),
         ("rolling", rolling::TESTS),

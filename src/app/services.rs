@@ -1,17 +1,20 @@
 //! The agent's part in services and reservations.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::agent::Agent;
+use super::dataplane::Load;
 use super::engine;
-use crate::api::{ApiError, BackendView, Connections, ReserveRequest, ServiceView, TimeoutsView};
+use crate::api::{
+    ApiError, BackendView, Connections, ExternalView, ReserveRequest, ServiceView, TimeoutsView,
+};
 use crate::cluster::ClusterError;
-use crate::lb::{self, Backend, Out};
+use crate::lb::{self, Backend, Front, Out, Outside};
 use crate::model::{
     Endpoint, EndpointMode, Engine, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot,
 };
@@ -96,7 +99,8 @@ impl Agent {
         counted: bool,
     ) -> Result<ServiceView, ApiError> {
         let snapshot = self.snapshot();
-        let (mut network_names, mut backends) = (Vec::new(), Vec::new());
+        let (mut network_names, mut backends, mut external_backends) =
+            (Vec::new(), Vec::new(), Vec::new());
         let (mut ready, mut timeouts_in_effect) = (None::<u64>, Vec::new());
         for id in &service.networks {
             let network_name = self.network_name(&snapshot, *id).await?;
@@ -114,13 +118,24 @@ impl Agent {
             let here = found.iter().filter(|b| matches!(b.out, None | Some(Out::Far))).count() as u64;
             ready = Some(ready.map_or(here, |fewest| fewest.min(here)));
             let open = if counted { self.open_connections(*id).await } else { None };
-            let view = |backend: &Backend<'_>| backend_view(backend, &network_name, open.as_ref());
+            let open = open.map(|loads| of_service(&service, *id, loads));
+            let view = |backend: &Backend<'_>| backend_view(backend, &network_name, open.as_deref());
             backends.extend(found.iter().map(view));
+            let outside = lb::outside(&self.me, &snapshot, &service, &found);
+            let view = |outside: &Outside| external_view(outside, &network_name, open.as_deref());
+            external_backends.extend(outside.iter().map(view));
             network_names.push(network_name);
         }
         backends.sort_by(|a, b| (&a.network_name, &a.name).cmp(&(&b.network_name, &b.name)));
         let ready = ready.unwrap_or_default();
-        Ok(ServiceView { service, network_names, ready, timeouts_in_effect, backends })
+        Ok(ServiceView {
+            service,
+            network_names,
+            ready,
+            timeouts_in_effect,
+            backends,
+            external_backends,
+        })
     }
 
     /// A network's endpoints: of one that this node uses, as it knows them.
@@ -147,42 +162,55 @@ impl Agent {
         }
     }
 
-    /// The connections that this node has to backends on a network, by their addresses; `None`: it
-    /// balances nothing there.
-    async fn open_connections(&self, network: NetworkId) -> Option<BTreeMap<IpAddr, Connections>> {
+    /// What this node has with backends on a network; `None`: it balances nothing there.
+    async fn open_connections(&self, network: NetworkId) -> Option<Vec<Load>> {
         if self.me.lb != Engine::Ipvs {
             return None;
         }
-        let loads = match self.dataplane.loads(network).await.ok()? {
-            Ok(loads) => loads,
+        match self.dataplane.loads(network).await.ok()? {
+            Ok(loads) => Some(loads),
             Err(error) => {
                 warn!(%network, %error, "connections cannot be counted");
-                return None;
+                None
             }
-        };
-        let mut open: BTreeMap<IpAddr, Connections> = BTreeMap::new();
-        for load in loads {
-            let of_backend = open.entry(load.backend.ip()).or_default();
-            of_backend.active += u64::from(load.active);
-            of_backend.inactive += u64::from(load.inactive);
         }
-        Some(open)
     }
 }
 
-fn backend_view(
-    backend: &Backend<'_>,
-    network_name: &str,
-    open: Option<&BTreeMap<IpAddr, Connections>>,
-) -> BackendView {
+/// What goes to a service's own addresses on a network: a target outside may be that of several.
+fn of_service(service: &Service, network: NetworkId, loads: Vec<Load>) -> Vec<Load> {
+    let own = service.addresses.get(&network).map_or(&[][..], Vec::as_slice);
+    let mut loads = loads;
+    loads.retain(|load| {
+        let (Front::Port { address, .. } | Front::All { address, .. }) = load.front;
+        own.contains(&address)
+    });
+    loads
+}
+
+/// The connections of the backends at some addresses.
+fn connections(loads: &[Load], is_meant: impl Fn(SocketAddr) -> bool) -> Connections {
+    let meant = loads.iter().filter(|load| is_meant(load.backend));
+    meant.fold(Connections::default(), |sum, load| Connections {
+        active: sum.active + u64::from(load.active),
+        inactive: sum.inactive + u64::from(load.inactive),
+    })
+}
+
+fn external_view(outside: &Outside, network_name: &str, open: Option<&[Load]>) -> ExternalView {
+    let external = outside.external;
+    ExternalView {
+        external,
+        network_name: network_name.to_owned(),
+        weight: outside.weight(),
+        out: outside.out.as_ref().map(Out::to_string),
+        connections: open.map(|open| connections(open, |at| external.is_at(at))),
+    }
+}
+
+fn backend_view(backend: &Backend<'_>, network_name: &str, open: Option<&[Load]>) -> BackendView {
     let endpoint = backend.endpoint;
-    let sum = |open: &BTreeMap<IpAddr, Connections>| {
-        let of_endpoint = endpoint.addresses.iter().filter_map(|address| open.get(address));
-        of_endpoint.fold(Connections::default(), |sum, one| Connections {
-            active: sum.active + one.active,
-            inactive: sum.inactive + one.inactive,
-        })
-    };
+    let sum = |open| connections(open, |at| endpoint.addresses.contains(&at.ip()));
     BackendView {
         endpoint: endpoint.id,
         name: endpoint.name.clone(),

@@ -25,12 +25,17 @@ Examples:
       --scheduler wlc --affinity 10m --health-http 8080/live --health-interval 5s
   netctl service create api --network web --network mail --replicas 20 \\
       --update-order start-first --update-parallelism 2
+  netctl service create db --network web --external 192.0.2.10:5432
   netctl run --network web --service shop -- ./server
 
 A service gets all the addresses that it will need at once, on all its networks, or is refused with
 the numbers: one for each container, one for itself (unless it is reached by dnsrr), and with
 start-first one for each container that is replaced at a time. Its containers draw on them, so none
-of them can fail because somebody else was faster.";
+of them can fail because somebody else was faster.
+
+A target outside (--external) is one more that takes connections, or with dnsrr one more address of the
+name. Each machine reaches it by its own way out, so the target sees that machine as the client. Nobody
+checks whether it is well. Give one of each family that the networks have.";
 
 const UPDATE_EXAMPLES: &str = "\
 Examples:
@@ -38,9 +43,11 @@ Examples:
   netctl service update shop --scheduler wlc --affinity 10m --timeout tcp=1h
   netctl service update shop --health-http 8080/live --health-interval 5s
   netctl service update shop --no-affinity --no-health --label-rm team
+  netctl service update db --external-rm 192.0.2.10:5432   # its containers take over
 
 A port or a label that is there already is changed. A service without ports takes connections to all
-of them: its last port goes only for another, or with --all-ports.";
+of them: its last port goes only for another, or with --all-ports. A target outside that is removed loses
+the connections that it has.";
 const DRAIN_EXAMPLES: &str = "\
 Examples:
   netctl service drain shop
@@ -117,9 +124,9 @@ pub(super) struct Create {
     /// A network (name or id); can be repeated
     #[arg(long = "network", required = true, value_name = "NETWORK")]
     networks: Vec<String>,
-    /// How many containers it has
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    replicas: u32,
+    /// How many containers it has [default: 1, with --external 0]
+    #[arg(long, value_name = "N")]
+    replicas: Option<u32>,
     /// How it is reached: by an address of its own, or by those of its containers
     #[arg(long, value_enum, value_name = "MODE", default_value = "vip")]
     endpoint_mode: Mode,
@@ -219,7 +226,7 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
     let spec = ServiceSpec {
         name: create.name,
         networks: create.networks,
-        replicas: create.replicas,
+        replicas: create.replicas.unwrap_or(u32::from(create.policy.external().is_empty())),
         endpoint_mode: match create.endpoint_mode {
             Mode::Vip => EndpointMode::Vip,
             Mode::Dnsrr => EndpointMode::Dnsrr,
@@ -227,6 +234,7 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
         update_order: create.update_order.into(),
         update_parallelism: create.update_parallelism,
         addresses: create.addresses,
+        external: create.policy.external().to_vec(),
         balancing: create.policy.balancing(),
         health: create.policy.health()?,
         reservation: create.reservation,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::endpoints::{Chosen, holder, is_only_chosen, taken, taking_blocks};
 use super::rest::freeing;
-use super::{Cluster, ClusterError, TRIES, encode, endpoints, keys, pause};
+use super::{Cluster, ClusterError, TRIES, encode, endpoints, external, keys, pause};
 use crate::ipam::{Count, Ledger};
 use crate::model::service::MAX_REPLICAS;
 use crate::model::{
@@ -61,11 +61,13 @@ impl Design {
             update_order: spec.update_order,
             update_parallelism: spec.update_parallelism,
             addresses: BTreeMap::new(),
+            external: spec.external.clone(),
             balancing: spec.balancing.clone(),
             health: spec.health.clone(),
             labels: spec.labels.clone(),
         };
         let transaction = Transaction::new().absent(keys::service(&spec.name));
+        let transaction = external::guarded(transaction, &spec.external);
         Self { service, transaction, chosen: Vec::new() }
     }
 }
@@ -80,6 +82,7 @@ impl Cluster {
         spec: &ServiceSpec,
         alive: &BTreeSet<NodeName>,
     ) -> Result<Service, ClusterError> {
+        let spec = &spec.settled().map_err(|error| ClusterError::ServiceInvalid(error.to_string()))?;
         check(spec)?;
         for attempt in 0..TRIES {
             if self.store.get(&keys::service(&spec.name)).await?.is_some() {
@@ -119,12 +122,7 @@ impl Cluster {
         alive: &BTreeSet<NodeName>,
         attempt: usize,
     ) -> Result<(), ClusterError> {
-        for reference in &spec.networks {
-            let network = self.network(reference).await?;
-            if design.service.networks.contains(&network.id) {
-                let text = format!("network {reference} is named twice");
-                return Err(ClusterError::ServiceInvalid(text));
-            }
+        for network in self.networks_for(spec).await? {
             design.service.networks.push(network.id);
             let part = self.part(network).await?;
             let (id, count) = (part.network.id, design.service.most_containers());
@@ -224,6 +222,7 @@ impl Cluster {
             let key = keys::service(name);
             let mut transaction =
                 Transaction::new().modified(&key, Revision(found.revision)).put(key, encode(&service));
+            transaction = self.adding_external(transaction, &found.value, &service).await?;
             // What is kept follows from how many containers there may be: most changes concern others.
             let keeps_other = service.most_containers() != found.most_containers();
             for id in service.networks.iter().filter(|_| keeps_other) {

@@ -39,6 +39,7 @@ impl Cluster {
             let Some(expanded) = expand(network, &wanted, &networks, &self.nodes().await?)? else {
                 return Ok(Expanded::Unchanged(network.clone()));
             };
+            self.refuse_external_within(network, &expanded).await?;
             let found = guard.map(|entry| entry.modified);
             let transaction = Transaction::new().unchanged(keys::GUARD, found);
             let key = keys::network(network.id);

@@ -276,7 +276,7 @@ pub fn describe(found: &Found<'_>) -> &'static str {
         Found::Entry(_, entry) => match entry.kind {
             Kind::Endpoint => "an endpoint",
             Kind::Service => "a service",
-            Kind::Tasks => "the ready endpoints of a service",
+            Kind::Tasks => "the ready endpoints of a service, and its targets outside",
             Kind::Port => "a port of a service",
             Kind::Gateway => "the gateway",
             Kind::Branch => "nothing but names below it",

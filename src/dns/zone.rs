@@ -1,6 +1,6 @@
 //! The names of one network.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::DomainName;
@@ -17,7 +17,7 @@ pub enum Kind {
     Endpoint,
     /// A service with an address of its own.
     Service,
-    /// The endpoints of a service that take connections.
+    /// The endpoints of a service that take connections, and its targets outside.
     Tasks,
     /// The gateway.
     Gateway,
@@ -129,8 +129,9 @@ impl Zone {
     /// Adds a service, before which an endpoint of the same name stands back.
     fn add_service(&mut self, service: &Service, ready: &[&Endpoint]) {
         let Some(name) = label(service.name.as_str()) else { return };
-        let backends: Vec<IpAddr> =
+        let mut backends: Vec<IpAddr> =
             ready.iter().flat_map(|endpoint| &endpoint.addresses).copied().collect();
+        backends.extend(self.outside(service));
         self.names.remove(name.wire());
         match service.endpoint_mode {
             EndpointMode::Vip => {
@@ -150,7 +151,17 @@ impl Zone {
         }
     }
 
-    /// Adds the named ports of a service: at its own address, or of each of its endpoints.
+    /// The addresses of a service's targets outside, of the families that the network has: its clients
+    /// have no way to others.
+    fn outside<'a>(&self, service: &'a Service) -> impl Iterator<Item = IpAddr> + use<'a> {
+        let has = |ipv4| self.subnets.iter().any(|subnet| subnet.is_ipv4() == ipv4);
+        let (has4, has6) = (has(true), has(false));
+        let addresses: BTreeSet<IpAddr> = service.external.iter().map(|e| e.address).collect();
+        addresses.into_iter().filter(move |address| if address.is_ipv4() { has4 } else { has6 })
+    }
+
+    /// Adds the named ports of a service: at its own address, or of each of its endpoints. What is
+    /// outside has no name that could be told.
     fn add_ports(&mut self, service: &Service, name: &DomainName, ready: &[&Endpoint]) {
         for port in &service.balancing.ports {
             let Some(port_name) = &port.name else { continue };

@@ -218,6 +218,75 @@ fn this_nodes_backends_are_told_with_their_services_addresses() {
     assert_eq!(balancer.own, pairs.into());
 }
 
+/// The ground with these targets outside of `web`.
+fn with_outside(balancing: Value, targets: &[&str]) -> Ground {
+    let mut ground = ground(balancing);
+    let name: Name = "web".parse().unwrap();
+    let web = Arc::make_mut(&mut ground.snapshot.services).get_mut(&name).unwrap();
+    let targets = targets.iter().map(|text| text.parse().unwrap());
+    Arc::make_mut(web).external = targets.collect();
+    ground
+}
+
+#[test]
+fn targets_outside_stand_beside_the_endpoints_of_their_family() {
+    let one = json!({"ports": [{"port": 80, "target": 8080}]});
+    let targets = ["192.0.2.10:5432", "192.0.2.11", "[2001:db8::10]:5432"];
+    let ground = with_outside(one, &targets);
+    let balancer = ground.balancer("n1");
+    let of = |vip: &str| {
+        let front = Front::Port { protocol: Protocol::Tcp, address: vip.parse().unwrap(), port: 80 };
+        let backends = balancer.fronts[&front].backends.iter();
+        backends.map(|(at, weight)| format!("{at} {weight}")).collect::<Vec<_>>()
+    };
+    assert_eq!(of("10.9.0.100")[3..], ["192.0.2.10:5432 1", "192.0.2.11:8080 1"]);
+    assert_eq!(of("fd00:9::64")[0], "[2001:db8::10]:5432 1");
+    assert_eq!((of("10.9.0.100").len(), of("fd00:9::64").len()), (5, 4));
+    let pair = |target: &str, vip: &str| (target.parse().unwrap(), vip.parse().unwrap());
+    let pairs = [
+        pair("192.0.2.10", "10.9.0.100"),
+        pair("192.0.2.11", "10.9.0.100"),
+        pair("2001:db8::10", "fd00:9::64"),
+    ];
+    assert_eq!(balancer.outside, pairs.into());
+
+    let two = json!({"ports": [{"port": 80, "target": 8080}, {"port": 81, "target": 81}]});
+    let balancer = with_outside(two, &["192.0.2.10"]).balancer("n1");
+    let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let leads = |at: SocketAddr| balancer.fronts.values().any(|s| s.backends.get(&at) == Some(&1));
+    assert!(leads(at("192.0.2.10:8080")) && leads(at("192.0.2.10:81")));
+    let all = with_outside(json!({}), &["192.0.2.10"]);
+    assert_eq!(all.weights("n1").last(), Some(&("192.0.2.10:0".to_owned(), 1)));
+}
+
+#[test]
+fn an_address_with_a_target_outside_is_not_silent_and_datagrams_go_there() {
+    let udp = json!({"ports": [{"protocol": "udp", "port": 53, "target": 53}]});
+    let mut ground = with_outside(udp, &["192.0.2.10"]);
+    ground.endpoints.clear();
+    assert_eq!(ground.weights("n1"), weights(&[("192.0.2.10:53", 1)]));
+    let silent: BTreeSet<IpAddr> = ["fd00:9::64".parse().unwrap()].into();
+    assert_eq!(ground.balancer("n1").silent, silent, "it has none of that family");
+}
+
+#[test]
+fn what_is_outside_is_near_to_nobody() {
+    let near = json!({"prefer": "node", "ports": [{"port": 80, "target": 80}]});
+    let mut ground = with_outside(near, &["192.0.2.10"]);
+    let outside = |ground: &Ground, me: &str| ground.weights(me).pop().unwrap().1;
+    assert_eq!(outside(&ground, "n2"), 0);
+    ground.endpoints[1].state = EndpointState::Unhealthy;
+    assert_eq!((outside(&ground, "n1"), outside(&ground, "n2")), (0, 1));
+}
+
+#[test]
+fn a_target_outside_needs_rules_of_its_own() {
+    let one = || json!({"ports": [{"port": 80, "target": 80}]});
+    let (without, with) = (ground(one()), with_outside(one(), &["192.0.2.10"]));
+    assert!(!without.balancer("n1").has_rules_for(&with.balancer("n1")));
+    assert!(with.balancer("n1").has_rules_for(&without.balancer("n1")));
+}
+
 #[test]
 fn the_longest_timeout_counts_and_the_kernels_where_none_is_asked_for() {
     let mut ground = ground(json!({"timeouts": {"tcp": 60, "udp": 10}}));

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Name, PortKey};
+use super::{ExternalError, Name, PortKey};
 
 /// The most ports of a service.
 pub const MAX_PORTS: usize = 128;
@@ -57,6 +57,9 @@ pub enum BalancingError {
     /// A health check without a test.
     #[error("a health check needs a test: give --health-tcp, --health-http or --health-cmd")]
     NoTest,
+    /// A target outside that cannot be used.
+    #[error(transparent)]
+    External(#[from] ExternalError),
     /// A text that is none of the choices.
     #[error("{what} {text:?} is unknown: give {choices}")]
     Unknown {

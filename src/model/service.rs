@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Balancing, HealthCheck, Name, NetworkId, ServiceId};
+use super::{Balancing, External, HealthCheck, Name, NetworkId, ServiceId};
 
 /// The most containers of a service.
 pub const MAX_REPLICAS: u32 = 1_000_000;
@@ -56,6 +56,9 @@ pub struct ServiceSpec {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
+    /// Its targets outside of the overlay, beside its containers.
+    #[serde(default)]
+    pub external: Vec<External>,
     /// How connections are spread over its containers.
     #[serde(default)]
     pub balancing: Balancing,
@@ -94,6 +97,9 @@ pub struct Service {
     /// Its own addresses on each network; none with `dnsrr`.
     #[schema(value_type = BTreeMap<String, Vec<String>>)]
     pub addresses: BTreeMap<NetworkId, Vec<IpAddr>>,
+    /// Its targets outside of the overlay, beside its containers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<External>,
     /// How connections are spread over its containers.
     #[serde(default)]
     pub balancing: Balancing,

@@ -242,6 +242,14 @@ fn block_prefix(cidr: IpNetwork, nodes: u128) -> u8 {
     width(cidr.network()) - bits
 }
 
+/// The range of special use that an address is of, and what that is for.
+pub fn special(address: IpAddr) -> Option<(IpNetwork, &'static str)> {
+    let parsed = |(range, purpose): &(&str, &'static str)| -> Option<(IpNetwork, &'static str)> {
+        Some((range.parse().ok()?, *purpose))
+    };
+    SPECIAL.iter().filter_map(parsed).find(|(range, _)| range.contains(address))
+}
+
 /// Whether two ranges share an address.
 pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())

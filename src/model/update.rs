@@ -9,7 +9,10 @@ use utoipa::ToSchema;
 
 use super::balancing::{BalancingError, Timeouts};
 use super::health::{HealthCheck, HealthTest};
-use super::{Balancing, Prefer, Protocol, Scheduler, Service, ServicePort, UpdateOrder};
+use super::{
+    Balancing, External, ExternalError, Prefer, Protocol, Scheduler, Service, ServicePort, UpdateOrder,
+    external,
+};
 
 /// A port of a service, without where it leads. As text: `PORT[/PROTOCOL]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -154,6 +157,12 @@ pub struct ServiceUpdate {
     /// Whether it has all ports from now on.
     #[serde(default)]
     pub all_ports: bool,
+    /// Targets outside of the overlay to add.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<External>,
+    /// Targets outside of the overlay to remove, before others are added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove_external: Vec<External>,
     /// Timeouts to set.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -210,6 +219,7 @@ impl ServiceUpdate {
         service.update_parallelism = self.update_parallelism.unwrap_or(service.update_parallelism);
         service.labels.retain(|key, _| !self.remove_labels.contains(key));
         service.labels.extend(self.labels.clone());
+        self.change_external(service)?;
         Ok(())
     }
 
@@ -246,6 +256,23 @@ impl ServiceUpdate {
             return Err(BalancingError::LastPort);
         }
         Ok(())
+    }
+
+    /// What there is then goes with the ports that there are then.
+    fn change_external(&self, service: &mut Service) -> Result<(), ExternalError> {
+        for missing in &self.remove_external {
+            let place = service.external.iter().position(|present| present == missing);
+            let place = place.ok_or_else(|| ExternalError::Missing {
+                missing: *missing,
+                present: match service.external.as_slice() {
+                    [] => "none".to_owned(),
+                    all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                },
+            })?;
+            service.external.remove(place);
+        }
+        service.external.extend(&self.external);
+        external::check(&service.external, service.endpoint_mode, &service.balancing.ports)
     }
 
     fn change_timeouts(&self, timeouts: &mut Timeouts) {
@@ -334,6 +361,41 @@ mod tests {
         assert_eq!(error, BalancingError::NoPort(missing));
         let twice = json!({"ports": [{"port": 1, "target": 1}, {"port": 1, "target": 2}]});
         assert!(matches!(updated(twice), Err(BalancingError::Twice { port: 1, .. })));
+    }
+
+    #[test]
+    fn targets_outside_are_added_and_removed_with_the_ports() {
+        let mut service = service();
+        let mut update = |update: Value| {
+            let update: ServiceUpdate = serde_json::from_value(update).unwrap();
+            let mut changed = service.clone();
+            update.apply(&mut changed)?;
+            service = changed;
+            let texts = service.external.iter().map(ToString::to_string);
+            Ok::<_, BalancingError>(texts.collect::<Vec<_>>().join(" "))
+        };
+        let (old, new) = (json!({"address": "192.0.2.10"}), json!({"address": "2001:db8::10"}));
+        assert_eq!(update(json!({"external": [old]})).unwrap(), "192.0.2.10");
+        assert_eq!(update(json!({"external": [new]})).unwrap(), "192.0.2.10 2001:db8::10");
+        let twice = update(json!({"external": [new]})).unwrap_err();
+        assert!(twice.to_string().contains("is there already"), "{twice}");
+        let anew = update(json!({"external": [old], "remove_external": [old]})).unwrap();
+        assert_eq!(anew, "2001:db8::10 192.0.2.10");
+        let missing = json!({"address": "192.0.2.10", "port": 5432});
+        let missing = update(json!({"remove_external": [missing]})).unwrap_err().to_string();
+        assert!(missing.ends_with("192.0.2.10:5432 to remove; there is 2001:db8::10, 192.0.2.10"));
+        // It has two ports, and then one.
+        let with_port = json!({"address": "192.0.2.11", "port": 5432});
+        assert!(update(json!({"external": [with_port]})).is_err());
+        let one = json!({"remove_ports": [{"port": 53, "protocol": "udp"}], "external": [with_port]});
+        assert_eq!(update(one).unwrap(), "2001:db8::10 192.0.2.10 192.0.2.11:5432");
+        for ports in [json!({"ports": [{"port": 81, "target": 81}]}), json!({"all_ports": true})] {
+            let error = update(ports).unwrap_err().to_string();
+            assert!(error.contains("192.0.2.11:5432 has a port"), "{error}");
+        }
+        let none = json!({"remove_external": [old, new, with_port]});
+        assert_eq!(update(none).unwrap(), "");
+        assert!(update(json!({"remove_external": [old]})).unwrap_err().to_string().ends_with("is none"));
     }
 
     #[test]

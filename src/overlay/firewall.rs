@@ -54,7 +54,7 @@ pub(super) fn sandbox(network: &Network, names: NameService, balancer: &Balancer
     );
     rules.push_str(&names::chain(network, names));
     rules.push_str(&services::input(balancer));
-    rules.push_str(&services::output(balancer));
+    rules.push_str(&services::output(network, balancer));
     let mut translated = services::postrouting(network, balancer);
     if !network.internal {
         rules.push_str(

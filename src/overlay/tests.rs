@@ -353,6 +353,37 @@ fn a_backend_that_meets_itself_sees_the_gateway_and_only_its_own_packets_are_tra
 }
 
 #[test]
+fn what_goes_outside_is_tracked_to_be_translated_and_what_stays_inside_no_further() {
+    let network = network(serde_json::json!({}));
+    let mut balancer = balancer(all, true, false);
+    for (target, front) in [("192.0.2.10", "10.9.0.200"), ("2001:db8::10", "fd00:9::200")] {
+        balancer.outside.insert((target.parse().unwrap(), front.parse().unwrap()));
+    }
+    let script = sandbox_firewall(&network, NameService::default(), &balancer);
+    for line in [
+        "set fronts4 { type ipv4_addr; elements = { 10.9.0.200 }; }",
+        "set outside4 { type ipv4_addr; elements = { 192.0.2.10 }; }",
+        "set outside6 { type ipv6_addr; elements = { 2001:db8::10 }; }",
+        "ip daddr @fronts4 accept",
+        "ip6 daddr @fronts6 accept",
+        "ip saddr { 10.9.0.0/24 } ip daddr @outside4 ct state { invalid, untracked } counter drop comment \"not-translated\"",
+        "ip daddr { 10.9.0.0/24 } notrack",
+        "ip6 daddr { fd00:9::/64 } notrack",
+    ] {
+        assert!(script.lines().any(|found| found.trim() == line), "{line}: {script}");
+    }
+    let place = |text: &str| script.find(text).unwrap();
+    assert!(place("fib saddr . iif") < place("@fronts4 accept"), "{script}");
+    assert!(place("meta mark set ip daddr") < place("@fronts4 accept"), "{script}");
+    assert!(place("@fronts4 accept") < place("ip daddr 10.9.0.0/24 notrack"), "{script}");
+    assert!(place("@outside4 ct state") < place("ip saddr { 10.9.0.2 } notrack"), "{script}");
+    assert!(
+        place("10.9.0.2 . 10.9.0.2 } accept") < place("ip daddr { 10.9.0.0/24 } notrack"),
+        "{script}"
+    );
+}
+
+#[test]
 fn an_address_without_a_ready_backend_refuses_pings() {
     let network = network(serde_json::json!({}));
     let script = sandbox_firewall(&network, NameService::default(), &balancer(port, false, true));

@@ -42,6 +42,12 @@ fn services_are_made_scaled_and_removed() {
         ("service create other --network web --health-interval 5s", 2),
         ("service update shop --affinity 5m --no-affinity", 2),
         ("service update shop --port 80 --all-ports", 2),
+        ("service create other --network web --external db.example.org:5432", 2),
+        ("service create other --network web --external 127.0.0.1:5432", 2),
+        ("service create other --network web --external 192.0.2.1:1 --external 192.0.2.2:2", 2),
+        ("service create other --network web --external 192.0.2.1:1 --endpoint-mode dnsrr", 2),
+        ("service update shop --external 192.0.2.1:1", 2),
+        ("service update shop --external-rm 192.0.2.1", 2),
         ("service update shop --port-rm 80:81", 2),
         ("service update shop --port-rm 80", 2),
         ("service update shop --health-tcp 80 --no-health", 2),
@@ -149,6 +155,36 @@ fn inspect_shows_a_service_s_policy_and_each_backend_with_its_reason() {
     done(&agent, "service create names --network web --endpoint-mode dnsrr");
     let shown = done(&agent, "service inspect names");
     assert!(!shown.contains("Scheduler") && shown.contains("Health check:  none"), "{shown}");
+}
+
+#[test]
+fn a_service_leads_outside_and_then_inside() {
+    let agent = Agent::start();
+    done(&agent, "network create web --subnet 10.9.0.0/24");
+    let create = "service create db --network web --external 192.0.2.10:5432";
+    let made = json(&agent, &format!("-o json {create} --external [2001:db8::10]:5432"));
+    assert_eq!(made["replicas"], 0, "it has no containers yet");
+    assert_eq!(
+        made["external"],
+        json!([{"address": "192.0.2.10", "port": 5432}, {"address": "2001:db8::10", "port": 5432}])
+    );
+    assert_eq!(made["balancing"]["ports"], json!([{"protocol": "tcp", "port": 5432, "target": 5432}]));
+    let row = done(&agent, "service ls");
+    assert!(row.lines().next().unwrap().ends_with("EXTERNAL"), "{row}");
+    assert!(row.lines().nth(1).unwrap().ends_with("192.0.2.10:5432,[2001:db8::10]:5432"), "{row}");
+    let shown = done(&agent, "service inspect db");
+    let line = "External:      192.0.2.10:5432 from web: not checked, weight 1, 1 active and 2 inactive \
+                connections from here\n";
+    assert!(shown.contains(line), "{shown}");
+    let update =
+        "service update db --replicas 2 --external 192.0.2.11:5432 --external-rm 192.0.2.10:5432";
+    let after = json(&agent, &format!("-o json {update} --external-rm [2001:db8::10]:5432"));
+    assert_eq!(after["external"], json!([{"address": "192.0.2.11", "port": 5432}]));
+    assert_eq!(after["replicas"], 2);
+    let missing = failed(&agent, "service update db --external-rm 192.0.2.11", 2);
+    assert!(missing.contains("there is 192.0.2.11:5432"), "{missing}");
+    let both = "service create two --network web --external 192.0.2.10 --replicas 3";
+    assert_eq!(json(&agent, &format!("-o json {both}"))["replicas"], 3);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use netctl::api::{BackendView, Connections, TimeoutsView};
-use netctl::model::{EndpointId, EndpointState};
+use netctl::api::{BackendView, Connections, ExternalView, TimeoutsView};
+use netctl::model::{EndpointId, EndpointState, External};
 
 pub fn timeouts(network: &str) -> TimeoutsView {
     TimeoutsView { network_name: network.to_owned(), tcp: 900, tcp_fin: 120, udp: 300 }
@@ -29,4 +29,16 @@ pub fn backends(network: &str) -> [BackendView; 3] {
         out: out.map(str::to_owned),
         connections: out.is_none().then_some(Connections { active: 3, inactive: 4 }),
     })
+}
+
+/// Targets outside, which take connections.
+pub fn external(external: &[External], networks: &[String]) -> Vec<ExternalView> {
+    let view = |external: &External, network: &String| ExternalView {
+        external: *external,
+        network_name: network.clone(),
+        weight: 1,
+        out: None,
+        connections: Some(Connections { active: 1, inactive: 2 }),
+    };
+    networks.iter().flat_map(|network| external.iter().map(move |e| view(e, network))).collect()
 }

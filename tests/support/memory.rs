@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use balancing::{backends, timeouts};
+use balancing::{backends, external, timeouts};
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
@@ -414,6 +414,8 @@ impl Service for Memory {
         if state.services.iter().any(|view| view.service.name == spec.name) {
             return Err(ApiError::new(ErrorCode::Conflict, "there is such a service already"));
         }
+        let settled = spec.settled();
+        let spec = settled.map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
         let networks: Vec<&Network> =
             spec.networks.iter().map(|name| state.network(name)).collect::<Result<_, _>>()?;
         let network_names: Vec<_> = networks.iter().map(|n| n.name.to_string()).collect();
@@ -421,6 +423,7 @@ impl Service for Memory {
             ready: 1,
             timeouts_in_effect: network_names.iter().map(|name| timeouts(name)).collect(),
             backends: network_names.iter().flat_map(|name| backends(name)).collect(),
+            external_backends: external(&spec.external, &network_names),
             network_names,
             service: netctl::model::Service {
                 id: ServiceId::random(&mut rand::rng()),
@@ -431,6 +434,7 @@ impl Service for Memory {
                 update_order: spec.update_order,
                 update_parallelism: spec.update_parallelism,
                 addresses: networks.iter().map(|n| (n.id, spec.addresses.clone())).collect(),
+                external: spec.external,
                 balancing: spec.balancing,
                 health: spec.health,
                 labels: spec.labels,

@@ -10,7 +10,7 @@ pub async fn show(api: &mut Checked<'_>) {
     let spec = json!({
         "name": "shop", "networks": ["web"], "replicas": 3, "endpoint_mode": "vip",
         "update_order": "start-first", "update_parallelism": 2, "labels": {"x": ""},
-        "addresses": ["10.9.0.80"],
+        "addresses": ["10.9.0.80"], "external": [{"address": "192.0.2.10"}],
         "balancing": {
             "scheduler": "mh", "affinity": 600, "prefer": "label=zone", "timeouts": {"tcp_fin": 60},
             "ports": [{"port": 80, "target": 8080}, {"port": 53, "target": 53, "protocol": "udp"}],
@@ -24,6 +24,12 @@ pub async fn show(api: &mut Checked<'_>) {
     assert_eq!(made["backends"][1]["out"], "unhealthy: refused");
     assert_eq!(made["timeouts_in_effect"][0]["tcp_fin"], 120);
     assert_eq!((&made["replicas"], &made["network_names"]), (&json!(3), &json!(["web"])));
+    let outside = json!({"external": {"address": "192.0.2.10"}, "network_name": "web", "weight": 1, "out": null,
+        "connections": {"active": 1, "inactive": 2}});
+    assert_eq!(made["external_backends"], json!([outside]));
+    let loopback = json!({"name": "x", "networks": ["web"], "replicas": 0, "external": [
+        {"address": "127.0.0.1"}]});
+    api.exchange("post", "/v1/services", loopback, 400).await;
     api.exchange("post", "/v1/services", spec.clone(), 409).await;
     let nowhere = json!({"name": "x", "networks": ["no"], "replicas": 1});
     api.exchange("post", "/v1/services", nowhere, 404).await;
@@ -65,7 +71,8 @@ async fn show_update(api: &mut Checked<'_>) {
         "remove_ports": [{"port": 53, "protocol": "udp"}], "timeouts": {"udp": 9},
         "remove_timeouts": ["tcp_fin"], "prefer": "node", "health": {"retries": 9},
         "update_order": "stop-first", "update_parallelism": 1, "labels": {"y": ""},
-        "remove_labels": ["x"],
+        "remove_labels": ["x"], "remove_external": [{"address": "192.0.2.10"}],
+        "external": [{"address": "2001:db8::10", "port": 5432}],
     });
     let updated = api.exchange("patch", path, update.clone(), 200).await;
     assert_eq!(
@@ -77,6 +84,7 @@ async fn show_update(api: &mut Checked<'_>) {
     );
     assert_eq!((&updated["health"]["interval"], &updated["health"]["retries"]), (&json!(5), &json!(9)));
     assert_eq!((&updated["replicas"], &updated["labels"]), (&json!(4), &json!({"y": ""})));
+    assert_eq!(updated["external"], json!([{"address": "2001:db8::10", "port": 5432}]));
     let again = json!({"remove_ports": [{"port": 53, "protocol": "udp"}]});
     api.exchange("patch", path, again, 400).await;
     api.exchange("patch", "/v1/services/{no}", update.clone(), 404).await;

@@ -147,7 +147,8 @@ pub(crate) fn plug(node: &Node, name: &str, service: Option<&str>) -> Member {
     Member { container, addresses: texts(&made["addresses"]) }
 }
 
-fn texts(list: &Value) -> Vec<String> {
+/// The texts of a list.
+pub(crate) fn texts(list: &Value) -> Vec<String> {
     list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
 }
 

@@ -113,7 +113,7 @@ impl Balancing {
 
     /// Puts the settings and timeouts of the namespace right.
     fn set_up(&mut self, sandbox: &Sandbox, balancer: &Balancer) -> Result<(), kernel::Error> {
-        let tracked = !balancer.own.is_empty();
+        let tracked = !balancer.own.is_empty() || !balancer.outside.is_empty();
         if self.tracked != Some(tracked) {
             sandbox.set_ipvs(tracked)?;
             self.tracked = Some(tracked);

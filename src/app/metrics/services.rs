@@ -13,7 +13,7 @@ use super::gauge;
 use crate::app::agent::Agent;
 use crate::app::dataplane::{Load, Loads};
 use crate::lb::Front;
-use crate::model::Snapshot;
+use crate::model::{External, Service, Snapshot};
 
 /// What IPVS counted on the networks that this node uses, when it was read last.
 pub(in crate::app) struct Services(pub(in crate::app) Arc<Agent>, pub(in crate::app) Loads);
@@ -77,20 +77,24 @@ fn sums(
         };
         let services = snapshot.services.values().flat_map(|service| {
             let addresses = service.addresses.get(&id).into_iter().flatten();
-            addresses.map(|address| (*address, service.name.as_str()))
+            addresses.map(|address| (*address, service.as_ref()))
         });
-        let services: BTreeMap<IpAddr, &str> = services.collect();
+        let services: BTreeMap<IpAddr, &Service> = services.collect();
         let backends = members.endpoints.values().filter(|e| e.service.is_some());
         let backends = backends.flat_map(|e| e.addresses.iter().map(|a| (*a, e.name.as_str())));
         let backends: BTreeMap<IpAddr, &str> = backends.collect();
         for load in loads {
             let (Front::Port { address, .. } | Front::All { address, .. }) = load.front;
-            let names = (services.get(&address), backends.get(&load.backend.ip()));
-            let (Some(service), Some(backend)) = names else { continue };
+            let Some(service) = services.get(&address) else { continue };
+            let endpoint = backends.get(&load.backend.ip()).map(|name| (*name).to_owned());
+            let outside = || service.external.iter().find(|external| external.is_at(load.backend));
+            let Some(backend) = endpoint.or_else(|| outside().map(External::to_string)) else {
+                continue;
+            };
             let labels = [
                 ("network", network.name.to_string()),
-                ("service", (*service).to_owned()),
-                ("backend", (*backend).to_owned()),
+                ("service", service.name.to_string()),
+                ("backend", backend),
             ];
             let sum: &mut Sum = sums.entry(labels).or_default();
             sum.active += u64::from(load.active);
@@ -104,8 +108,11 @@ fn sums(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::app::metrics::Metrics;
+    use crate::model::{Network, NetworkId, Protocol, Versioned};
 
     /// Sums that somebody else brings.
     #[derive(Debug)]
@@ -115,6 +122,58 @@ mod tests {
         fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
             encode(&mut encoder, &self.0)
         }
+    }
+
+    #[test]
+    fn a_target_outside_counts_for_the_service_that_led_there() {
+        let id: NetworkId = "aaaaaaaaaaaa".parse().unwrap();
+        let network: Network = serde_json::from_value(json!({
+            "id": id, "name": "shop", "vni": 4097, "uplink": 3, "subnets": [{"cidr": "10.9.0.0/24"}],
+        }))
+        .unwrap();
+        let service = |name: &str, vip: &str, target: &str| {
+            let external: External = target.parse().unwrap();
+            let service: Service = serde_json::from_value(json!({
+                "id": "dddddddddddd", "name": name, "networks": [id], "replicas": 0,
+                "addresses": {id.to_string(): [vip]}, "endpoint_mode": "vip",
+                "update_order": "stop-first", "update_parallelism": 1, "external": [external],
+            }))
+            .unwrap();
+            (service.name.clone(), Arc::new(service))
+        };
+        let services =
+            [service("db", "10.9.0.2", "192.0.2.10:5432"), service("old", "10.9.0.3", "192.0.2.10")];
+        let snapshot = Snapshot {
+            networks: Arc::new([(id, Arc::new(Versioned { value: network, revision: 1 }))].into()),
+            services: Arc::new(services.into()),
+            members: [(id, Arc::default())].into(),
+            ..Snapshot::default()
+        };
+        let load = |vip: &str, backend: &str, connections| Load {
+            front: Front::Port { protocol: Protocol::Tcp, address: vip.parse().unwrap(), port: 80 },
+            backend: backend.parse().unwrap(),
+            weight: 1,
+            active: 1,
+            inactive: 0,
+            connections,
+            incoming_bytes: 0,
+            outgoing_bytes: 0,
+        };
+        let loads = vec![
+            load("10.9.0.2", "192.0.2.10:5432", 1),
+            load("10.9.0.2", "192.0.2.10:99", 2),
+            load("10.9.0.3", "192.0.2.10:80", 4),
+            load("10.9.0.3", "192.0.2.10:81", 8),
+            load("10.9.0.9", "192.0.2.10:81", 16),
+        ];
+        let sums = sums(&snapshot, [(id, loads)]);
+        let shown: Vec<_> = sums
+            .iter()
+            .map(|([_, service, backend], sum)| {
+                format!("{} {} {}", service.1, backend.1, sum.connections)
+            })
+            .collect();
+        assert_eq!(shown, ["db 192.0.2.10:5432 1", "old 192.0.2.10 12"]);
     }
 
     #[test]

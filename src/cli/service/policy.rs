@@ -6,8 +6,8 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::values;
 use crate::model::balancing::Timeouts;
 use crate::model::{
-    Balancing, BalancingError, HealthCheck, HealthTest, HealthUpdate, PortKey, Prefer, Scheduler,
-    ServicePort, ServiceUpdate, TimeoutKind,
+    Balancing, BalancingError, External, HealthCheck, HealthTest, HealthUpdate, PortKey, Prefer,
+    Scheduler, ServicePort, ServiceUpdate, TimeoutKind,
 };
 
 /// What both `create` and `update` take.
@@ -24,6 +24,10 @@ pub(super) struct Policy {
     /// [default of a new service: all ports]
     #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTOCOL]")]
     ports: Vec<ServicePort>,
+    /// A target outside of the overlay, beside the containers: an address, and where the service has
+    /// one port the target's own; can be repeated. A new service without a port gets that of its target
+    #[arg(long = "external", value_name = "ADDRESS[:PORT]")]
+    external: Vec<External>,
     /// After which silence an entry for a connection goes: tcp, tcp-fin or udp; can be repeated. On a
     /// network the longest counts that any of its services asks for
     #[arg(long = "timeout", value_name = "KEY=DURATION", value_parser = timeout)]
@@ -79,6 +83,9 @@ pub(super) struct Removals {
     /// A port to remove; can be repeated
     #[arg(long = "port-rm", value_name = "PORT[/PROTOCOL]")]
     remove_ports: Vec<PortKey>,
+    /// A target outside to remove, as it was given; can be repeated
+    #[arg(long = "external-rm", value_name = "ADDRESS[:PORT]")]
+    remove_external: Vec<External>,
     /// Every port leads to the same one of a container
     #[arg(long, conflicts_with_all = ["ports", "remove_ports"])]
     all_ports: bool,
@@ -121,6 +128,11 @@ impl Policy {
         }
     }
 
+    /// The targets outside of a new service.
+    pub(super) fn external(&self) -> &[External] {
+        &self.external
+    }
+
     /// How a new service's containers are checked.
     pub(super) fn health(&self) -> Result<Option<HealthCheck>, Failure> {
         let check = self.health.update().map(|update| update.apply(None)).transpose();
@@ -136,6 +148,8 @@ impl Policy {
             ports: self.ports.clone(),
             remove_ports: removals.remove_ports,
             all_ports: removals.all_ports,
+            external: self.external.clone(),
+            remove_external: removals.remove_external,
             timeouts: self.timeouts(),
             remove_timeouts: removals.remove_timeouts,
             prefer: self.prefer.clone(),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::api::{BackendView, ServiceView, TimeoutsView};
+use crate::api::{BackendView, Connections, ExternalView, ServiceView, TimeoutsView};
 use crate::cli::Session;
 use crate::cli::failure::{Exit, Failure, Tally};
 use crate::cli::output::{self, Details, Format};
@@ -29,9 +29,10 @@ pub(super) async fn ls(session: &Session, quiet: bool) -> Result<ExitCode, Failu
                 view.network_names.join(","),
                 output::joined(ports(&view)),
                 output::joined(view.service.addresses.values().flatten()),
+                output::joined(&view.service.external),
             ]
         };
-        let header = ["ID", "NAME", "MODE", "REPLICAS", "NETWORKS", "PORTS", "ADDRESSES"];
+        let header = ["ID", "NAME", "MODE", "REPLICAS", "NETWORKS", "PORTS", "ADDRESSES", "EXTERNAL"];
         output::print_table(&header, views.into_iter().map(row))?;
     }
     Ok(Exit::Done.into())
@@ -88,6 +89,7 @@ fn details(view: &ServiceView) -> Details {
     details
         .with("Health check", service.health.as_ref().map_or_else(|| "none".to_owned(), health))
         .with_all("Backends", view.backends.iter().map(backend))
+        .with_all("External", view.external_backends.iter().map(external))
         .with_all("Labels", output::labels(&service.labels))
 }
 
@@ -132,8 +134,19 @@ fn backend(view: &BackendView) -> String {
         Some(why) if *why == own => format!("out ({why})"),
         Some(why) => format!("out ({why}; {own})"),
     };
-    let open = view.connections.map_or_else(String::new, |open| {
-        format!(", {} active and {} inactive connections from here", open.active, open.inactive)
-    });
+    let open = connections(view.connections);
     format!("{name} on {node}, {network_name} {addresses}: {why}, weight {weight}{open}")
+}
+
+fn external(view: &ExternalView) -> String {
+    let ExternalView { external, network_name, weight, .. } = view;
+    let why = view.out.as_ref().map_or_else(|| "not checked".to_owned(), |why| format!("out ({why})"));
+    let open = connections(view.connections);
+    format!("{external} from {network_name}: {why}, weight {weight}{open}")
+}
+
+fn connections(open: Option<Connections>) -> String {
+    open.map_or_else(String::new, |open| {
+        format!(", {} active and {} inactive connections from here", open.active, open.inactive)
+    })
 }

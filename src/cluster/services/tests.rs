@@ -65,6 +65,82 @@ async fn a_service_takes_over_what_is_kept_under_its_own_name() {
 }
 
 #[tokio::test]
+async fn targets_outside_go_with_the_networks_of_their_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cluster, _) = cluster(&folder, "10.9.0.0/24").await;
+    let (alive, name): (_, Name) = (BTreeSet::new(), "db".parse().unwrap());
+    let inner = json!({"name": "inner", "subnets": ["10.8.0.0/24"], "internal": true});
+    cluster.create_network(&serde_json::from_value(inner).unwrap(), &defaults()).await.unwrap();
+    let spec = |networks: &[&str], target: &str| -> ServiceSpec {
+        let external: crate::model::External = target.parse().unwrap();
+        serde_json::from_value(json!({
+            "name": "db", "networks": networks, "replicas": 0, "external": [external],
+        }))
+        .unwrap()
+    };
+    let update = |target: &str| -> ServiceUpdate {
+        ServiceUpdate { external: vec![target.parse().unwrap()], ..ServiceUpdate::default() }
+    };
+    for (networks, target, words) in [
+        (&["web"][..], "10.9.0.5:5432", "within subnet 10.9.0.0/24 of network web"),
+        (&["web"], "2001:db8::10", "none of the service's networks has IPv6: give its IPv4 address"),
+        (&["inner"], "192.0.2.10", "network inner, which is internal"),
+        (&["web", "inner"], "192.0.2.10", "network inner, which is internal"),
+        (&["web"], "127.0.0.1", "loopback"),
+    ] {
+        let refused = cluster.create_service(&spec(networks, target), &alive).await.unwrap_err();
+        assert!(refused.to_string().contains(words), "{target}: {refused}");
+    }
+    let made = cluster.create_service(&spec(&["web"], "192.0.2.10:5432"), &alive).await.unwrap();
+    assert_eq!(made.balancing.ports, ["5432".parse().unwrap()]);
+    for (target, words) in
+        [("10.9.0.5", "within subnet 10.9.0.0/24"), ("2001:db8::10", "has IPv6"), ("::1", "loopback")]
+    {
+        let refused = cluster.update_service(&name, &update(target)).await.unwrap_err();
+        assert!(refused.to_string().contains(words), "{target}: {refused}");
+    }
+    assert_eq!(cluster.service(&name).await.unwrap().value, made, "nothing was changed");
+    let changed = cluster.update_service(&name, &update("198.51.100.7")).await.unwrap();
+    assert_eq!(changed.external.len(), 2);
+    // What is outside stays outside.
+    let more = |cidr: &str| serde_json::from_value(json!({"subnets": [cidr]})).unwrap();
+    let refused = cluster.expand_network("web", &more("198.51.100.0/24")).await.unwrap_err();
+    assert!(refused.to_string().contains("the external target 198.51.100.7 of service db"), "{refused}");
+    cluster.expand_network("web", &more("10.7.0.0/24")).await.unwrap();
+    let gone = ServiceUpdate { remove_external: changed.external, ..ServiceUpdate::default() };
+    cluster.update_service(&name, &gone).await.unwrap();
+    cluster.expand_network("web", &more("198.51.100.0/24")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_subnet_and_a_target_within_it_do_not_come_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cluster, network) = cluster(&folder, "10.9.0.0/24").await;
+    let guard = async || cluster.store.get(keys::GUARD).await.unwrap().map(|entry| entry.modified);
+    let before = guard().await;
+    let spec: ServiceSpec = serde_json::from_value(json!({
+        "name": "db", "networks": ["web"], "replicas": 0, "external": [{"address": "192.0.2.10"}],
+    }))
+    .unwrap();
+    let made = cluster.create_service(&spec, &BTreeSet::new()).await.unwrap();
+    let after = guard().await;
+    assert_ne!(before, after, "who adds a subnet compares it");
+    let mut more = made.clone();
+    more.external.push("192.0.2.11".parse().unwrap());
+    let adding = cluster.adding_external(Transaction::new(), &made, &more).await.unwrap();
+    // Meanwhile the network gets a subnet.
+    let subnet = serde_json::from_value(json!({"subnets": ["192.0.2.0/26"]})).unwrap();
+    let refused = cluster.expand_network("web", &subnet).await.unwrap_err();
+    assert!(matches!(refused, ClusterError::SubnetOverlaps { .. }), "{refused}");
+    let subnet = serde_json::from_value(json!({"subnets": ["10.7.0.0/24"]})).unwrap();
+    cluster.expand_network("web", &subnet).await.unwrap();
+    assert_eq!(cluster.commit(adding).await.unwrap(), Outcome::Conflict);
+    let removing = cluster.adding_external(Transaction::new(), &more, &made).await.unwrap();
+    assert_eq!(removing, Transaction::new(), "what only goes needs nothing");
+    assert!(cluster.network("web").await.unwrap().revision > network.revision);
+}
+
+#[tokio::test]
 async fn what_is_withdrawn_is_free_at_once_in_own_blocks_only() {
     let folder = tempfile::tempdir().unwrap();
     // 125 usable addresses.

@@ -75,10 +75,14 @@ fn members(endpoints: &[Arc<Endpoint>]) -> Members {
 
 impl Ground {
     fn new() -> Self {
+        Self::with(services())
+    }
+
+    fn with(services: BTreeMap<Name, Arc<Service>>) -> Self {
         let snapshot = Snapshot {
             alive: Arc::new(["n1", "n2", "n4"].map(|name| name.parse().unwrap()).into()),
             drained: Arc::new([("n4".parse().unwrap(), 7)].into()),
-            services: Arc::new(services()),
+            services: Arc::new(services),
             ..Snapshot::default()
         };
         let of_shop = members(&[
@@ -154,6 +158,44 @@ fn services_tasks_and_endpoints_have_names_in_every_form() {
             assert_eq!(ground.find(&form), expected, "{form}");
         }
     }
+}
+
+#[test]
+fn targets_outside_are_among_the_addresses_of_the_families_that_the_network_has() {
+    let mut services = services();
+    for (name, targets) in [
+        ("db", &["192.0.2.10", "2001:db8::10"][..]),
+        ("none", &["192.0.2.11"]),
+        ("web", &["192.0.2.10:80", "192.0.2.10:81", "[2001:db8::10]:80"]),
+    ] {
+        let service = services.get_mut(&name.parse::<Name>().unwrap()).unwrap();
+        let targets = targets.iter().map(|text| text.parse().unwrap());
+        Arc::make_mut(service).external = targets.collect();
+    }
+    let db = Arc::make_mut(services.get_mut(&"db".parse::<Name>().unwrap()).unwrap());
+    db.balancing.ports = vec!["sql=5432".parse().unwrap()];
+    let ground = Ground::with(services);
+    for (name, expected) in [
+        ("db", "Tasks in 0: 10.9.0.3 10.9.0.4 192.0.2.10 fd00:9::3 fd00:9::4 2001:db8::10"),
+        ("tasks.db", "Tasks in 0: 10.9.0.3 10.9.0.4 192.0.2.10 fd00:9::3 fd00:9::4 2001:db8::10"),
+        ("none", "Tasks in 0: 192.0.2.11"),
+        ("web", "Service in 0: 10.9.0.80 fd00:9::80"),
+        ("tasks.web", "Tasks in 0: 10.9.0.9 192.0.2.10 fd00:9::9 2001:db8::10"),
+        ("tasks.web.mail", "Tasks in 1: 192.0.2.10"),
+        // Whose address it is, the world outside knows.
+        ("10.2.0.192.in-addr.arpa", "Foreign"),
+    ] {
+        assert_eq!(ground.find(name), expected, "{name}");
+    }
+    let port = DomainName::parse("_sql._tcp.db").unwrap();
+    let names: Vec<String> = ground.zones[0]
+        .get(port.wire())
+        .unwrap()
+        .ports
+        .iter()
+        .map(|(name, _)| name.to_string())
+        .collect();
+    assert_eq!(names, ["db1.", "db2."], "what is outside has no name");
 }
 
 #[test]

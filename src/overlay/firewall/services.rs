@@ -5,6 +5,10 @@
 //! - A backend that its own service leads back to itself sees the gateway as the sender: from its own
 //!   address it would take no packet. That is address translation, so what a backend sends to its
 //!   services, and to the gateway as the answer, is tracked; all else stays untracked.
+//! - What goes to a target outside leaves under the uplink's address, as all that leaves: so packets to
+//!   an address with such targets are tracked. Its answers come by the uplink, and what did not begin
+//!   here is dropped there. What goes to a backend within the network is tracked no further: its
+//!   answers are not seen.
 //! - An address without a backend that takes connections refuses a ping.
 //! - Every node balances what its own containers send. What another node sends to an address of a
 //!   service it does not balance itself, so it would not know the answers: it is refused.
@@ -14,7 +18,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::lb::{Balancer, Front};
-use crate::model::Network;
+use crate::model::{Network, Subnet};
 
 /// The families: the keyword, its number, and whether it is IPv4.
 const FAMILIES: [(&str, u8, bool); 2] = [("ip", 4, true), ("ip6", 6, false)];
@@ -49,6 +53,18 @@ pub(super) fn sets(network: &Network, balancer: &Balancer) -> String {
                 "    set own{number} {{ type {kind} . {kind}; elements = {{ {tracked} }}; }}"
             );
         }
+        let outside = outside(balancer, ipv4);
+        if !outside.is_empty() {
+            let fronts: BTreeSet<&IpAddr> = outside.iter().map(|(_, front)| front).collect();
+            let targets: BTreeSet<&IpAddr> = outside.iter().map(|(target, _)| target).collect();
+            for (name, addresses) in [("fronts", fronts), ("outside", targets)] {
+                let addresses = list(addresses);
+                let _ = writeln!(
+                    text,
+                    "    set {name}{number} {{ type {kind}; elements = {{ {addresses} }}; }}"
+                );
+            }
+        }
     }
     text
 }
@@ -70,6 +86,9 @@ pub(super) fn prerouting(network: &Network, balancer: &Balancer) -> String {
                 "        {family} daddr {{ {gateways} }} meta l4proto {{ tcp, udp }} th dport 53 notrack accept"
             );
             let _ = writeln!(rules, "        {family} saddr . {family} daddr @own{number} accept");
+        }
+        if !outside(balancer, ipv4).is_empty() {
+            let _ = writeln!(rules, "        {family} daddr @fronts{number} accept");
         }
     }
     rules
@@ -105,10 +124,20 @@ pub(super) fn input(balancer: &Balancer) -> String {
 
 /// The output chain, which packets pass whose backend is chosen. Of what a backend sent to its services
 /// the answers of others are not tracked, so after the first packet its connection looks like none, and
-/// would be taken for another that is in the way of the first.
-pub(super) fn output(balancer: &Balancer) -> String {
+/// would be taken for another that is in the way of the first. So it is with what goes to a target
+/// outside and belongs to no connection: it would leave as it is, or under another port.
+pub(super) fn output(network: &Network, balancer: &Balancer) -> String {
     let mut rules = String::new();
-    for (family, _, ipv4) in FAMILIES {
+    for (family, number, ipv4) in FAMILIES {
+        let subnets = network.standing().map(Subnet::cidr).filter(|cidr| cidr.is_ipv4() == ipv4);
+        let subnets = list(subnets);
+        let leads_outside = !outside(balancer, ipv4).is_empty();
+        if leads_outside {
+            let _ = writeln!(
+                rules,
+                "        {family} saddr {{ {subnets} }} {family} daddr @outside{number} ct state {{ invalid, untracked }} counter drop comment \"not-translated\""
+            );
+        }
         let own = balancer.own.iter().map(|(backend, _)| backend);
         let own: BTreeSet<&IpAddr> = own.filter(|backend| backend.is_ipv4() == ipv4).collect();
         if !own.is_empty() {
@@ -117,6 +146,9 @@ pub(super) fn output(balancer: &Balancer) -> String {
             let (own, looped) = (own.join(", "), looped.join(", "));
             let _ = writeln!(rules, "        {family} saddr . {family} daddr {{ {looped} }} accept");
             let _ = writeln!(rules, "        {family} saddr {{ {own} }} notrack");
+        }
+        if leads_outside {
+            let _ = writeln!(rules, "        {family} daddr {{ {subnets} }} notrack");
         }
     }
     match rules.is_empty() {
@@ -158,6 +190,16 @@ fn marks(balancer: &Balancer, ipv4: bool) -> Vec<String> {
         Front::All { .. } | Front::Port { .. } => None,
     };
     balancer.fronts.keys().filter_map(mark).collect()
+}
+
+/// The targets outside, each with the addresses behind which it stands.
+fn outside(balancer: &Balancer, ipv4: bool) -> Vec<(IpAddr, IpAddr)> {
+    balancer.outside.iter().filter(|(target, _)| target.is_ipv4() == ipv4).copied().collect()
+}
+
+/// Elements of a set.
+fn list(elements: impl IntoIterator<Item = impl ToString>) -> String {
+    elements.into_iter().map(|element| element.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// The pairs of source and destination whose packets are tracked.

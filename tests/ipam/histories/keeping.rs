@@ -32,6 +32,7 @@ impl World {
             update_order: if surge { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst },
             update_parallelism: 1,
             addresses: Vec::new(),
+            external: Vec::new(),
             balancing: Default::default(),
             health: None,
             reservation: from.map(|from| name(&format!("r{from}"))),

@@ -163,6 +163,7 @@ impl Caller {
             update_order: orders[self.dice.random_range(0..2)],
             update_parallelism: 1,
             addresses: Vec::new(),
+            external: Vec::new(),
             balancing: Default::default(),
             health: None,
             reservation: None,
