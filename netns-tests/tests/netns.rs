@@ -29,6 +29,8 @@ mod expand;
 mod ground;
 #[path = "netns/health.rs"]
 mod health;
+#[path = "netns/host.rs"]
+mod host;
 #[path = "netns/ipam.rs"]
 mod ipam;
 #[path = "netns/metrics.rs"]
@@ -113,6 +115,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),
     ("health", health::TESTS),
+    ("host", host::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),

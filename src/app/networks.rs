@@ -150,6 +150,8 @@ impl Agent {
             pool6_prefix: self.defaults.pool6_prefix,
             address_warning: warning,
             address_alarm: alarm,
+            dns_domain: self.names.domain(),
+            dns_host: self.names.host(),
         }
     }
 

@@ -1,13 +1,14 @@
-//! `netctl dns`: what names are answered with, and why.
+//! `netctl dns`: what names are answered with, and why; and how a host asks for them.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Details, Format};
-use crate::api::{NameQuery, NameSource, NameView, RecordView};
+use crate::api::{NameQuery, NameSource, NameView, RecordView, SettingsView};
 use crate::model::Name;
 
 const QUERY_EXAMPLES: &str = "\
@@ -19,11 +20,25 @@ Examples:
 
 Exit status: 0 where there are records, 4 where there are none.";
 
+const RESOLVED_EXAMPLES: &str = "\
+Examples:
+  sudo mkdir -p /etc/systemd/resolved.conf.d
+  netctl dns resolved | sudo tee /etc/systemd/resolved.conf.d/netctl.conf
+  sudo systemctl restart systemd-resolved
+
+The agent must answer names on this machine itself: host in [dns] of its configuration, or --dns-host.";
+
+/// Where systemd-resolved looks for what is added to its configuration (resolved.conf(5)).
+const DROP_IN: &str = "/etc/systemd/resolved.conf.d/netctl.conf";
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Ask this node's name server as one of its containers does, and show where the answer is from
     #[command(after_help = QUERY_EXAMPLES)]
     Query(Query),
+    /// Print what makes systemd-resolved ask this node's agent for names below its domain
+    #[command(after_help = RESOLVED_EXAMPLES)]
+    Resolved,
 }
 
 #[derive(Debug, Args)]
@@ -43,7 +58,57 @@ pub(super) struct Query {
 
 /// Does `netctl dns …`.
 pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
-    let Command::Query(Query { name, kind, from, network }) = command;
+    match command {
+        Command::Query(query) => self::query(session, query).await,
+        Command::Resolved => resolved(session).await,
+    }
+}
+
+/// What systemd-resolved is to be told.
+#[derive(Debug, Serialize)]
+struct Resolved {
+    /// The file that says it.
+    file: &'static str,
+    /// Whom it asks.
+    server: String,
+    /// For names below which domains.
+    domains: Vec<String>,
+}
+
+impl Resolved {
+    fn new(settings: &SettingsView) -> Result<Self, Failure> {
+        let Some(server) = settings.dns_host else {
+            return Err(Failure::failed(
+                "the agent answers no names on this machine itself: give it an address for that, such as \
+                 host = \"127.0.0.110\" in [dns] of /etc/netctl/netctld.toml (or --dns-host), and start it \
+                 again",
+            ));
+        };
+        let domains = vec![settings.dns_domain.clone()];
+        Ok(Self { file: DROP_IN, server: server.to_string(), domains })
+    }
+
+    fn text(&self) -> String {
+        let Self { file, server, domains } = self;
+        // A domain with this mark is one to ask for, not one to add to names.
+        let domains = domains.iter().map(|domain| format!("~{domain}")).collect::<Vec<_>>().join(" ");
+        format!(
+            "# {file}; then: systemctl restart systemd-resolved\n[Resolve]\nDNS={server}\nDomains={domains}\n"
+        )
+    }
+}
+
+async fn resolved(session: &Session) -> Result<ExitCode, Failure> {
+    let resolved = Resolved::new(&session.client.settings().await?)?;
+    match session.format {
+        Format::Json => output::print_json(&resolved)?,
+        Format::Table => output::print(&output::clean(&resolved.text()))?,
+    }
+    Ok(Exit::Done.into())
+}
+
+async fn query(session: &Session, query: Query) -> Result<ExitCode, Failure> {
+    let Query { name, kind, from, network } = query;
     let query = NameQuery { name, kind: Some(kind), from, network };
     let view = session.client.look_up(&query).await?;
     match session.format {
@@ -89,6 +154,19 @@ fn source(source: &NameSource) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn systemd_resolved_is_told_whom_to_ask_for_which_names() {
+        let off = SettingsView::default();
+        let refused = Resolved::new(&off).unwrap_err();
+        assert!(format!("{refused:?}").contains("--dns-host"), "{refused:?}");
+        for (host, line) in [("127.0.0.110", "DNS=127.0.0.110"), ("::1", "DNS=::1")] {
+            let on = SettingsView { dns_host: Some(host.parse().unwrap()), ..off.clone() };
+            let text = Resolved::new(&on).unwrap().text();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert_eq!(lines, ["[Resolve]", line, "Domains=~netctl.internal"]);
+        }
+    }
 
     #[test]
     fn it_is_said_where_an_answer_is_from() {

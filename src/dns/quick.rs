@@ -198,6 +198,9 @@ fn find<'a>(names: &Names<'a>, query: &Query<'_>) -> Option<&'a Entry> {
     if query.label(last) == b"arpa" {
         return None;
     }
+    if !names.short {
+        return None;
+    }
     let whole = query.first(query.labels);
     let short = names.zones.iter().find_map(|zone| zone.get(whole));
     short.or_else(|| if last > 0 { in_zone(last) } else { None })

@@ -239,7 +239,7 @@ impl Service for Memory {
 
     async fn settings(&self) -> Result<SettingsView, ApiError> {
         let state = self.call()?;
-        if state.tells_no_settings { Err(not_found("path")) } else { Ok(state.settings) }
+        if state.tells_no_settings { Err(not_found("path")) } else { Ok(state.settings.clone()) }
     }
 
     async fn metrics(&self) -> String {

@@ -28,19 +28,19 @@ crate::tests![
 
 /// What `dig` printed.
 #[derive(Debug)]
-struct Dug {
-    status: String,
-    flags: String,
+pub(crate) struct Dug {
+    pub(crate) status: String,
+    pub(crate) flags: String,
     /// The data of the answers, sorted.
-    answers: Vec<String>,
+    pub(crate) answers: Vec<String>,
     /// Their times to live.
-    ttls: Vec<u32>,
-    text: String,
+    pub(crate) ttls: Vec<u32>,
+    pub(crate) text: String,
 }
 
 /// Asks from a container; `question` has the name, the type and options.
 #[track_caller]
-fn dig(from: &Space, server: &str, question: &str) -> Dug {
+pub(crate) fn dig(from: &Space, server: &str, question: &str) -> Dug {
     // Else it would take some names for types.
     let option = if question.starts_with('-') { "" } else { "-q " };
     let output = from
@@ -60,7 +60,7 @@ fn dig(from: &Space, server: &str, question: &str) -> Dug {
 
 /// The data that a name has.
 #[track_caller]
-fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
+pub(crate) fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
     let dug = dig(from, server, question);
     assert_eq!(dug.status, "NOERROR", "{question}: {}", dug.text);
     dug.answers
@@ -68,12 +68,12 @@ fn found(from: &Space, server: &str, question: &str) -> Vec<String> {
 
 /// How a question is answered.
 #[track_caller]
-fn status(from: &Space, server: &str, question: &str) -> String {
+pub(crate) fn status(from: &Space, server: &str, question: &str) -> String {
     dig(from, server, question).status
 }
 
 #[track_caller]
-fn service(node: &Node, name: &str, mode: &str, networks: &[&str]) -> Vec<String> {
+pub(crate) fn service(node: &Node, name: &str, mode: &str, networks: &[&str]) -> Vec<String> {
     let spec = json!({"name": name, "networks": networks, "replicas": 2, "endpoint_mode": mode});
     let made = node.client().call("POST", "/v1/services", Some(&spec)).unwrap();
     assert_eq!(made.status, 201, "{made:?}");
