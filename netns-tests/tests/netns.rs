@@ -144,6 +144,7 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         ("outage", outage::TESTS),
         ("crowd", crowd::TESTS),
         ("rolling", rolling::TESTS),
+        ("host", host::BALANCED),
     ];
     if std::env::var_os("NETCTL_LONG").is_some() {
         own.extend([

@@ -1,15 +1,17 @@
 //! `netctl dns`: what names are answered with, and why; and how a host asks for them.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Details, Format};
 use crate::api::{NameQuery, NameSource, NameView, RecordView, SettingsView};
-use crate::model::Name;
+use crate::model::{Name, Subnet};
 
 const QUERY_EXAMPLES: &str = "\
 Examples:
@@ -25,8 +27,10 @@ Examples:
   sudo mkdir -p /etc/systemd/resolved.conf.d
   netctl dns resolved | sudo tee /etc/systemd/resolved.conf.d/netctl.conf
   sudo systemctl restart systemd-resolved
+  netctl dns resolved --reverse
 
-The agent must answer names on this machine itself: host in [dns] of its configuration, or --dns-host.";
+With --reverse it is to be done again when such networks come or go; containers that ask for the name of
+such an address through the host's resolver get it too. The agent must answer names on this machine itself: host in [dns] of its configuration, or --dns-host.";
 
 /// Where systemd-resolved looks for what is added to its configuration (resolved.conf(5)).
 const DROP_IN: &str = "/etc/systemd/resolved.conf.d/netctl.conf";
@@ -38,7 +42,11 @@ pub(super) enum Command {
     Query(Query),
     /// Print what makes systemd-resolved ask this node's agent for names below its domain
     #[command(after_help = RESOLVED_EXAMPLES)]
-    Resolved,
+    Resolved {
+        /// Also for the names of addresses, of networks that were made with --host-access
+        #[arg(long)]
+        reverse: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -60,7 +68,7 @@ pub(super) struct Query {
 pub(super) async fn run(session: &Session, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Query(query) => self::query(session, query).await,
-        Command::Resolved => resolved(session).await,
+        Command::Resolved { reverse } => resolved(session, reverse).await,
     }
 }
 
@@ -98,13 +106,42 @@ impl Resolved {
     }
 }
 
-async fn resolved(session: &Session) -> Result<ExitCode, Failure> {
-    let resolved = Resolved::new(&session.client.settings().await?)?;
+async fn resolved(session: &Session, reverse: bool) -> Result<ExitCode, Failure> {
+    let mut resolved = Resolved::new(&session.client.settings().await?)?;
+    if reverse {
+        let networks = session.client.networks().await?;
+        let reached = networks.iter().map(|view| &view.network).filter(|network| network.host_access);
+        let subnets = reached.flat_map(|network| network.standing().map(Subnet::cidr));
+        // Those of networks that overlap nothing, in order.
+        let domains: BTreeSet<String> = subnets.flat_map(reverse_domains).collect();
+        resolved.domains.extend(domains);
+    }
     match session.format {
         Format::Json => output::print_json(&resolved)?,
         Format::Table => output::print(&output::clean(&resolved.text()))?,
     }
     Ok(Exit::Done.into())
+}
+
+/// The domains that have the names of a subnet's addresses, and no others (RFC 1035, 3.5; RFC 3596, 2.5).
+fn reverse_domains(subnet: IpNetwork) -> Vec<String> {
+    let (network, width, bits, tree) = match subnet {
+        IpNetwork::V4(subnet) => (u128::from(subnet.network().to_bits()), 32, 8, "in-addr.arpa"),
+        IpNetwork::V6(subnet) => (subnet.network().to_bits(), 128, 4, "ip6.arpa"),
+    };
+    let prefix = u32::from(subnet.prefix());
+    let labels = prefix.div_ceil(bits);
+    let first = network.checked_shr(width - labels * bits).unwrap_or_default();
+    let domain = |number: u128| {
+        let mut domain = String::new();
+        for place in 0..labels {
+            let label = number >> (place * bits) & ((1 << bits) - 1);
+            let label = if bits == 8 { label.to_string() } else { format!("{label:x}") };
+            domain.push_str(&format!("{label}."));
+        }
+        domain + tree
+    };
+    (0..1 << (labels * bits - prefix)).map(|offset| domain(first + offset)).collect()
 }
 
 async fn query(session: &Session, query: Query) -> Result<ExitCode, Failure> {
@@ -166,6 +203,19 @@ mod tests {
             let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
             assert_eq!(lines, ["[Resolve]", line, "Domains=~netctl.internal"]);
         }
+    }
+
+    #[test]
+    fn a_subnets_reverse_domains_have_its_addresses_and_no_others() {
+        let domains = |subnet: &str| reverse_domains(subnet.parse().unwrap());
+        assert_eq!(domains("10.9.0.0/24"), ["0.9.10.in-addr.arpa"]);
+        assert_eq!(domains("10.9.0.0/16"), ["9.10.in-addr.arpa"]);
+        let parts = ["4.9.10.in-addr.arpa", "5.9.10.in-addr.arpa"];
+        assert_eq!(domains("10.9.4.0/23"), parts);
+        assert_eq!(domains("10.9.0.64/26").len(), 64);
+        assert_eq!(domains("10.9.0.64/26")[63], "127.0.9.10.in-addr.arpa");
+        assert_eq!(domains("fd00:9::/64"), ["0.0.0.0.0.0.0.0.9.0.0.0.0.0.d.f.ip6.arpa"]);
+        assert_eq!(domains("fd00::/7"), ["c.f.ip6.arpa", "d.f.ip6.arpa"]);
     }
 
     #[test]

@@ -105,6 +105,14 @@ impl Zones {
         self.knowledge()
     }
 
+    /// What the host finds; of networks with the same addresses first who has them on one that it reaches.
+    fn host(&self, knowledge: &Knowledge) -> Client {
+        let mut zones = knowledge.everything().zones.to_vec();
+        let networks = &self.snapshot.networks;
+        zones.sort_by_key(|zone| !networks.get(&zone.network).is_some_and(|n| n.host_access));
+        Client { zones: zones.into(), is_host: true }
+    }
+
     fn knowledge(&self) -> Knowledge {
         let revisions = self.snapshot.members.values().map(|members| members.revision);
         // Serial numbers are compared in a circle (RFC 1982).
@@ -138,7 +146,7 @@ impl Zones {
             }
         }
         let mut knowledge = Knowledge { serial, containers, host: None, networks };
-        knowledge.host = Some(Client { is_host: true, ..knowledge.everything() });
+        knowledge.host = Some(self.host(&knowledge));
         knowledge
     }
 }
