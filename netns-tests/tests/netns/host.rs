@@ -176,7 +176,12 @@ fn hosts_reach_containers_on_all_machines_by_name(world: &World) {
     open(n1, "shop", DUAL);
     open(n1, "inner", "--internal --subnet 10.7.0.0/24");
     n1.ok(&format!("network create mail {DUAL}"));
-    let (_a, _b, _m) = (n1.attach("shop", "a"), n2.attach("shop", "b"), n2.attach("mail", "m"));
+    // One address on two networks: it is the host's neighbour that is meant by it.
+    let _m = n1.attach_with("mail", "m", "--ip 10.9.0.200");
+    let (_a, _b) = (n1.attach_with("shop", "a", "--ip 10.9.0.200"), n2.attach("shop", "b"));
+    wait_for("the host finds whom it reaches", || {
+        dig(&n1.space, HOST, "-x 10.9.0.200").answers == ["a.shop.netctl.internal."]
+    });
     let _i = n2.attach("inner", "i");
     for node in [n1, n2] {
         for name in ["a", "b"] {
@@ -211,6 +216,7 @@ fn hosts_reach_containers_on_all_machines_by_name(world: &World) {
     assert!(shown.lines().any(says_so), "{shown}");
     let refused = n1.ctl("endpoint detach host-n1 --network shop");
     assert!(refused.code == Some(5) && refused.stderr.contains("goes with the network"), "{refused}");
+    n1.ok("ipam check");
     let printed = n1.ok("dns resolved --reverse").stdout;
     let domains = [
         "~netctl.internal",
@@ -392,6 +398,8 @@ fn what_somebody_takes_away_of_the_hosts_access_comes_back(world: &World) {
     n1.space.sh(&format!("ip link del {device}"));
     cluster.start(0);
     comes_back("while there was no agent");
+    let described = n1.ok("-o json node inspect n1").stdout;
+    assert!(described.contains("192.168.50.0/24") && !described.contains("10.9.0."), "{described}");
     cluster.kill(1);
     wait_for("it is dead", || alive(&n1) == ["n1"]);
     n1.ok("node rm n2");
@@ -405,19 +413,19 @@ pub(crate) const BALANCED: &[crate::Test] =
     &[("a_host_reaches_a_service_that_is_balanced", a_host_reaches_a_service_that_is_balanced)];
 
 fn a_host_reaches_a_service_that_is_balanced(world: &World) {
-    let cluster = Cluster::with(world, 2, &Default::default(), |config| config.set("lb", "ipvs"));
-    let (n1, n2) = (cluster.n1(), cluster.n2());
-    open(n1, "shop", DUAL);
+    let n1 = world.node("n1");
+    let _agent = n1.agent(&Config::embedded().set("lb", "ipvs"));
+    open(&n1, "shop", DUAL);
     n1.ok("service create web --network shop --replicas 2 --port 80:8080");
     let web = n1.ok("-o json service inspect web").json();
     let web = if web.is_array() { web[0].clone() } else { web };
     let vips = &web["addresses"][n1.network_id("shop")];
-    let backend = |node: &Node, name: &str| {
-        let container = node.attach_with("shop", name, "--service web");
+    let backend = |name: &str| {
+        let container = n1.attach_with("shop", name, "--service web");
         let server = Server::start(&container.space, Tcp, 8080, name);
         (container, server)
     };
-    let _backends = (backend(n1, "b1"), backend(n2, "b2"));
+    let _backends = (backend("b1"), backend("b2"));
     for vip in vips.as_array().unwrap() {
         let vip = vip.as_str().unwrap();
         let mut met = BTreeSet::new();
