@@ -106,6 +106,10 @@ pub struct NetworkView {
     pub node_usage: Vec<NodeUsage>,
     /// The MTU of its containers' interfaces on this node.
     pub effective_mtu: u32,
+    /// Why the host of this node does not reach it, although the network is for that; `null`: it does,
+    /// or is about to.
+    #[serde(default)]
+    pub host_obstacle: Option<String>,
     /// The store's revision that wrote it last.
     pub revision: u64,
 }

@@ -4,6 +4,7 @@
 //! into kernel state. Requests of the API are transactions on the store first, then the dataplane
 //! does for this node at once what the watch would tell it a moment later.
 
+mod access;
 mod acknowledge;
 mod agent;
 mod check;
@@ -88,6 +89,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let mut identity = Identity::load(&config.state_dir)?;
     let node = join::describe(config, &identity)?;
     info!(node = %node.name, underlay = %node.underlay, mtu = node.mtu, lb = %node.lb, version = node.version, "netctld starts");
+    warn_of_rest(config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -238,6 +240,7 @@ async fn start_agent(
         defaults: defaults(config),
         boot,
         names,
+        access: access::Access::default(),
         pressure: Pressure::new(pressure::Levels {
             warning: config.address_warning,
             alarm: config.address_alarm,
@@ -259,13 +262,13 @@ async fn start_agent(
     tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
     tokio::spawn(describe_again(cluster, node.clone()));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
-    warn_of_rest(config);
     tokio::spawn(pressure::watch(agent.clone()));
     let checks = health::Tally::default();
     metrics.change(|registry| checks.register(registry));
     tokio::spawn(health::follow(agent.clone(), config.health_user.clone(), checks));
     tokio::spawn(check::answer(agent.clone()));
     tokio::spawn(dns::serve(agent.clone()));
+    tokio::spawn(access::follow(agent.clone(), config.resync));
 
     let mut known = view.subscribe();
     known

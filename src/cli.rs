@@ -92,7 +92,7 @@ enum Command {
     /// List, show, drain, activate and remove the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
-    /// Ask the name server of this node
+    /// Ask the name server of this node, or print how this machine asks it
     #[command(subcommand)]
     Dns(dns::Command),
     /// Show the versions of this command and of the agent

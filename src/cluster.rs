@@ -137,6 +137,17 @@ pub enum ClusterError {
         /// What it overlaps.
         other: String,
     },
+    /// The hosts would not reach a network's addresses, but others, or the other way round.
+    #[error(
+        "subnet {subnet} cannot be one that hosts reach: it overlaps {other}; choose another, or leave \
+         --host-access out"
+    )]
+    HostOverlaps {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// What it overlaps.
+        other: String,
+    },
     /// The network has no subnet of that family.
     #[error(
         "subnet {subnet} cannot be added to network {network}, which has no {family}: every endpoint \

@@ -16,7 +16,7 @@ pub mod underlay;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +98,8 @@ pub struct DnsConfig {
     pub ttl: Duration,
     /// A link-local address at which every network answers, beside its gateways.
     pub address: Option<Ipv4Addr>,
+    /// A loopback address at which the host itself finds names of ours; `None`: it finds none.
+    pub host: Option<IpAddr>,
     /// How many packets of one client are taken a second; 0: all.
     pub rate: u32,
     /// Who is asked for all other names; none: whom the host asks.

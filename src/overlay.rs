@@ -211,7 +211,8 @@ pub fn plug(me: &Node, network: &Network, endpoint: &Endpoint) -> Plug {
         endpoint.addresses.iter().filter_map(|&a| network.subnet_of(a).map(|subnet| (a, subnet)));
     let (addresses, gateways) = placed
         .filter_map(|(a, subnet)| {
-            Some((IpNetwork::new(a, subnet.cidr().prefix()).ok()?, subnet.gateway()))
+            let prefix = if endpoint.host { width(a) } else { subnet.cidr().prefix() };
+            Some((IpNetwork::new(a, prefix).ok()?, subnet.gateway()))
         })
         .unzip();
     Plug {
@@ -224,7 +225,8 @@ pub fn plug(me: &Node, network: &Network, endpoint: &Endpoint) -> Plug {
         addresses,
         gateways,
         routes: network.subnets.iter().map(|subnet| subnet.cidr()).collect(),
-        default_route: !network.internal,
+        // A host has its own.
+        default_route: !network.internal && !endpoint.host,
     }
 }
 
@@ -246,9 +248,11 @@ fn uplink(network: &Network, mtu: u32) -> Uplink {
 
 /// All that this node needs in its own namespace, for the networks that it uses.
 pub fn host<'a>(around: Surroundings<'_>, networks: impl IntoIterator<Item = &'a Network>) -> Host {
-    let with_uplink: Vec<&Network> = networks.into_iter().filter(|network| !network.internal).collect();
+    let all: Vec<&Network> = networks.into_iter().collect();
+    let access = all.iter().any(|network| network.host_access);
+    let with_uplink: Vec<&Network> = all.into_iter().filter(|network| !network.internal).collect();
     Host {
-        firewall: firewall::host(around, !with_uplink.is_empty()),
+        firewall: firewall::host(around, !with_uplink.is_empty(), access),
         uplinks: with_uplink.iter().map(|n| uplink(n, effective_mtu(around.me, n))).collect(),
         forward4: with_uplink.iter().any(|network| network.has_ipv4()),
         forward6: with_uplink.iter().any(|network| network.has_ipv6()),

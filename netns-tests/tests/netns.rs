@@ -33,6 +33,8 @@ mod forward;
 mod ground;
 #[path = "netns/health.rs"]
 mod health;
+#[path = "netns/host.rs"]
+mod host;
 #[path = "netns/ipam.rs"]
 mod ipam;
 #[path = "netns/metrics.rs"]
@@ -118,6 +120,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("expand", expand::TESTS),
     ("external", external::TESTS),
     ("health", health::TESTS),
+    ("host", host::TESTS),
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
@@ -148,6 +151,7 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         ("outage", outage::TESTS),
         ("crowd", crowd::TESTS),
         ("rolling", rolling::TESTS),
+        ("host", host::BALANCED),
     ];
     if std::env::var_os("NETCTL_LONG").is_some() {
         own.extend([

@@ -1,12 +1,14 @@
 //! What clients need of an agent's configuration.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Level;
 
 /// The agent's configuration, as far as its clients go by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SettingsView {
     /// The prefix length of the IPv4 subnet that the default pool gives to a network.
     pub pool_prefix: u8,
@@ -16,12 +18,26 @@ pub struct SettingsView {
     pub address_warning: u8,
     /// From which use on it is about to be full, in per cent.
     pub address_alarm: u8,
+    /// What all names are below of.
+    #[serde(default)]
+    pub dns_domain: String,
+    /// The loopback address at which names are answered on the host itself; `null`: nowhere.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub dns_host: Option<IpAddr>,
 }
 
 impl Default for SettingsView {
     /// What an agent has whose configuration says nothing.
     fn default() -> Self {
-        Self { pool_prefix: 24, pool6_prefix: 64, address_warning: 80, address_alarm: 95 }
+        Self {
+            pool_prefix: 24,
+            pool6_prefix: 64,
+            address_warning: 80,
+            address_alarm: 95,
+            dns_domain: "netctl.internal".to_owned(),
+            dns_host: None,
+        }
     }
 }
 

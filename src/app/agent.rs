@@ -8,6 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use super::access::{self, Access};
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::dns::NameServer;
 use super::health;
@@ -46,6 +47,7 @@ pub(super) struct Agent {
     pub(super) defaults: Defaults,
     pub(super) boot: String,
     pub(super) names: Arc<NameServer>,
+    pub(super) access: Access,
     pub(super) pressure: Pressure,
     pub(super) places: Places,
 }
@@ -86,6 +88,7 @@ impl Agent {
             mac: request.mac,
             attachment: place.attachment,
             any_interface: place.any_interface,
+            host: false,
             weight: request.weight.map_or(1, NonZeroU16::get),
             // Nothing is to be sent there before it is plugged in.
             state: if request.service.is_some() { EndpointState::Pending } else { EndpointState::Ready },
@@ -119,7 +122,7 @@ impl Agent {
 
     /// Has an endpoint written; the network's subnets may have changed since it was seen. An
     /// endpoint of a service, for which an address is kept, waits until one has rested.
-    async fn claim(
+    pub(super) async fn claim(
         &self,
         mut network: Arc<Versioned<Network>>,
         request: &EndpointRequest,
@@ -246,7 +249,7 @@ impl Agent {
     }
 
     /// Plugs a new endpoint in, or takes it back.
-    async fn plug_new(
+    pub(super) async fn plug_new(
         &self,
         network: &Network,
         endpoint: Arc<Endpoint>,
@@ -369,6 +372,9 @@ impl Agent {
                 Err(error) => return Err(error),
             },
         };
+        if endpoint.host {
+            return Err(access::not_detached(&endpoint));
+        }
         if endpoint.node != self.me.name {
             let node = endpoint.node.clone();
             return Err(ClusterError::Elsewhere { endpoint: endpoint.id, node }.into());

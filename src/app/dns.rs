@@ -1,4 +1,5 @@
-//! The name server of this node: it listens in every sandbox, at the gateways' addresses.
+//! The name server of this node: it listens in every sandbox, at the gateways' addresses, and where it
+//! is configured on the host.
 //!
 //! A client is known by its network and its address, so it finds the names of all networks that it is
 //! on, and of no other. Names of ours are answered from what the view shows, all others by those whom
@@ -13,6 +14,7 @@ mod share;
 mod upstreams;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +35,8 @@ use super::handover::Handover;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
 use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal, unreadable};
-use crate::dns::{Names, PlainQuery, Quick};
+use crate::dns::{PlainQuery, Quick};
+use crate::kernel::Netns;
 use crate::model::{Name, NetworkId, Snapshot};
 use crate::overlay::NameService;
 
@@ -48,8 +51,26 @@ const BECOMES_SILENT: Duration = Duration::from_secs(5);
 /// How long after its start an agent has surely taken over what an earlier one left.
 const ALL_TAKEN: Duration = Duration::from_secs(60);
 
-/// Who asks: on which network, from which address.
-type Asker = (NetworkId, IpAddr);
+/// Where somebody asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Side {
+    /// On a network.
+    Network(NetworkId),
+    /// On this host itself.
+    Host,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(id) => id.fmt(f),
+            Self::Host => f.write_str("host"),
+        }
+    }
+}
+
+/// Who asks: where, and from which address.
+type Asker = (Side, IpAddr);
 
 /// What is done about a query.
 enum Outcome {
@@ -91,12 +112,29 @@ impl NameServer {
         NameService { address: self.config.address, rate: self.config.rate }
     }
 
+    /// Where the host's own queries are answered.
+    fn host_place(&self) -> Option<Place> {
+        let address = self.config.host?;
+        let netns = Netns::current();
+        let netns = netns.inspect_err(|error| warn!(%error, "names are not answered for this host"));
+        Some(Place { side: Side::Host, inode: netns.ok()?.inode(), address })
+    }
+
+    /// What all names are below of, without a dot at its end.
+    pub(super) fn domain(&self) -> String {
+        self.config.domain.to_string().trim_end_matches('.').to_owned()
+    }
+
+    /// Where the host's own queries are answered, if anywhere.
+    pub(super) fn host(&self) -> Option<IpAddr> {
+        self.config.host
+    }
+
     /// How a container of a network asks for names, which has these gateways.
     pub(super) fn resolver(&self, network: &Name, gateways: &[IpAddr]) -> ResolverView {
-        let domain = self.config.domain.to_string();
         ResolverView {
             servers: gateways.to_vec(),
-            search: vec![format!("{network}.{}", domain.trim_end_matches('.'))],
+            search: vec![format!("{network}.{}", self.domain())],
             options: vec!["ndots:0".to_owned()],
         }
     }
@@ -104,7 +142,8 @@ impl NameServer {
     /// Waits until a network's names are answered at some address of its, but not for ever.
     pub(super) async fn wait(&self, network: NetworkId) {
         let mut places = self.heard.subscribe();
-        let heard = places.wait_for(|places| places.iter().any(|place| place.network == network));
+        let side = Side::Network(network);
+        let heard = places.wait_for(|places| places.iter().any(|place| place.side == side));
         if timeout(BECOMES_HEARD, heard).await.is_err() {
             warn!(%network, "names are not answered there yet");
         }
@@ -144,7 +183,11 @@ impl NameServer {
         transport: Transport,
         answer: &mut Vec<u8>,
     ) -> Outcome {
-        let client = knowledge.container(asker);
+        // Where a host routes packets of others to its loopback addresses.
+        if asker.0 == Side::Host && !asker.1.is_loopback() {
+            return Outcome::Done;
+        }
+        let client = knowledge.client(asker);
         if let (Some(client), Some(query)) = (client, PlainQuery::read(bytes)) {
             let terms = self.terms(knowledge, client);
             let is_answered = match terms.quick(&query, transport, &mut rand::rng(), answer) {
@@ -174,12 +217,12 @@ impl NameServer {
     /// somebody else answers.
     async fn answer(&self, asker: Asker, query: &Message, transport: Transport) -> Option<Vec<u8>> {
         let mut known = self.knowledge.subscribe();
-        let is_known = known.wait_for(|knowledge| knowledge.container(asker).is_some());
+        let is_known = known.wait_for(|knowledge| knowledge.client(asker).is_some());
         // Should it not be, it is somebody of the network at least.
         let _ = timeout(BECOMES_KNOWN, is_known).await.is_ok();
         let reply = {
             let knowledge = self.knowledge.borrow();
-            let client = knowledge.container(asker).or_else(|| knowledge.stranger(asker.0));
+            let client = knowledge.client(asker).or_else(|| knowledge.stranger(asker.0));
             client.map(|client| self.reply(&knowledge, client, query, transport))
         };
         let message = match reply {
@@ -194,7 +237,7 @@ impl NameServer {
 
     /// With what a client's queries are answered.
     fn terms<'a>(&'a self, knowledge: &Knowledge, client: &'a Client) -> Terms<'a> {
-        let names = Names { domain: &self.config.domain, zones: &client.zones };
+        let names = client.names(&self.config.domain);
         Terms { names, ttl: self.ttl, serial: knowledge.serial }
     }
 
@@ -207,6 +250,8 @@ impl NameServer {
         transport: Transport,
     ) -> Reply {
         match self.terms(knowledge, client).reply(query, transport, &mut rand::rng()) {
+            // Who asks there knows others to ask.
+            Reply::Elsewhere if client.is_host => Reply::Ours(refusal(query, ResponseCode::Refused)),
             // There is no outside for who is on internal networks only.
             Reply::Elsewhere if !client.forwards() => {
                 Reply::Ours(self.terms(knowledge, client).inside(query))
@@ -225,13 +270,15 @@ pub(super) async fn serve(agent: Arc<Agent>) {
     tokio::spawn(forget_rest(agent.names.handover.clone()));
     let (server, mut zones) = (agent.names.clone(), Zones::new(agent.me.clone()));
     let (mut view, mut sandboxes) = (agent.view.subscribe(), agent.dataplane.sandboxes());
+    let host = server.host_place();
     let mut serving: BTreeMap<Place, JoinHandle<()>> = BTreeMap::new();
     loop {
         let published = view.borrow_and_update().clone();
         let open = sandboxes.borrow_and_update().clone();
         // Before that, a name that is not shown may well exist.
         if published.complete {
-            let places = places(&published.snapshot, &open, server.service());
+            let mut places = places(&published.snapshot, &open, server.service());
+            places.extend(host);
             server.knowledge.send_replace(zones.follow(published.snapshot));
             let ended: Vec<_> = serving.extract_if(.., |place, _| !places.contains(place)).collect();
             for (place, task) in ended {
@@ -266,7 +313,7 @@ async fn forget_rest(handover: Arc<Handover>) {
 fn places(snapshot: &Snapshot, sandboxes: &Sandboxes, service: NameService) -> BTreeSet<Place> {
     let of_network = |(id, inode): (&_, &u64)| {
         let network = snapshot.networks.get(id)?;
-        let place = |address| Place { network: *id, inode: *inode, address };
+        let place = |address| Place { side: Side::Network(*id), inode: *inode, address };
         Some(service.servers(network).map(place).collect::<Vec<_>>())
     };
     sandboxes.iter().filter_map(of_network).flatten().collect()

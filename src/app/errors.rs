@@ -32,6 +32,7 @@ impl From<ClusterError> for ApiError {
             | ClusterError::VniTaken { .. }
             | ClusterError::SubnetExists { .. }
             | ClusterError::SubnetOverlaps { .. }
+            | ClusterError::HostOverlaps { .. }
             | ClusterError::AddressTaken { .. }
             | ClusterError::EndpointExists { .. }
             | ClusterError::Ambiguous { .. }

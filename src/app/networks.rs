@@ -3,6 +3,7 @@
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
+use super::access;
 use super::agent::Agent;
 use super::pressure::Levels;
 use crate::api::{ApiError, Expanded, NetworkView, NodeUsage, SettingsView, Share, SubnetUsage, Usage};
@@ -15,6 +16,9 @@ use crate::store::StoreError;
 
 impl Agent {
     pub(super) async fn create_network(&self, spec: &NetworkSpec) -> Result<NetworkView, ApiError> {
+        if spec.host_access {
+            access::refuse_used(&spec.subnets).await?;
+        }
         let network = self.cluster.create_network(spec, &self.defaults).await?;
         info!(network = %network.name, id = %network.id, vni = %network.vni, "network created");
         Ok(self.changed_view(network).await)
@@ -68,6 +72,9 @@ impl Agent {
         reference: &str,
         spec: &ExpandSpec,
     ) -> Result<Expanded, ApiError> {
+        if self.cluster.network(reference).await?.host_access {
+            access::refuse_used(&spec.subnets).await?;
+        }
         match self.cluster.expand_network(reference, spec).await? {
             cluster::Expanded::Changed(network) => {
                 info!(network = %network.name, id = %network.id, subnets = ?spec.subnets, "network expanded");
@@ -108,6 +115,7 @@ impl Agent {
 
     fn network_view(&self, network: Versioned<Network>, survey: Option<Survey>) -> NetworkView {
         let effective_mtu = effective_mtu(&self.me, &network);
+        let host_obstacle = self.access.obstacle(network.id);
         let Versioned { value: network, revision } = network;
         let (has4, has6) = (network.has_ipv4(), network.has_ipv6());
         let Some(Survey { endpoints, ipv4, ipv6, subnets, nodes }) = survey else {
@@ -122,6 +130,7 @@ impl Agent {
                 subnet_usage,
                 node_usage,
                 effective_mtu,
+                host_obstacle,
                 revision,
             };
         };
@@ -133,6 +142,7 @@ impl Agent {
             node_usage: nodes.into_iter().map(|node| node_usage(node, has4, has6)).collect(),
             network,
             effective_mtu,
+            host_obstacle,
             revision,
         }
     }
@@ -150,6 +160,8 @@ impl Agent {
             pool6_prefix: self.defaults.pool6_prefix,
             address_warning: warning,
             address_alarm: alarm,
+            dns_domain: self.names.domain(),
+            dns_host: self.names.host(),
         }
     }
 

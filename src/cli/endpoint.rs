@@ -14,7 +14,7 @@ use super::output::{self, Details, Format};
 use super::resolver::Resolver;
 use super::{Session, values, wait};
 use crate::api::{AttachRequest, EndpointView, Target};
-use crate::model::{EndpointState, IfName, MacAddr, Name};
+use crate::model::{Endpoint, EndpointState, IfName, MacAddr, Name};
 
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -228,13 +228,20 @@ fn details(view: &EndpointView) -> Details {
         .with("MAC", endpoint.mac)
         .with("MTU", view.mtu)
         .with("Interface", &endpoint.attachment.interface)
-        .with("Namespace", endpoint.attachment.netns.display())
+        .with("Namespace", namespace(endpoint))
         .with("Inode", endpoint.attachment.inode)
         .with("Boot", &endpoint.attachment.boot)
         .with("Service", endpoint.service.as_ref().map_or("none", Name::as_str))
         .with("Weight", endpoint.weight)
         .with("State", state(view))
         .with_all("Labels", output::labels(&endpoint.labels))
+}
+
+fn namespace(endpoint: &Endpoint) -> String {
+    match endpoint.host {
+        true => "the host's own".to_owned(),
+        false => endpoint.attachment.netns.display().to_string(),
+    }
 }
 
 /// Whether it takes connections, and why not.

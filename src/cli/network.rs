@@ -20,6 +20,7 @@ Examples:
   netctl network create web
   netctl network create web --subnet 10.9.0.0/24 --gateway 10.9.0.254 --ip-range 10.9.0.128/25
   netctl network create shop --subnet 10.7.0.0/16 --subnet fd00:7::/64 --label team=shop
+  netctl network create shop --subnet 10.9.0.0/24 --host-access
   netctl network create db --internal --reserve 10.8.0.10 --subnet 10.8.0.0/24
   netctl network create web --expect-endpoints 2000 --expect-services 150 --nodes 40
   id=$(netctl network create web)";
@@ -139,6 +140,10 @@ pub(super) struct Create {
     /// No way out of the overlay
     #[arg(long)]
     internal: bool,
+    /// Let the machines themselves reach it: each takes an address of it. Its subnets must not overlap
+    /// another such network's, nor what this machine has routes to
+    #[arg(long)]
+    host_access: bool,
     /// Free text; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
     labels: Vec<(String, String)>,
@@ -191,6 +196,7 @@ async fn create(session: &Session, create: Create) -> Result<ExitCode, Failure> 
         vni: create.vni,
         mtu: create.mtu,
         internal: create.internal,
+        host_access: create.host_access,
         labels: values::map(create.labels),
     };
     if let Some(expected) = expected {
@@ -210,6 +216,8 @@ async fn expectation(session: &Session, create: &Create) -> Result<Option<Expect
         Some(nodes) => nodes,
         None => session.client.nodes().await?.len() as u64,
     };
+    // Each node takes an address for its host.
+    let endpoints = if create.host_access { endpoints + nodes } else { endpoints };
     Ok(Some(Expectation { endpoints, services, nodes }))
 }
 
@@ -285,6 +293,7 @@ fn details(view: &NetworkView) -> Details {
         .with("VNI", network.vni)
         .with("MTU", mtu)
         .with("Internal", if network.internal { "yes" } else { "no" })
+        .with("Hosts", hosts(view))
         .with("Uplink", network.uplink)
         .with("Endpoints", view.endpoints)
         .with_all("Addresses", [("IPv4", view.ipv4), ("IPv6", view.ipv6)].into_iter().filter_map(used))
@@ -296,6 +305,15 @@ fn details(view: &NetworkView) -> Details {
         details = details.with("State", "is being removed");
     }
     details
+}
+
+/// Whether hosts reach it, and why this node's does not.
+fn hosts(view: &NetworkView) -> String {
+    match (&view.host_obstacle, view.network.host_access) {
+        (_, false) => "do not reach it".to_owned(),
+        (None, true) => "reach it".to_owned(),
+        (Some(reason), true) => format!("reach it, but not this node's: {reason}"),
+    }
 }
 
 /// How many per cent of the addresses are not free.

@@ -243,6 +243,7 @@ impl Cluster {
             addresses,
             mac: claim.mac.unwrap_or_else(|| MacAddr::random(rng)),
             attachment: claim.attachment.clone(),
+            host: claim.host,
             service: claim.service.clone(),
             drawn: match ticket {
                 Ticket::Drawn { reservation, .. } => reservation.service,

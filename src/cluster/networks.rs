@@ -7,8 +7,9 @@ use ipnetwork::IpNetwork;
 use super::{BATCH, Cluster, ClusterError, TRIES, decode, encode, keys};
 use crate::ipam::pool;
 use crate::model::node::UPLINK_COUNT;
+use crate::model::subnet::overlap;
 use crate::model::{Endpoint, Network, NetworkId, NetworkSpec, Node, Subnet, Versioned, Vni};
-use crate::store::{Outcome, Revision, Transaction};
+use crate::store::{Entry, Outcome, Revision, Transaction};
 
 /// What a network gets when its creator leaves it open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +97,8 @@ impl Cluster {
         Ok(self.store.list(&keys::endpoints(network)).await?.entries.len())
     }
 
-    /// Removes a network that has no endpoints. Removal that was interrupted goes on.
+    /// Removes a network that has no endpoints but the hosts of nodes. Removal that was interrupted goes
+    /// on.
     ///
     /// # Errors
     /// [`ClusterError::InUse`] when it has endpoints; then it is as it was.
@@ -129,14 +131,20 @@ impl Cluster {
             return Err(ClusterError::HasService { network, service });
         }
         let endpoints = self.store.list(&keys::endpoints(network.id)).await?.entries;
-        match endpoints.first_key_value() {
+        let read = |(key, entry): (&String, &Entry)| (key.clone(), decode::<Endpoint>(key, entry));
+        // The agents see by themselves that the network is going.
+        let of_others = |(_, endpoint): &(_, Result<Versioned<Endpoint>, _>)| {
+            !endpoint.as_ref().is_ok_and(|endpoint| endpoint.host)
+        };
+        let mut others = endpoints.iter().map(read).filter(of_others);
+        match others.next() {
             None => Ok(()),
             Some((key, first)) => Err(ClusterError::InUse {
                 network: network.name.clone(),
-                count: endpoints.len(),
-                example: match decode::<Endpoint>(key, first) {
+                count: 1 + others.count(),
+                example: match first {
                     Ok(endpoint) => format!("{} on node {}", endpoint.name, endpoint.node),
-                    Err(_) => key.clone(),
+                    Err(_) => key,
                 },
             }),
         }
@@ -144,7 +152,12 @@ impl Cluster {
 
     async fn erase_network(&self, id: NetworkId) -> Result<NetworkId, ClusterError> {
         let members = self.store.list(&keys::members(id)).await?;
-        let leftovers: Vec<String> = members.entries.into_keys().collect();
+        // Those of hosts. What their nodes follow goes first: by the endpoints it is found again.
+        let hosts = members.entries.iter().filter(|(key, _)| key.starts_with(&keys::endpoints(id)));
+        let hosts = hosts.filter_map(|(key, entry)| decode::<Endpoint>(key, entry).ok());
+        let locals = hosts.map(|endpoint| keys::local(&endpoint.node, id, endpoint.id));
+        let leftovers: Vec<String> =
+            locals.collect::<Vec<_>>().into_iter().chain(members.entries.into_keys()).collect();
         for batch in leftovers.chunks(BATCH) {
             let transaction = batch.iter().fold(Transaction::new(), |t, key| t.delete(key));
             self.commit(transaction).await?;
@@ -176,10 +189,14 @@ fn design(
     {
         return Err(ClusterError::MtuTooLarge { mtu, node: smallest.name.clone(), most: smallest.mtu });
     }
+    let subnets = choose_subnets(spec, defaults, existing)?;
+    if spec.host_access {
+        refuse_reached(&subnets, &existing.networks)?;
+    }
     Ok(Network {
         id: NetworkId::random(&mut rand::rng()),
         name: spec.name.clone(),
-        subnets: choose_subnets(spec, defaults, existing)?
+        subnets: subnets
             .into_iter()
             .map(|subnet| subnet.with_blocks_for(existing.nodes.len()))
             .collect(),
@@ -187,10 +204,25 @@ fn design(
         uplink: choose_uplink(&existing.networks)?,
         mtu: spec.mtu,
         internal: spec.internal,
+        host_access: spec.host_access,
         labels: spec.labels.clone(),
         leaving: Vec::new(),
         removing: false,
     })
+}
+
+/// Refuses what overlaps a network that hosts reach: of two, a host would reach one only.
+fn refuse_reached(subnets: &[Subnet], networks: &[Network]) -> Result<(), ClusterError> {
+    for subnet in subnets.iter().map(Subnet::cidr) {
+        for network in networks.iter().filter(|network| network.host_access) {
+            if let Some(other) = network.standing().find(|other| overlap(other.cidr(), subnet)) {
+                let (cidr, name) = (other.cidr(), &network.name);
+                let other = format!("subnet {cidr} of network {name}, which hosts reach too");
+                return Err(ClusterError::HostOverlaps { subnet, other });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn choose_subnets(
@@ -251,3 +283,6 @@ fn choose_uplink(networks: &[Network]) -> Result<u16, ClusterError> {
         .find(|uplink| !taken.contains(uplink))
         .ok_or(ClusterError::NoneLeft("uplink number", ""))
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,8 @@ pub struct EndpointRequest {
     pub attachment: Attachment,
     /// Whether the interface's name was left open: then any is right.
     pub any_interface: bool,
+    /// Whether it is the node's host.
+    pub host: bool,
     /// The service that it belongs to: it gets what is kept for that.
     pub service: Option<Name>,
     /// Its share of the service's connections.
@@ -40,6 +42,7 @@ impl EndpointRequest {
             mac: None,
             attachment,
             any_interface: false,
+            host: false,
             service: None,
             weight: 1,
             state: EndpointState::default(),

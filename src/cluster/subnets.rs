@@ -1,14 +1,18 @@
 //! The subnets of a network that lives: adding and removing them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::endpoints::holder;
 use super::networks::no_network;
+use super::rest::freeing;
 use super::{BATCH, Cluster, ClusterError, TRIES, encode, keys};
 use crate::model::snapshot::Holder;
-use crate::model::{Endpoint, ExpandSpec, Network, NetworkId, Node, Subnet, Versioned, subnet};
+use crate::model::{
+    Endpoint, EndpointId, ExpandSpec, Network, NetworkId, Node, Subnet, Versioned, subnet,
+};
 use crate::store::{Entry, Outcome, Revision, Transaction};
 
 /// What adding subnets did.
@@ -80,7 +84,9 @@ impl Cluster {
             if self.refuse_subnet_in_use(&before, cidr).await.is_err() {
                 continue; // The next round puts it back.
             }
-            if !self.erase_blocks(&network, revision, cidr).await? {
+            if !self.move_hosts(&network, revision, cidr).await?
+                || !self.erase_blocks(&network, revision, cidr).await?
+            {
                 continue;
             }
             let after = without(&marked, cidr);
@@ -128,6 +134,40 @@ impl Cluster {
         Ok(true)
     }
 
+    /// Takes hosts out that have addresses of a subnet, as long as the network was written last at this
+    /// revision: their agents plug them in again, with others. `false`: it was not, or one was changed.
+    /// Of the subnet nothing rests: as long as it is not there, its addresses are nobody's.
+    async fn move_hosts(
+        &self,
+        network: &Network,
+        revision: Revision,
+        cidr: IpNetwork,
+    ) -> Result<bool, ClusterError> {
+        for (key, endpoint) in self.read_all::<Endpoint>(&keys::endpoints(network.id)).await? {
+            if !endpoint.host || !endpoint.addresses.iter().any(|address| cidr.contains(*address)) {
+                continue;
+            }
+            let mut transaction = Transaction::new()
+                .modified(keys::network(network.id), revision)
+                .modified(&key, Revision(endpoint.revision))
+                .delete(key)
+                .delete(keys::name(network.id, &endpoint.name))
+                .delete(keys::local(&endpoint.node, network.id, endpoint.id));
+            let rest = self.rest_lease().await?;
+            for address in &endpoint.addresses {
+                let rest = rest.filter(|_| !cidr.contains(*address));
+                transaction = freeing(transaction, network.id, *address, rest);
+            }
+            match self.commit(transaction).await {
+                Ok(Outcome::Committed(_)) => {}
+                Ok(Outcome::Conflict) => return Ok(false),
+                Err(error) if self.is_rest_gone(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
     /// All networks. One that cannot be read may have any range, so it is an error.
     async fn every_network(&self) -> Result<Vec<Versioned<Network>>, ClusterError> {
         let networks = self.read_every(keys::NETWORKS).await?;
@@ -141,9 +181,17 @@ impl Cluster {
     ) -> Result<(), ClusterError> {
         let prefix = keys::addresses(network.id);
         let listing = self.store.list(&prefix).await?;
+        let hosts = match network.host_access {
+            true => self.endpoints(network.id).await?,
+            false => Vec::new(),
+        };
+        let hosts: BTreeSet<EndpointId> = hosts.iter().filter(|e| e.host).map(|e| e.id).collect();
         let within = |(key, entry): (&String, &Entry)| {
             let address: IpAddr = key.strip_prefix(&prefix)?.parse().ok()?;
-            cidr.contains(address).then(|| (address, holder(&entry.value)))
+            let holder = holder(&entry.value);
+            // Those get others.
+            let is_host = matches!(holder, Holder::Endpoint(id) if hosts.contains(&id));
+            (cidr.contains(address) && !is_host).then_some((address, holder))
         };
         let taken: Vec<(IpAddr, Holder)> = listing.entries.iter().filter_map(within).collect();
         let resting = taken.iter().filter(|(_, holder)| *holder == Holder::Resting).count();

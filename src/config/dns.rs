@@ -10,6 +10,9 @@ use crate::dns::{DomainName, PORT};
 /// Where every network answers by default, in the range for what is not routed (RFC 3927).
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
 
+/// What systemd-resolved has (systemd-resolved.service(8)).
+const RESOLVED: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127, 0, 0, 54)];
+
 /// Checks the settings of names.
 pub(super) fn check(check: &mut Check<'_>) -> DnsConfig {
     let default = DomainName::parse("netctl.internal").unwrap_or_default();
@@ -19,6 +22,7 @@ pub(super) fn check(check: &mut Check<'_>) -> DnsConfig {
         check.report("dns.ttl", "give whole seconds".to_owned());
     }
     let address = check.value("dns.address", Some(ADDRESS), link_local);
+    let host = check.value("dns.host", None, loopback);
     let rate = check.value("dns.rate", 10_000, rate);
     let mut upstreams = Vec::new();
     for text in check.list("dns.upstreams").unwrap_or_default() {
@@ -38,7 +42,7 @@ pub(super) fn check(check: &mut Check<'_>) -> DnsConfig {
             Err(message) => check.report("dns.forward", message),
         }
     }
-    DnsConfig { domain, ttl, address, rate, upstreams, forward }
+    DnsConfig { domain, ttl, address, host, rate, upstreams, forward }
 }
 
 fn domain_and_server(name: &str, at: &str) -> Result<(DomainName, SocketAddr), String> {
@@ -63,6 +67,22 @@ fn server(text: &str) -> Result<SocketAddr, String> {
 fn rate(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|number| *number <= 1_000_000);
     number.ok_or_else(|| format!("{text:?} is not a number of packets: give 1 to 1000000, or 0 for all"))
+}
+
+fn loopback(text: &str) -> Result<Option<IpAddr>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let address: Option<IpAddr> = text.parse().ok();
+    match address.filter(IpAddr::is_loopback) {
+        Some(IpAddr::V4(address)) if RESOLVED.contains(&address) => {
+            Err(format!("{address} is systemd-resolved's own: give another, such as 127.0.0.110"))
+        }
+        Some(address) => Ok(Some(address)),
+        None => Err(format!(
+            "{text:?} is not a loopback address: give one of 127.0.0.0/8, such as 127.0.0.110, or ::1, or none"
+        )),
+    }
 }
 
 fn link_local(text: &str) -> Result<Option<Ipv4Addr>, String> {

@@ -124,6 +124,10 @@ pub struct Flags {
     /// none [default: 169.254.53.53]
     #[arg(long, value_name = "ADDRESS", help_heading = "Names")]
     dns_address: Option<String>,
+    /// The loopback address at which this machine itself finds names below the domain, or none
+    /// [default: none]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Names")]
+    dns_host: Option<String>,
     /// How many packets a second one container may send to the name server, 0 for any number
     /// [default: 10000]
     #[arg(long, value_name = "N", help_heading = "Names")]
@@ -200,6 +204,7 @@ impl Flags {
             one("dns.domain", &self.dns_domain),
             one("dns.ttl", &self.dns_ttl),
             one("dns.address", &self.dns_address),
+            one("dns.host", &self.dns_host),
             one("dns.rate", &self.dns_rate),
             many("dns.upstreams", &self.dns_upstreams),
             many("dns.forward", &self.dns_forward),

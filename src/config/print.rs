@@ -58,6 +58,7 @@ fn dns(dns: &DnsConfig) -> Table {
     set("domain", text(&dns.domain));
     set("ttl", text(Shown(dns.ttl)));
     set("address", dns.address.map_or_else(|| text("none"), text));
+    set("host", dns.host.map_or_else(|| text("none"), text));
     set("rate", i64::from(dns.rate).into());
     set("upstreams", list(&dns.upstreams));
     set("forward", dns.forward.iter().map(forward).collect::<Table>().into());

@@ -20,7 +20,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 40] = [
+const KEYS: [(&str, Shape); 41] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -48,6 +48,7 @@ const KEYS: [(&str, Shape); 40] = [
     ("dns.domain", Shape::One),
     ("dns.ttl", Shape::One),
     ("dns.address", Shape::One),
+    ("dns.host", Shape::One),
     ("dns.rate", Shape::One),
     ("dns.upstreams", Shape::Many),
     ("dns.forward", Shape::Lists),

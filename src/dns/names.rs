@@ -12,6 +12,8 @@ pub struct Names<'a> {
     pub domain: &'a DomainName,
     /// The zones.
     pub zones: &'a [Arc<Zone>],
+    /// Whether names of one and two labels may be ours.
+    pub short: bool,
 }
 
 /// What was found of a name.
@@ -41,6 +43,9 @@ impl<'a> Names<'a> {
         }
         if let Some(address) = address(name) {
             return self.find_address(address);
+        }
+        if !self.short {
+            return Found::Foreign;
         }
         let whole = |(number, zone): (usize, &'a Arc<Zone>)| Some((number, zone.get(name.wire())?));
         let short = self.zones.iter().enumerate().find_map(whole).or_else(|| self.find_qualified(name));

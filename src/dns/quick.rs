@@ -104,6 +104,9 @@ fn look_up<'a>(names: &Names<'a>, query: &PlainQuery<'_>) -> Looked<'a> {
     if query.label(last) == b"arpa" {
         return Looked::Other;
     }
+    if !names.short {
+        return Looked::Foreign;
+    }
     let short = names.zones.iter().find_map(|zone| zone.get(query.name()));
     let found = short.or_else(|| if last > 0 { in_zone(last) } else { None });
     found.map_or(Looked::Foreign, Looked::Entry)

@@ -13,7 +13,7 @@ use super::netns::Netns;
 use super::sandbox::Sandbox;
 use super::{Error, observe, sysctl};
 use crate::model::NetworkId;
-use crate::model::object::{Device, LinkKind, UPLINK_PREFIX, Uplink};
+use crate::model::object::{ACCESS_PREFIX, Device, LinkKind, Plug, UPLINK_PREFIX, Uplink};
 
 const HOST: &str = "the host's namespace";
 
@@ -129,7 +129,8 @@ impl Host {
             Ok(devices) => devices,
             Err(error) => return vec![error],
         };
-        let ours = devices.into_iter().filter(is_uplink).map(|found| found.name);
+        let uplinks = devices.into_iter().filter(|found| has_name(found, UPLINK_PREFIX));
+        let ours = uplinks.map(|found| found.name);
         ours.filter(|name| !wanted.contains(name)).filter_map(|name| self.remove(&name).err()).collect()
     }
 
@@ -168,7 +169,7 @@ impl Host {
     pub fn inventory(&mut self) -> Result<Inventory, Error> {
         let mut inventory = Inventory::default();
         let devices = self.devices()?;
-        let foreign = |found: &&observe::Device| found.kind != LinkKind::Loopback && !is_uplink(found);
+        let foreign = |found: &&observe::Device| found.kind != LinkKind::Loopback && !is_ours(found);
         let mut indexes = BTreeSet::new();
         let addresses = self.addresses()?;
         for found in devices.iter().filter(foreign) {
@@ -193,6 +194,36 @@ impl Host {
             }
         }
         Ok(inventory)
+    }
+
+    /// Whether the host's own end of a pair has all that it was given: somebody may have taken it away.
+    pub fn has_end(&mut self, plug: &Plug) -> Result<bool, Error> {
+        let Some(found) = self.device(plug.interface.as_str())? else { return Ok(false) };
+        let present: BTreeSet<IpNetwork> = self
+            .addresses()?
+            .into_iter()
+            .filter(|address| address.index == found.index)
+            .map(|address| address.network)
+            .collect();
+        let mut ends = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let routes = self.netlink.dump(&message::route_dump(family, true));
+            let routes = routes.map_err(Error::netlink("read routes", HOST))?;
+            ends.extend(routes.iter().filter_map(|message| {
+                match message {
+                    RouteNetlinkMessage::NewRoute(message) => observe::route(message)
+                        .filter(|route| route.ours && route.hop.device() == Some(found.index))
+                        .map(|route| route.destination),
+                    _ => None,
+                }
+            }));
+        }
+        let routed = |range: &&IpNetwork| plug.gateways.iter().any(|g| g.is_ipv4() == range.is_ipv4());
+        let gateways = plug.gateways.iter().map(|gateway| IpNetwork::from(*gateway));
+        let wanted: BTreeSet<IpNetwork> =
+            plug.routes.iter().filter(routed).copied().chain(gateways).collect();
+        let addressed = plug.addresses.iter().all(|address| present.contains(address));
+        Ok(found.up && found.mtu == plug.mtu && addressed && ends == wanted)
     }
 
     fn devices(&mut self) -> Result<Vec<observe::Device>, Error> {
@@ -257,8 +288,13 @@ fn as_device(message: &RouteNetlinkMessage) -> Option<observe::Device> {
     }
 }
 
-fn is_uplink(found: &observe::Device) -> bool {
-    let id = found.name.strip_prefix(UPLINK_PREFIX);
+/// Whether a device is an uplink, or one by which the host is on a network.
+fn is_ours(found: &observe::Device) -> bool {
+    has_name(found, UPLINK_PREFIX) || has_name(found, ACCESS_PREFIX)
+}
+
+fn has_name(found: &observe::Device, prefix: &str) -> bool {
+    let id = found.name.strip_prefix(prefix);
     found.kind == LinkKind::Veth && id.is_some_and(|id| id.parse::<NetworkId>().is_ok())
 }
 

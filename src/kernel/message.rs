@@ -263,6 +263,16 @@ pub(super) enum Hop {
     Via(u32, IpAddr),
 }
 
+impl Hop {
+    /// The device, where there is one.
+    pub(super) fn device(self) -> Option<u32> {
+        match self {
+            Self::Device(index) | Self::Via(index, _) => Some(index),
+            Self::Unreachable => None,
+        }
+    }
+}
+
 /// A route of the main table.
 pub(super) fn route(destination: IpNetwork, hop: Hop, mtu: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();

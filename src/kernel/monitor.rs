@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::netlink::{self, Netlink};
 use super::netns::Netns;
 use super::{Error, message, nft, observe};
-use crate::model::object::{Device, PROTOCOL, TABLE, UPLINK_PREFIX};
+use crate::model::object::{ACCESS_PREFIX, Device, PROTOCOL, TABLE, UPLINK_PREFIX};
 
 /// News that may wait for the thread, for each socket.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
@@ -67,7 +67,7 @@ pub struct Notice {
 /// Which objects in a namespace are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The host's namespace: uplinks and our table.
+    /// The host's namespace: uplinks, its own access to networks, and our table.
     Host,
     /// A sandbox: everything that bears our mark.
     Sandbox,
@@ -329,7 +329,7 @@ fn route_change(
 
 fn is_ours(scope: Scope, name: &str) -> bool {
     match scope {
-        Scope::Host => name.starts_with(UPLINK_PREFIX),
+        Scope::Host => name.starts_with(UPLINK_PREFIX) || name.starts_with(ACCESS_PREFIX),
         Scope::Sandbox => Device::from_name(name).is_some(),
     }
 }

@@ -330,10 +330,7 @@ fn remove_others(
     present: &[observe::Route],
     wanted: &[(IpNetwork, Hop)],
 ) -> Result<(), Error> {
-    let through = |route: &&observe::Route| match route.hop {
-        Hop::Device(index) | Hop::Via(index, _) => index == pair.inner,
-        Hop::Unreachable => false,
-    };
+    let through = |route: &&observe::Route| route.hop.device() == Some(pair.inner);
     let unwanted = |route: &&observe::Route| {
         !wanted.iter().any(|(destination, hop)| (*destination, *hop) == (route.destination, route.hop))
     };

@@ -30,6 +30,9 @@ pub struct Endpoint {
     pub mac: MacAddr,
     /// Where it is plugged in.
     pub attachment: Attachment,
+    /// Whether it is the node's host, which the agent plugs in and takes out by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host: bool,
     /// The service that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Name>,

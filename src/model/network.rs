@@ -93,6 +93,9 @@ pub struct NetworkSpec {
     /// Whether the network has no way out of the overlay.
     #[serde(default)]
     pub internal: bool,
+    /// Whether the hosts of all nodes reach its addresses.
+    #[serde(default)]
+    pub host_access: bool,
     /// Free text by key.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -250,6 +253,9 @@ pub struct Network {
     /// Whether the network has no way out of the overlay.
     #[serde(default)]
     pub internal: bool,
+    /// Whether the hosts of all nodes reach its addresses: each is an endpoint of it then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_access: bool,
     /// Free text by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

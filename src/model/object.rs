@@ -22,6 +22,9 @@ pub const SANDBOX_PREFIX: &str = "netctl-";
 /// The prefix of the names of uplink devices in the host's namespace.
 pub const UPLINK_PREFIX: &str = "nc-";
 
+/// The prefix of the names of the devices by which the host itself is on a network.
+pub const ACCESS_PREFIX: &str = "nh-";
+
 /// The name of a network's sandbox namespace: `ip netns exec netctl-<network id>` works.
 pub fn sandbox_name(network: NetworkId) -> String {
     format!("{SANDBOX_PREFIX}{network}")
@@ -30,6 +33,11 @@ pub fn sandbox_name(network: NetworkId) -> String {
 /// The name of the host's end of a network's uplink.
 pub fn uplink_name(network: NetworkId) -> String {
     format!("{UPLINK_PREFIX}{network}")
+}
+
+/// The name of the device by which the host itself is on a network.
+pub fn access_name(network: NetworkId) -> String {
+    format!("{ACCESS_PREFIX}{network}")
 }
 
 /// A device of a sandbox, by what it is for.
@@ -283,6 +291,8 @@ mod tests {
     #[test]
     fn names_in_the_host_fit_the_kernel() {
         let network: NetworkId = "0123456789ab".parse().unwrap();
-        assert!(uplink_name(network).parse::<IfName>().is_ok());
+        for name in [uplink_name(network), access_name(network)] {
+            assert!(name.parse::<IfName>().is_ok(), "{name}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use super::{NameService, Surroundings};
 use crate::lb::Balancer;
 use crate::model::node::{UPLINKS4, UPLINKS6};
-use crate::model::object::{TABLE, UPLINK_PREFIX};
+use crate::model::object::{ACCESS_PREFIX, TABLE, UPLINK_PREFIX};
 use crate::model::{Network, Subnet};
 
 /// The table of a sandbox.
@@ -136,7 +136,9 @@ fn errors_of_gateways(network: &Network) -> String {
 ///   engine's container whose traffic this host forwards, not a process on this host (a packet of
 ///   a socket has an owner, `meta skuid`; those of a VXLAN device have none).
 /// - Sandboxes reach neither the host nor each other, and nobody opens a connection into one.
-pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
+/// - By a network that it has access to (`access`) the host opens connections, and takes none; nothing
+///   is forwarded to or from there.
+pub(super) fn host(around: Surroundings<'_>, uplinks: bool, access: bool) -> String {
     let port = around.me.tunnel_port;
     // Each node chooses its own port; none of them may be reached from here but by VXLAN.
     let ports: BTreeSet<u16> =
@@ -148,6 +150,7 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
         r#"    chain prerouting {{
         type filter hook prerouting priority -450; policy accept;
         udp dport {{ {ports} }} iifname "{UPLINK_PREFIX}*" counter drop comment "tunnel-from-container"
+        udp dport {{ {ports} }} iifname "{ACCESS_PREFIX}*" counter drop comment "tunnel-from-container"
         udp dport {port} jump tunnel
     }}
     chain tunnel {{
@@ -169,16 +172,19 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
         udp dport {{ {ports} }} ip6 daddr @members6 counter drop comment "tunnel-forwarded"
 "#
     );
+    if access {
+        let _ = write!(
+            rules,
+            r#"        iifname "{ACCESS_PREFIX}*" counter drop comment "forwarded-by-host-access"
+        oifname "{ACCESS_PREFIX}*" counter drop comment "forwarded-by-host-access"
+"#
+        );
+    }
     if uplinks {
         let _ = write!(
             rules,
             r#"        iifname "{UPLINK_PREFIX}*" oifname "{UPLINK_PREFIX}*" counter drop comment "between-networks"
         oifname "{UPLINK_PREFIX}*" ct state != {{ established, related }} counter drop comment "unsolicited"
-    }}
-    chain input {{
-        type filter hook input priority -450; policy accept;
-        iifname "{UPLINK_PREFIX}*" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-        iifname "{UPLINK_PREFIX}*" ct state != {{ established, related }} counter drop comment "container-to-host"
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -188,7 +194,28 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool) -> String {
         );
     }
     rules.push_str("    }\n");
+    let devices = [(uplinks, UPLINK_PREFIX), (access, ACCESS_PREFIX)];
+    rules.push_str(&input(devices.into_iter().filter(|(used, _)| *used).map(|(_, prefix)| prefix)));
     table(&rules)
+}
+
+/// The host's input chain: what comes by devices with these prefixes is only what the host asked for.
+fn input<'a>(prefixes: impl Iterator<Item = &'a str>) -> String {
+    let mut rules = String::new();
+    for prefix in prefixes {
+        let _ = write!(
+            rules,
+            r#"        iifname "{prefix}*" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        iifname "{prefix}*" ct state != {{ established, related }} counter drop comment "container-to-host"
+"#
+        );
+    }
+    match rules.is_empty() {
+        true => rules,
+        false => format!(
+            "    chain input {{\n        type filter hook input priority -450; policy accept;\n{rules}    }}\n"
+        ),
+    }
 }
 
 /// The sets of the other nodes' underlay addresses.

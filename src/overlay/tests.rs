@@ -192,6 +192,40 @@ fn the_hosts_table_admits_the_other_nodes_and_not_this_one() {
 }
 
 #[test]
+fn a_host_has_single_addresses_and_no_default_route() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let host = Endpoint { host: true, ..endpoint(2, "n1") };
+    let plug = plug(&n1, &network(serde_json::json!({"host_access": true})), &host);
+    let text = |nets: &[IpNetwork]| nets.iter().map(IpNetwork::to_string).collect::<Vec<_>>();
+    assert_eq!(text(&plug.addresses), ["10.9.0.2/32", "fd00:9::2/128"]);
+    assert_eq!(text(&plug.routes), ["10.9.0.0/24", "fd00:9::/64"]);
+    assert!(!plug.default_route);
+}
+
+#[test]
+fn the_hosts_table_guards_its_access_to_networks_also_where_all_are_internal() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let nodes = nodes(std::slice::from_ref(&n1));
+    for (extra, uplinks, access) in [
+        (serde_json::json!({}), true, false),
+        (serde_json::json!({"internal": true}), false, false),
+        (serde_json::json!({"host_access": true}), true, true),
+        (serde_json::json!({"host_access": true, "internal": true}), false, true),
+    ] {
+        let script = host(around(&n1, &nodes), [&network(extra)]).firewall;
+        let guarded = |prefix| {
+            script.contains(&format!(
+                "iifname \"{prefix}*\" ct state != {{ established, related }} counter"
+            ))
+        };
+        assert_eq!((guarded("nc-"), guarded("nh-")), (uplinks, access), "{script}");
+        assert_eq!(script.contains("        oifname \"nh-*\" counter drop"), access, "{script}");
+        assert_eq!(script.contains("        iifname \"nh-*\" counter drop"), access, "{script}");
+        assert_eq!(script.contains("masquerade"), uplinks, "{script}");
+    }
+}
+
+#[test]
 fn names_do_not_reach_the_scripts() {
     let n1 = node("n1", "192.0.2.1", 1450);
     let nodes = nodes(std::slice::from_ref(&n1));

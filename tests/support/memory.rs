@@ -167,6 +167,7 @@ impl State {
             node_usage: vec![node],
             network: network.clone(),
             effective_mtu,
+            host_obstacle: None,
             revision: 7,
         }
     }
@@ -239,7 +240,7 @@ impl Service for Memory {
 
     async fn settings(&self) -> Result<SettingsView, ApiError> {
         let state = self.call()?;
-        if state.tells_no_settings { Err(not_found("path")) } else { Ok(state.settings) }
+        if state.tells_no_settings { Err(not_found("path")) } else { Ok(state.settings.clone()) }
     }
 
     async fn metrics(&self) -> String {
@@ -268,6 +269,7 @@ impl Service for Memory {
             uplink: count as u16,
             mtu: spec.mtu,
             internal: spec.internal,
+            host_access: spec.host_access,
             labels: spec.labels,
             leaving: Vec::new(),
             removing: false,
@@ -359,6 +361,7 @@ impl Service for Memory {
                 boot: "boot".to_owned(),
                 interface: request.interface.unwrap_or_else(|| "eth0".parse().unwrap()),
             },
+            host: false,
             service: request.service,
             drawn: None,
             weight: request.weight.map_or(1, |weight| weight.get()),

@@ -242,8 +242,10 @@ fn a_plan_knows_how_large_the_subnets_of_the_pool_are(world: &World) {
     let config = Config::embedded().raw("pool_prefix", "27").raw("pool6_prefix", "120");
     let _agent = n1.agent(&config.raw("address_alarm", "90"));
     let settings = n1.client().call("GET", "/v1/settings", None).unwrap();
-    let expected =
-        json!({"pool_prefix": 27, "pool6_prefix": 120, "address_warning": 80, "address_alarm": 90});
+    let expected = json!({
+        "pool_prefix": 27, "pool6_prefix": 120, "address_warning": 80, "address_alarm": 90,
+        "dns_domain": "netctl.internal", "dns_host": null,
+    });
     assert_eq!((settings.status, settings.body), (200, expected));
     let file = n1.dir().join("stack.yml");
     std::fs::write(&file, "services: {a: {scale: 29}}").unwrap();

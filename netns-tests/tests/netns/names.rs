@@ -27,13 +27,13 @@ crate::tests![
 /// What `dig` printed.
 #[derive(Debug)]
 pub(crate) struct Dug {
-    status: String,
-    pub flags: String,
+    pub(crate) status: String,
+    pub(crate) flags: String,
     /// The data of the answers, sorted.
-    pub answers: Vec<String>,
+    pub(crate) answers: Vec<String>,
     /// Their times to live.
-    pub ttls: Vec<u32>,
-    pub text: String,
+    pub(crate) ttls: Vec<u32>,
+    pub(crate) text: String,
 }
 
 /// Asks from a container; `question` has the name, the type and options.
@@ -71,7 +71,7 @@ pub(crate) fn status(from: &Space, server: &str, question: &str) -> String {
 }
 
 #[track_caller]
-fn service(node: &Node, name: &str, mode: &str, networks: &[&str]) -> Vec<String> {
+pub(crate) fn service(node: &Node, name: &str, mode: &str, networks: &[&str]) -> Vec<String> {
     let spec = json!({"name": name, "networks": networks, "replicas": 2, "endpoint_mode": mode});
     let made = node.client().call("POST", "/v1/services", Some(&spec)).unwrap();
     assert_eq!(made.status, 201, "{made:?}");

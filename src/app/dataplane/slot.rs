@@ -263,6 +263,12 @@ impl Slot {
         left
     }
 
+    /// Has an endpoint that is plugged in completed again, because somebody took something away.
+    pub(super) fn mend(&mut self, endpoint: EndpointId) {
+        self.behind.insert(endpoint);
+        self.mended += 1;
+    }
+
     /// The endpoints whose devices are known to be there.
     fn plugged(&self) -> BTreeSet<EndpointId> {
         let links = self.observed.iter().map_while(|object| match object {

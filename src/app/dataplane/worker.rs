@@ -307,6 +307,7 @@ impl Worker {
             self.firewall = None;
             self.settings.tally.repairs.inc();
         }
+        self.look_at_ends();
     }
 
     /// Brings the kernel to the desired state where the two may differ.
@@ -367,6 +368,8 @@ impl Worker {
 
     fn apply_host(&mut self, desired: &object::Host) -> Result<(), kernel::Error> {
         if !self.firewall.as_ref().is_some_and(|firewall| firewall.is(&desired.firewall)) {
+            // What is connected from here on needs the new rules.
+            self.firewall = None;
             self.firewall = Some(Firewall::install(self.host.netns(), &desired.firewall)?);
         }
         self.host.forward(desired.forward4, desired.forward6)?;
@@ -418,8 +421,9 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
+        let guarded = self.firewall.is_some();
         let plug_of = |endpoint| {
-            let endpoint = endpoints.get(&endpoint).filter(this_boot);
+            let endpoint = endpoints.get(&endpoint).filter(this_boot).filter(|e| guarded || !e.host);
             let placed = endpoint.filter(|endpoint| has_place(&network, endpoint));
             placed.map(|endpoint| overlay::plug(&self.me, &network, endpoint))
         };

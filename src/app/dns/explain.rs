@@ -7,12 +7,12 @@ use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name as DnsName, Record, RecordType};
 
 use super::super::agent::Agent;
-use super::NameServer;
 use super::forward::Answered;
 use super::knowledge::Client;
+use super::{NameServer, Side};
 use crate::api::{ApiError, ErrorCode, NameQuery, NameSource, NameView, RecordView};
 use crate::dns::answer::{MAX_UDP, Reply, Transport, describe};
-use crate::dns::{DomainName, Found, Names};
+use crate::dns::{DomainName, Found};
 use crate::model::NetworkId;
 
 /// As whom somebody asks who is no container.
@@ -52,8 +52,8 @@ impl NameServer {
         let knowledge = self.knowledge.borrow();
         match network {
             Some(network) => {
-                let container = knowledge.container((network, address));
-                container.or_else(|| knowledge.stranger(network)).cloned()
+                let container = knowledge.client((Side::Network(network), address));
+                container.or_else(|| knowledge.stranger(Side::Network(network))).cloned()
             }
             None => Some(knowledge.everything()),
         }
@@ -68,7 +68,7 @@ impl NameServer {
     ) -> NameView {
         let (reply, source) = {
             let knowledge = self.knowledge.borrow();
-            let names = Names { domain: &self.config.domain, zones: &client.zones };
+            let names = client.names(&self.config.domain);
             let labels = asked.queries.iter().flat_map(|question| question.name().iter());
             let found = names.find(&DomainName::new(labels).unwrap_or_default());
             let reply = self.reply(&knowledge, client, asked, Transport::Tcp);
@@ -90,7 +90,7 @@ impl NameServer {
             },
             (Reply::Elsewhere | Reply::Nothing, _) => {
                 let start = Instant::now();
-                let asker = network.map(|network| (network, address));
+                let asker = network.map(|network| (Side::Network(network), address));
                 let Answered { message, server, servers } = self.forwarder.ask(asker, asked).await;
                 let milliseconds = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let text = |server: &std::net::SocketAddr| server.to_string();

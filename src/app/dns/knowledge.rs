@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Asker;
-use crate::dns::Zone;
+use super::{Asker, Side};
+use crate::dns::{DomainName, Names, Zone};
 use crate::model::{Network, NetworkId, Node, Snapshot, Versioned};
 
 /// What one client finds.
@@ -13,12 +13,19 @@ use crate::model::{Network, NetworkId, Node, Snapshot, Versioned};
 pub(super) struct Client {
     /// The zones of its networks, the one on which it asks first.
     pub(super) zones: Arc<[Arc<Zone>]>,
+    /// Whether it is the host: then nothing is its but what is told whole.
+    pub(super) is_host: bool,
 }
 
 impl Client {
     /// Whether names that are not ours are asked for elsewhere.
     pub(super) fn forwards(&self) -> bool {
-        self.zones.iter().any(|zone| zone.forwards)
+        !self.is_host && self.zones.iter().any(|zone| zone.forwards)
+    }
+
+    /// What it can ask for.
+    pub(super) fn names<'a>(&'a self, domain: &'a DomainName) -> Names<'a> {
+        Names { domain, zones: &self.zones, short: !self.is_host }
     }
 }
 
@@ -28,15 +35,20 @@ pub(super) struct Knowledge {
     /// The newest of the store's revisions that this is from, folded into a serial number.
     pub(super) serial: u32,
     /// This node's containers, by network and address.
-    containers: HashMap<Asker, Client>,
+    containers: HashMap<(NetworkId, IpAddr), Client>,
+    /// What the host finds: it is on no network, and finds the names of all.
+    host: Option<Client>,
     /// By network: what anybody finds who is only known to be there.
     networks: HashMap<NetworkId, Client>,
 }
 
 impl Knowledge {
-    /// What a container of this node finds.
-    pub(super) fn container(&self, asker: Asker) -> Option<&Client> {
-        self.containers.get(&asker)
+    /// What a container of this node finds, or the host.
+    pub(super) fn client(&self, (side, address): Asker) -> Option<&Client> {
+        match side {
+            Side::Network(network) => self.containers.get(&(network, address)),
+            Side::Host => self.host.as_ref(),
+        }
     }
 
     /// What somebody finds who is on all networks of this node.
@@ -44,12 +56,15 @@ impl Knowledge {
         let mut zones: Vec<Arc<Zone>> =
             self.networks.values().flat_map(|client| client.zones.iter().cloned()).collect();
         zones.sort_by(|a, b| a.name.cmp(&b.name));
-        Client { zones: zones.into() }
+        Client { zones: zones.into(), is_host: false }
     }
 
-    /// What somebody finds who asks on a network, and is no container of this node as far as is known.
-    pub(super) fn stranger(&self, network: NetworkId) -> Option<&Client> {
-        self.networks.get(&network)
+    /// What somebody finds who asks there, and is no container of this node as far as is known.
+    pub(super) fn stranger(&self, side: Side) -> Option<&Client> {
+        match side {
+            Side::Network(network) => self.networks.get(&network),
+            Side::Host => self.host.as_ref(),
+        }
     }
 }
 
@@ -90,12 +105,21 @@ impl Zones {
         self.knowledge()
     }
 
+    /// What the host finds; of networks with the same addresses first who has them on one that it reaches.
+    fn host(&self, knowledge: &Knowledge) -> Client {
+        let mut zones = knowledge.everything().zones.to_vec();
+        let networks = &self.snapshot.networks;
+        zones.sort_by_key(|zone| !networks.get(&zone.network).is_some_and(|n| n.host_access));
+        Client { zones: zones.into(), is_host: true }
+    }
+
     fn knowledge(&self) -> Knowledge {
         let revisions = self.snapshot.members.values().map(|members| members.revision);
         // Serial numbers are compared in a circle (RFC 1982).
         let serial = revisions.max().unwrap_or_default() as u32;
         let client = |networks: &[NetworkId]| Client {
             zones: networks.iter().filter_map(|id| self.zones.get(id).cloned()).collect(),
+            is_host: false,
         };
         let networks: HashMap<NetworkId, Client> =
             self.zones.keys().map(|id| (*id, client(&[*id]))).collect();
@@ -121,6 +145,8 @@ impl Zones {
                 containers.extend(addresses.iter().map(|address| ((*here, *address), client.clone())));
             }
         }
-        Knowledge { serial, containers, networks }
+        let mut knowledge = Knowledge { serial, containers, host: None, networks };
+        knowledge.host = Some(self.host(&knowledge));
+        knowledge
     }
 }

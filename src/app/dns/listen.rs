@@ -15,12 +15,11 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::share::Shares;
-use super::{Asker, NameServer, Outcome};
+use super::{Asker, NameServer, Outcome, Side};
 use crate::app::handover::Handover;
 use crate::dns::PORT;
 use crate::dns::answer::Transport;
 use crate::kernel::{Datagrams, Listening, Netns, listen_at};
-use crate::model::NetworkId;
 use crate::model::object::sandbox_name;
 
 /// The largest query that is read from a datagram, and how many are read at once.
@@ -40,28 +39,33 @@ const AFTER_ERROR: Duration = Duration::from_millis(1);
 /// How soon it is tried again to listen.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Where somebody listens: an address of a network, in the sandbox of that inode.
+/// Where somebody listens: an address of a network or of the host, in the namespace of that inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) network: NetworkId,
+    pub(super) side: Side,
     pub(super) inode: u64,
     pub(super) address: IpAddr,
 }
 
 /// Answers at one address until the task is ended, or the server stops.
 pub(super) async fn serve(server: Arc<NameServer>, place: Place) {
+    let mut said = String::new();
     let (udp, tcp) = loop {
         match open(&server.handover, place).await {
             Ok(sockets) => break sockets,
             Err(error) => {
-                let (network, address) = (place.network, place.address);
-                warn!(%network, %address, %error, "names are not answered yet");
+                let (side, address, text) = (place.side, place.address, error.to_string());
+                // It may be so for as long as somebody else has the port.
+                if text != said {
+                    warn!(%side, %address, error = text, "names are not answered yet");
+                }
+                said = text;
                 tokio::time::sleep(AGAIN).await;
             }
         }
     };
     server.note(place, true);
-    tokio::join!(datagrams(&server, place, udp), streams(&server, place.network, tcp));
+    tokio::join!(datagrams(&server, place, udp), streams(&server, place.side, tcp));
     server.note(place, false);
 }
 
@@ -69,12 +73,12 @@ impl Place {
     /// Under which names the sockets are kept for the next agent: for datagrams, and for streams. They
     /// are short: all together are one variable of its environment.
     pub(super) fn kept_as(&self) -> [String; 2] {
-        let Self { network, inode, address } = self;
+        let Self { side, inode, address } = self;
         let address = match address {
             IpAddr::V4(address) => format!("{:x}", address.to_bits()),
             IpAddr::V6(address) => format!("{:x}", address.to_bits()),
         };
-        ["u", "t"].map(|kind| format!("{kind}-{network}-{inode:x}-{address}"))
+        ["u", "t"].map(|kind| format!("{kind}-{side}-{inode:x}-{address}"))
     }
 }
 
@@ -89,7 +93,10 @@ async fn open(handover: &Handover, place: Place) -> anyhow::Result<(UdpSocket, T
         }
     }
     let opened = tokio::task::spawn_blocking(move || {
-        let netns = Netns::open_named(&sandbox_name(place.network))?;
+        let netns = match place.side {
+            Side::Network(network) => Netns::open_named(&sandbox_name(network))?,
+            Side::Host => Netns::current()?,
+        };
         anyhow::ensure!(netns.inode() == place.inode, "the sandbox is another one by now");
         Ok(listen_at(&netns, at)?)
     });
@@ -107,7 +114,7 @@ async fn open(handover: &Handover, place: Place) -> anyhow::Result<(UdpSocket, T
 }
 
 async fn datagrams(server: &Arc<NameServer>, place: Place, socket: UdpSocket) {
-    let network = place.network;
+    let side = place.side;
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
     let mut stopped = pin!(server.stopped());
@@ -121,7 +128,7 @@ async fn datagrams(server: &Arc<NameServer>, place: Place, socket: UdpSocket) {
             Ok(answered) => answered,
             // Errors of what was sent before, such as that a client's port is closed.
             Err(error) => {
-                debug!(%network, %error, "no query was read");
+                debug!(%side, %error, "no query was read");
                 tokio::time::sleep(AFTER_ERROR).await;
                 continue;
             }
@@ -137,7 +144,7 @@ async fn datagrams(server: &Arc<NameServer>, place: Place, socket: UdpSocket) {
             }
             let (server, socket) = (server.clone(), socket.clone());
             waiting.spawn(async move {
-                let asker = (network, client.ip());
+                let asker = (side, client.ip());
                 if let Some(answer) = server.answer(asker, &query, Transport::Udp).await {
                     send(&socket, &answer, client).await;
                 }
@@ -165,7 +172,7 @@ fn answer_all(server: &NameServer, place: Place, socket: &UdpSocket) -> io::Resu
         let mut later = Vec::new();
         let knowledge = server.knowledge.borrow();
         datagrams.answer(|query, client, answer| {
-            let asker = (place.network, client.ip());
+            let asker = (place.side, client.ip());
             match server.take(&knowledge, asker, query, Transport::Udp, answer) {
                 Outcome::Done => {}
                 Outcome::Later(query) => later.push((query, client)),
@@ -182,7 +189,7 @@ async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
     }
 }
 
-async fn streams(server: &Arc<NameServer>, network: NetworkId, listener: TcpListener) {
+async fn streams(server: &Arc<NameServer>, side: Side, listener: TcpListener) {
     let (mut connections, of_clients) = (JoinSet::new(), Shares::new(OF_CLIENT));
     let mut stopped = pin!(server.stopped());
     loop {
@@ -193,7 +200,7 @@ async fn streams(server: &Arc<NameServer>, network: NetworkId, listener: TcpList
         match accepted {
             Ok((stream, client)) => {
                 while connections.try_join_next().is_some() {}
-                let asker = (network, client.ip());
+                let asker = (side, client.ip());
                 // One too many is closed at once.
                 if connections.len() < CONNECTIONS
                     && let Some(share) = of_clients.take(asker)
@@ -206,7 +213,7 @@ async fn streams(server: &Arc<NameServer>, network: NetworkId, listener: TcpList
                 }
             }
             Err(error) => {
-                warn!(%network, %error, "connection for queries not accepted");
+                warn!(%side, %error, "connection for queries not accepted");
                 tokio::time::sleep(AGAIN).await;
             }
         }

@@ -51,12 +51,13 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Side;
     use super::*;
 
     #[test]
     fn one_client_has_so_many_and_another_its_own() {
         let shares = Shares::new(3);
-        let asker = |last: u8| ("aaaaaaaaaaaa".parse().unwrap(), [10, 9, 0, last].into());
+        let asker = |last: u8| (Side::Network("aaaaaaaaaaaa".parse().unwrap()), [10, 9, 0, last].into());
         let mut all: Vec<_> = (0..3).map(|_| shares.take(asker(2)).unwrap()).collect();
         assert!(shares.take(asker(2)).is_none());
         assert!(shares.take(asker(3)).is_some());

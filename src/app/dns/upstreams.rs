@@ -19,6 +19,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Which servers are asked.
 pub(super) struct Upstreams {
+    /// Where we answer the host ourselves: that is no outside.
+    own: Option<SocketAddr>,
     configured: Vec<SocketAddr>,
     /// Those for names below a domain.
     forward: Vec<(DomainName, Vec<SocketAddr>)>,
@@ -28,6 +30,7 @@ pub(super) struct Upstreams {
 impl Upstreams {
     pub(super) fn new(config: &DnsConfig) -> Self {
         Self {
+            own: config.host.map(|address| (address, PORT).into()),
             configured: config.upstreams.clone(),
             forward: config.forward.iter().map(|(d, servers)| (d.clone(), servers.clone())).collect(),
             host: Mutex::new(HostFile::new(RESOLV_CONF.into())),
@@ -40,7 +43,10 @@ impl Upstreams {
         match below.max_by_key(|(domain, _)| domain.count()) {
             Some((_, servers)) => servers.clone(),
             None if self.configured.is_empty() => {
-                self.host.lock().unwrap_or_else(PoisonError::into_inner).servers(Instant::now())
+                let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut servers = host.servers(Instant::now());
+                servers.retain(|server| Some(*server) != self.own);
+                servers
             }
             None => self.configured.clone(),
         }
@@ -133,6 +139,7 @@ mod tests {
             domain: name("netctl.internal"),
             ttl: Duration::ZERO,
             address: None,
+            host: None,
             rate: 0,
             upstreams: vec![server("192.0.2.1:53")],
             forward: [("corp", "192.0.2.2:53"), ("lab.corp", "192.0.2.3:5353")]

@@ -131,7 +131,7 @@ empty    [########################] 200 %
         let (green, yellow, red) = ("32", "33", "31");
         assert_eq!(colours(&usual), [green, green, yellow, red, red, red]);
         // Where they begin is the agent's to say.
-        let other = SettingsView { address_warning: 70, address_alarm: 75, ..usual };
+        let other = SettingsView { address_warning: 70, address_alarm: 75, ..usual.clone() };
         assert_eq!(colours(&other), [yellow, green, red, red, red, red]);
         assert!(bars(&networks, &usual, true).contains("]\x1b[0m 101 %"));
     }

@@ -89,7 +89,7 @@ pub(in crate::dns) fn plain(name: &str, kind: &str, edns: Option<u16>) -> Vec<u8
 /// Does something with what the client of a network is answered with.
 pub(in crate::dns) fn terms<T>(zone: &Arc<Zone>, act: impl FnOnce(Terms<'_>) -> T) -> T {
     let domain = DomainName::parse("netctl.internal").unwrap();
-    let names = Names { domain: &domain, zones: std::slice::from_ref(zone) };
+    let names = Names { domain: &domain, zones: std::slice::from_ref(zone), short: true };
     act(Terms { names, ttl: 5, serial: 9 })
 }
 

@@ -114,7 +114,7 @@ impl Ground {
     }
 
     fn names(&self) -> Names<'_> {
-        Names { domain: &self.domain, zones: &self.zones }
+        Names { domain: &self.domain, zones: &self.zones, short: true }
     }
 
     /// What is found, as text.
@@ -230,6 +230,20 @@ fn names_of_a_network_that_the_client_is_not_on_are_not_there() {
     assert_eq!(find("a.mail"), "Foreign");
     assert_eq!(find("a.mail.netctl.internal"), "Missing");
     assert_eq!(find("2.0.8.10.in-addr.arpa"), "Foreign");
+}
+
+#[test]
+fn without_short_forms_only_names_below_the_domain_and_addresses_are_ours() {
+    let ground = Ground::new();
+    let names = Names { short: false, ..ground.names() };
+    let find = |name: &str| show(&names.find(&DomainName::parse(name).unwrap()));
+    for name in ["a", "a.mail", "web", "tasks.web", "com"] {
+        assert_eq!(find(name), "Foreign", "{name}");
+    }
+    for name in ["a.mail.netctl.internal", "x.netctl.internal", "2.0.8.10.in-addr.arpa"] {
+        assert_eq!(find(name), ground.find(name), "{name}");
+        assert_ne!(find(name), "Foreign", "{name}");
+    }
 }
 
 #[test]

@@ -194,6 +194,7 @@ fn network() -> Network {
         uplink: 0,
         mtu: None,
         internal: false,
+        host_access: false,
         labels: Default::default(),
         removing: false,
         leaving: Vec::new(),

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::warn;
+
 use super::super::PlugError;
 use super::super::batch::{PlugRequest, UnplugRequest};
 use super::super::changes::{blocks_of, has_place};
@@ -112,6 +114,36 @@ impl Worker {
             let _ = reply.send(result);
         }
     }
+    /// Has the host's own ends completed from which somebody took something away. Of a container's only
+    /// its own engine knows what is right.
+    pub(super) fn look_at_ends(&mut self) {
+        let ids: Vec<NetworkId> = self.slots.keys().copied().collect();
+        for id in ids {
+            let Some(network) = self.network(id).filter(|network| network.host_access) else { continue };
+            let endpoints = self.endpoints(id);
+            let own = endpoints.values().filter(|e| e.host && e.node == self.me.name);
+            for endpoint in own.filter(|e| e.attachment.boot == self.settings.boot) {
+                let Some(slot) = self.slots.get_mut(&id) else { continue };
+                // One that is not plugged in will be.
+                if !slot.has_device(Device::Endpoint(endpoint.id)) || !has_place(&network, endpoint) {
+                    continue;
+                }
+                let plug = overlay::plug(&self.me, &network, endpoint);
+                match self.host.has_end(&plug) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        warn!(network = %network.name, device = %plug.interface, "the host's access was changed: it is put back");
+                        slot.mend(endpoint.id);
+                        self.changed.insert(id);
+                    }
+                    Err(error) => {
+                        warn!(network = %network.name, %error, "the host's access not looked at");
+                    }
+                }
+            }
+        }
+    }
+
     /// Endpoints that nobody asked for in time are plugged in with the rest of their network.
     pub(super) fn give_up_expecting(&mut self, now: Instant) {
         let slots = &self.slots;

@@ -24,6 +24,7 @@ fn forwarder() -> Forwarder {
         domain: DomainName::default(),
         ttl: Duration::ZERO,
         address: None,
+        host: None,
         rate: 0,
         upstreams: Vec::new(),
         forward: Default::default(),
