@@ -7,10 +7,10 @@
 mod firewall;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::lb::Balancer;
 use crate::model::node::UplinkAddresses;
@@ -34,6 +34,10 @@ pub struct Surroundings<'a> {
     /// How names are answered.
     pub names: NameService,
 }
+
+/// The destinations of default routes; no prefix is shorter than 0, and the compiler checks it.
+const ANY4: IpNetwork = IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap());
+const ANY6: IpNetwork = IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).unwrap());
 
 /// How sandboxes answer names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -206,7 +210,7 @@ fn ways(
 }
 
 /// What goes into a local endpoint's container.
-pub fn plug(me: &Node, network: &Network, endpoint: &Endpoint) -> Plug {
+pub fn plug(around: Surroundings<'_>, network: &Network, endpoint: &Endpoint) -> Plug {
     let placed =
         endpoint.addresses.iter().filter_map(|&a| network.subnet_of(a).map(|subnet| (a, subnet)));
     let (addresses, gateways) = placed
@@ -221,12 +225,16 @@ pub fn plug(me: &Node, network: &Network, endpoint: &Endpoint) -> Plug {
         inode: endpoint.attachment.inode,
         interface: endpoint.attachment.interface.clone(),
         mac: endpoint.mac,
-        mtu: effective_mtu(me, network),
+        mtu: effective_mtu(around.me, network),
         addresses,
         gateways,
         routes: network.subnets.iter().map(|subnet| subnet.cidr()).collect(),
-        // A host has its own.
-        default_route: !network.internal && !endpoint.host,
+        shared_routes: match (endpoint.host, network.internal) {
+            // It has its own.
+            (true, _) => Vec::new(),
+            (false, false) => vec![ANY4, ANY6],
+            (false, true) => around.names.fixed(network).map(IpNetwork::from).into_iter().collect(),
+        },
     }
 }
 

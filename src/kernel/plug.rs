@@ -1,8 +1,6 @@
 //! Connecting containers: the pair of devices, and the container's end of it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use ipnetwork::IpNetwork;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rand::Rng;
@@ -14,10 +12,6 @@ use super::sandbox::Sandbox;
 use super::{Error, host, observe, sysctl};
 use crate::model::object::{Device, LinkKind, Plug};
 use crate::model::{EndpointId, MacAddr};
-
-/// The destinations of default routes; no prefix is shorter than 0, and the compiler checks it.
-const ANY4: IpNetwork = IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap());
-const ANY6: IpNetwork = IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).unwrap());
 
 /// How many containers are connected at a time: each needs an open descriptor meanwhile.
 const AT_A_TIME: usize = 100;
@@ -237,7 +231,8 @@ fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
         match (result, part.route) {
             (Ok(()), _) => {}
             // The container is on another network already: the first one's way out stays.
-            (Err(error), Some((any, _))) if error.errno == Errno::EEXIST && any.prefix() == 0 => {}
+            (Err(error), Some((range, _)))
+                if error.errno == Errno::EEXIST && plug.shared_routes.contains(&range) => {}
             (Err(error), Some(route)) if error.errno == Errno::EEXIST => taken.push(route),
             (Err(error), _) => {
                 return Err(Error::netlink(&*part.action, netns.label())(error));
@@ -275,12 +270,9 @@ fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {
         route(IpNetwork::from(*gateway), Hop::Device(pair.inner));
     }
     for gateway in &plug.gateways {
-        let via = Hop::Via(pair.inner, *gateway);
-        for destination in plug.routes.iter().filter(|range| range.is_ipv4() == gateway.is_ipv4()) {
-            route(*destination, via);
-        }
-        if plug.default_route {
-            route(if gateway.is_ipv4() { ANY4 } else { ANY6 }, via);
+        let all = plug.routes.iter().chain(&plug.shared_routes);
+        for destination in all.filter(|range| range.is_ipv4() == gateway.is_ipv4()) {
+            route(*destination, Hop::Via(pair.inner, *gateway));
         }
     }
     for gateway in &plug.gateways {

@@ -264,12 +264,13 @@ pub struct Plug {
     /// its own for them (`noprefixroute`): everything goes through the gateway.
     pub addresses: Vec<IpNetwork>,
     /// The gateways, one for each address, in the same order. The container gets a permanent
-    /// neighbour entry for each, a route to it, and default routes and `routes` through it.
+    /// neighbour entry for each, a route to it, and `routes` and `shared_routes` through it.
     pub gateways: Vec<IpAddr>,
     /// Ranges that are reached through the gateway of their family.
     pub routes: Vec<IpNetwork>,
-    /// Whether there is a default route through the gateways.
-    pub default_route: bool,
+    /// Ranges that are reached in this way only where the container is on no other network through
+    /// which it reaches them: the way out, or else the address at which every network answers names.
+    pub shared_routes: Vec<IpNetwork>,
 }
 
 #[cfg(test)]

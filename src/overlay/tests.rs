@@ -114,7 +114,11 @@ fn an_internal_network_has_no_uplink_and_no_default_route() {
     assert!(!lines.iter().any(|line| line.contains("up0") || line.contains("/0 ")), "{lines:?}");
     assert_eq!(sandbox.uplink, None);
     assert!(!sandbox.firewall.contains("masquerade"));
-    assert!(!plug(&n1, &network, &endpoint(2, "n1")).default_route);
+    let inside = plug(around, &network, &endpoint(2, "n1"));
+    assert_eq!(inside.shared_routes, [], "no names are answered at a fixed address");
+    let names = NameService { address: Some([169, 254, 53, 53].into()), rate: 0 };
+    let inside = plug(Surroundings { names, ..around }, &network, &endpoint(2, "n1"));
+    assert_eq!(inside.shared_routes, ["169.254.53.53/32".parse().unwrap()]);
     assert!(host(around, [&network]).uplinks.is_empty());
     assert!(!host(around, [&network]).forward4);
 }
@@ -173,12 +177,12 @@ fn a_container_reaches_all_subnets_of_its_network_through_the_gateways_of_its_ow
         "subnets": [{"cidr": "10.8.0.0/24"}, {"cidr": "10.9.0.0/24", "gateway": "10.9.0.254"},
                     {"cidr": "fd00:9::/64"}],
     }));
-    let plug = plug(&n1, &network, &endpoint(2, "n1"));
+    let plug = plug(around(&n1, &BTreeMap::new()), &network, &endpoint(2, "n1"));
     let text = |nets: &[IpNetwork]| nets.iter().map(IpNetwork::to_string).collect::<Vec<_>>();
     assert_eq!(text(&plug.addresses), ["10.9.0.2/24", "fd00:9::2/64"]);
     assert_eq!(plug.gateways, ["10.9.0.254".parse::<IpAddr>().unwrap(), "fd00:9::1".parse().unwrap()]);
     assert_eq!(text(&plug.routes), ["10.8.0.0/24", "10.9.0.0/24", "fd00:9::/64"]);
-    assert!(plug.default_route);
+    assert_eq!(text(&plug.shared_routes), ["0.0.0.0/0", "::/0"]);
 }
 
 #[test]
@@ -195,11 +199,12 @@ fn the_hosts_table_admits_the_other_nodes_and_not_this_one() {
 fn a_host_has_single_addresses_and_no_default_route() {
     let n1 = node("n1", "192.0.2.1", 1450);
     let host = Endpoint { host: true, ..endpoint(2, "n1") };
-    let plug = plug(&n1, &network(serde_json::json!({"host_access": true})), &host);
+    let nodes = BTreeMap::new();
+    let plug = plug(around(&n1, &nodes), &network(serde_json::json!({"host_access": true})), &host);
     let text = |nets: &[IpNetwork]| nets.iter().map(IpNetwork::to_string).collect::<Vec<_>>();
     assert_eq!(text(&plug.addresses), ["10.9.0.2/32", "fd00:9::2/128"]);
     assert_eq!(text(&plug.routes), ["10.9.0.0/24", "fd00:9::/64"]);
-    assert!(!plug.default_route);
+    assert_eq!(plug.shared_routes, []);
 }
 
 #[test]

@@ -257,7 +257,7 @@ impl Container {
             addresses: vec![net(&format!("10.9.0.{host}/24")), net(&format!("fd00:9::{host}/64"))],
             gateways: vec![ip("10.9.0.1"), ip("fd00:9::1")],
             routes: vec![net("10.9.0.0/24"), net("fd00:9::/64")],
-            default_route: true,
+            shared_routes: vec![net("0.0.0.0/0"), net("::/0")],
         };
         Self { space, plug }
     }

@@ -67,6 +67,16 @@ fn an_internal_network_asks_nobody(world: &World) {
         assert_eq!(status(&inner.space, "10.8.0.1", &format!("{name} A")), "NXDOMAIN");
     }
     assert_eq!(found(&inner.space, "10.8.0.1", "i A"), n1.addresses("inner", "i"));
+    // Also where it is on no other network, and on another such one.
+    assert_eq!(found(&inner.space, "169.254.53.53", "i A"), n1.addresses("inner", "i"));
+    n1.ok("network create core --internal --subnet 10.7.0.0/24");
+    n1.ok(&format!("endpoint attach --network core --name i --netns {} --interface eth1", inner.path));
+    for name in ["i.inner", "i.core"] {
+        let network = name.trim_start_matches("i.");
+        let addresses = n1.addresses(network, "i");
+        assert_eq!(found(&inner.space, "169.254.53.53", &format!("{name} A")), addresses);
+    }
+    assert_eq!(status(&inner.space, "169.254.53.53", "example.com A"), "NXDOMAIN");
     assert_eq!(found(&a.space, "10.9.0.1", "example.org A"), ["192.0.2.7"]);
     assert_eq!(upstream.asked(), ["example.org"], "of the inside nothing is heard outside");
 }

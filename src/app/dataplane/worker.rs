@@ -87,6 +87,11 @@ pub(super) struct Worker {
     failure: Option<kernel::Error>,
 }
 
+/// What is around the networks of a node.
+fn around<'a>(me: &'a Node, snapshot: &'a Snapshot, settings: &Settings) -> Surroundings<'a> {
+    Surroundings { me, nodes: &snapshot.nodes, names: settings.names }
+}
+
 impl Worker {
     pub(super) fn new(
         me: Node,
@@ -354,8 +359,7 @@ impl Worker {
         self.host_changed = false;
         self.settings.tally.runs.inc();
         let networks: Vec<_> = self.snapshot.members.keys().filter_map(|id| self.network(*id)).collect();
-        let around =
-            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
+        let around = around(&self.me, &self.snapshot, &self.settings);
         let desired = overlay::host(around, networks.iter().map(|network| &network.value));
         if let Err(error) = self.apply_host(&desired) {
             warn!(%error, "host's namespace not as it should be");
@@ -412,8 +416,7 @@ impl Worker {
             }
         }
         let endpoints = self.endpoints(id);
-        let around =
-            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
+        let around = around(&self.me, &self.snapshot, &self.settings);
         let blocks = blocks_of(&self.snapshot, id);
         let balancer = self.balancer(&network, &endpoints);
         let members = endpoints.values().map(Arc::as_ref);
@@ -425,7 +428,7 @@ impl Worker {
         let plug_of = |endpoint| {
             let endpoint = endpoints.get(&endpoint).filter(this_boot).filter(|e| guarded || !e.host);
             let placed = endpoint.filter(|endpoint| has_place(&network, endpoint));
-            placed.map(|endpoint| overlay::plug(&self.me, &network, endpoint))
+            placed.map(|endpoint| overlay::plug(around, &network, endpoint))
         };
         let Left { failure, mut gone } = slot.converge(&desired, &balancer, &mut self.host, plug_of);
         self.settings.tally.repairs.inc_by(slot.repaired());

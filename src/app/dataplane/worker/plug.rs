@@ -10,11 +10,11 @@ use super::super::PlugError;
 use super::super::batch::{PlugRequest, UnplugRequest};
 use super::super::changes::{blocks_of, has_place};
 use super::super::slot::Slot;
-use super::Worker;
+use super::{Worker, around};
 use crate::kernel;
 use crate::model::object::{Device, Object, Step};
 use crate::model::{Endpoint, EndpointId, Network, NetworkId, NodeName, Versioned};
-use crate::overlay::{self, Surroundings};
+use crate::overlay;
 
 /// How long a new endpoint of this node may wait for its request to be plugged in, before it is
 /// plugged in without one.
@@ -37,10 +37,8 @@ impl Worker {
             let reason = format!("network {} has no such subnet on this node yet", network.name);
             let _ = reply.send(Err(PlugError::NotReady(reason)));
         }
-        let plugs: Vec<_> =
-            requests.iter().map(|(e, ..)| overlay::plug(&self.me, &network, e)).collect();
-        let around =
-            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
+        let around = around(&self.me, &self.snapshot, &self.settings);
+        let plugs: Vec<_> = requests.iter().map(|(e, ..)| overlay::plug(around, &network, e)).collect();
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let results = slot.plug(&plugs);
         let objects = requests.iter().zip(&results).filter(|(_, result)| result.is_ok());
@@ -114,6 +112,7 @@ impl Worker {
             let _ = reply.send(result);
         }
     }
+
     /// Has the host's own ends completed from which somebody took something away. Of a container's only
     /// its own engine knows what is right.
     pub(super) fn look_at_ends(&mut self) {
@@ -128,7 +127,8 @@ impl Worker {
                 if !slot.has_device(Device::Endpoint(endpoint.id)) || !has_place(&network, endpoint) {
                     continue;
                 }
-                let plug = overlay::plug(&self.me, &network, endpoint);
+                let around = around(&self.me, &self.snapshot, &self.settings);
+                let plug = overlay::plug(around, &network, endpoint);
                 match self.host.has_end(&plug) {
                     Ok(true) => {}
                     Ok(false) => {
@@ -178,8 +178,7 @@ impl Worker {
         touched: &BTreeMap<EndpointId, Option<Arc<Endpoint>>>,
     ) -> bool {
         let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return false };
-        let around =
-            Surroundings { me: &self.me, nodes: &self.snapshot.nodes, names: self.settings.names };
+        let around = around(&self.me, &self.snapshot, &self.settings);
         let blocks = blocks_of(&self.snapshot, id);
         let objects =
             |endpoint: &Endpoint| overlay::endpoint_objects(around, &network, &blocks, endpoint);
