@@ -240,7 +240,7 @@ async fn start_agent(
         defaults: defaults(config),
         boot,
         names,
-        access: access::Access::default(),
+        access: access::Access::new(&config.store),
         pressure: Pressure::new(pressure::Levels {
             warning: config.address_warning,
             alarm: config.address_alarm,

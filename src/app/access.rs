@@ -4,6 +4,7 @@
 //! dataplane keeps it so. Where the host uses a network's addresses for something else it stays out.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +16,17 @@ use super::agent::Agent;
 use crate::api::{ApiError, ErrorCode};
 use crate::cluster::view::Using;
 use crate::cluster::{Claimed, ClusterError, EndpointRequest, Health};
+use crate::config::StoreConfig;
 use crate::kernel::{Host, Inventory, Netns};
 use crate::model::object::access_name;
 use crate::model::subnet::overlap;
 use crate::model::{
-    Attachment, Endpoint, EndpointId, EndpointState, Name, Network, NetworkId, Snapshot, Versioned,
+    Attachment, Endpoint, EndpointId, EndpointState, Name, Network, NetworkId, Node, NodeName, Snapshot,
+    Subnet, Versioned,
 };
+
+/// The nodes by name.
+type Nodes = BTreeMap<NodeName, Arc<Node>>;
 
 /// How long it may take to plug the host into one network.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,9 +35,43 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Access {
     obstacles: Mutex<BTreeMap<NetworkId, String>>,
+    /// Where the store is, as far as its addresses were given.
+    stores: Vec<IpAddr>,
 }
 
 impl Access {
+    /// For an agent with this store.
+    pub(super) fn new(store: &StoreConfig) -> Self {
+        let stores = match store {
+            StoreConfig::Embedded { .. } => &[][..],
+            StoreConfig::Etcd(etcd) => &etcd.endpoints,
+        };
+        let address = |url: &String| {
+            let uri: axum::http::Uri = url.parse().ok()?;
+            uri.host()?.trim_matches(['[', ']']).parse().ok()
+        };
+        Self { stores: stores.iter().filter_map(address).collect(), ..Self::default() }
+    }
+
+    /// What the host has beside ours and what it must reach, in words, as far as a subnet overlaps it.
+    fn used(&self, inventory: &Inventory, nodes: &Nodes, subnet: IpNetwork) -> Option<String> {
+        let routed = inventory.subnets.iter().find(|range| overlap(**range, subnet));
+        let routed = routed.map(|range| format!("{range}, to which this host has a route"));
+        let underlay = || {
+            let node = nodes.values().find(|node| subnet.contains(node.underlay))?;
+            Some(format!("the underlay address {} of node {}", node.underlay, node.name))
+        };
+        let gateway = || {
+            let gateway = inventory.gateways.iter().find(|gateway| subnet.contains(**gateway))?;
+            Some(format!("{gateway}, which is this host's way out"))
+        };
+        let store = || {
+            let store = self.stores.iter().find(|store| subnet.contains(**store))?;
+            Some(format!("{store}, where the store is"))
+        };
+        routed.or_else(underlay).or_else(gateway).or_else(store)
+    }
+
     /// Why the host does not reach a network; `None`: it does, or it is not for that.
     pub(super) fn obstacle(&self, network: NetworkId) -> Option<String> {
         self.lock().get(&network).cloned()
@@ -116,7 +156,8 @@ async fn attend(
         }
     };
     for network in wanted {
-        let used = network.standing().find_map(|subnet| used(&inventory, subnet.cidr()));
+        let used = |subnet: &Subnet| agent.access.used(&inventory, &snapshot.nodes, subnet.cidr());
+        let used = network.standing().find_map(used);
         let present = open.remove(&network.id).flatten();
         let (now, obstacle) = match used {
             Some(reason) => {
@@ -222,20 +263,14 @@ fn own(agent: &Agent, snapshot: &Snapshot, network: NetworkId) -> Vec<Arc<Endpoi
 }
 
 /// Refuses subnets of a network that hosts are to reach, where this node's uses their addresses.
-pub(super) async fn refuse_used(subnets: &[IpNetwork]) -> Result<(), ApiError> {
+pub(super) async fn refuse_used(agent: &Agent, subnets: &[IpNetwork]) -> Result<(), ApiError> {
     let inventory = inventory().await?;
     for subnet in subnets {
-        if let Some(other) = used(&inventory, *subnet) {
+        if let Some(other) = agent.access.used(&inventory, &agent.snapshot().nodes, *subnet) {
             return Err(ClusterError::HostOverlaps { subnet: *subnet, other }.into());
         }
     }
     Ok(())
-}
-
-/// What the host uses a subnet's addresses for, in words.
-fn used(inventory: &Inventory, subnet: IpNetwork) -> Option<String> {
-    let range = inventory.subnets.iter().find(|range| overlap(**range, subnet))?;
-    Some(format!("{range}, to which this host has a route"))
 }
 
 /// What the host has beside ours.
@@ -251,4 +286,46 @@ pub(super) fn not_detached(endpoint: &Endpoint) -> ApiError {
         endpoint.name, endpoint.node
     );
     ApiError::new(ErrorCode::Conflict, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_needs_is_not_given_to_a_network() {
+        let store = StoreConfig::Etcd(crate::config::EtcdConfig {
+            endpoints: ["https://10.3.0.9:2379", "http://[fd00:3::9]:2379", "http://etcd:2379"]
+                .map(str::to_owned)
+                .into(),
+            prefix: "netctl/".to_owned(),
+            ca: None,
+            identity: None,
+            login: None,
+            timeout: Duration::from_secs(1),
+        });
+        let inventory = Inventory {
+            subnets: ["10.1.0.0/24".parse().unwrap()].into(),
+            gateways: ["10.4.0.1".parse().unwrap()].into(),
+            ..Inventory::default()
+        };
+        let node: Node = serde_json::from_value(serde_json::json!({
+            "id": "cccccccccccc", "name": "n2", "underlay": "10.2.0.7", "vtep_mac": "02:00:00:00:00:01",
+            "tunnel_port": 4789, "mtu": 1450,
+        }))
+        .unwrap();
+        let nodes = Nodes::from([(node.name.clone(), Arc::new(node))]);
+        let access = Access::new(&store);
+        for (subnet, part) in [
+            ("10.1.0.128/25", "10.1.0.0/24, to which this host has a route"),
+            ("10.2.0.0/24", "the underlay address 10.2.0.7 of node n2"),
+            ("10.3.0.0/24", "10.3.0.9, where the store is"),
+            ("fd00:3::/64", "fd00:3::9, where the store is"),
+            ("10.4.0.0/24", "10.4.0.1, which is this host's way out"),
+        ] {
+            let used = access.used(&inventory, &nodes, subnet.parse().unwrap());
+            assert_eq!(used.as_deref(), Some(part), "{subnet}");
+        }
+        assert_eq!(access.used(&inventory, &nodes, "10.5.0.0/24".parse().unwrap()), None);
+    }
 }

@@ -100,7 +100,7 @@ impl NameServer {
             handover,
             ttl: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX),
             knowledge: watch::Sender::default(),
-            forwarder: Forwarder::new(Upstreams::new(&config)),
+            forwarder: Forwarder::new(Upstreams::new(&config), config.domain.clone()),
             heard: watch::Sender::default(),
             stopping: watch::Sender::default(),
             config,

@@ -17,7 +17,7 @@ use crate::store::StoreError;
 impl Agent {
     pub(super) async fn create_network(&self, spec: &NetworkSpec) -> Result<NetworkView, ApiError> {
         if spec.host_access {
-            access::refuse_used(&spec.subnets).await?;
+            access::refuse_used(self, &spec.subnets).await?;
         }
         let network = self.cluster.create_network(spec, &self.defaults).await?;
         info!(network = %network.name, id = %network.id, vni = %network.vni, "network created");
@@ -73,7 +73,7 @@ impl Agent {
         spec: &ExpandSpec,
     ) -> Result<Expanded, ApiError> {
         if self.cluster.network(reference).await?.host_access {
-            access::refuse_used(&spec.subnets).await?;
+            access::refuse_used(self, &spec.subnets).await?;
         }
         match self.cluster.expand_network(reference, spec).await? {
             cluster::Expanded::Changed(network) => {

@@ -29,8 +29,13 @@ Examples:
   sudo systemctl restart systemd-resolved
   netctl dns resolved --reverse
 
-With --reverse it is to be done again when such networks come or go; containers that ask for the name of
-such an address through the host's resolver get it too. The agent must answer names on this machine itself: host in [dns] of its configuration, or --dns-host.";
+The agent must answer names on this machine itself: host in [dns] of its configuration, or --dns-host.
+With --reverse it is to be done again when such networks come or go.
+
+This is for machines whose other servers belong to an interface, as DHCP and most networks give them: the
+agent's stands beside them and refuses what is not below its domain. Where they are global (DNS= in another
+file of resolved.conf) one server at a time is asked for all names: there give the agent's address to an
+interface of its own (resolvectl dns, resolvectl domain, resolvectl default-route).";
 
 /// Where systemd-resolved looks for what is added to its configuration (resolved.conf(5)).
 const DROP_IN: &str = "/etc/systemd/resolved.conf.d/netctl.conf";

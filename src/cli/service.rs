@@ -53,8 +53,8 @@ Examples:
   netctl service drain shop
   netctl service drain shop --wait --timeout 10m
 
-Those that it has now are drained, not those that come. What is drained stays so until it is detached
-or activated. Exit status 6: with --wait, when something is left at the end of the time.";
+Those that it has now are drained, not those that come, and not what is outside (--external), which goes
+with `service update --external-rm`. What is drained stays so until it is detached or activated. Exit status 6: with --wait, when something is left at the end of the time.";
 const ACTIVATE_EXAMPLES: &str = "\
 Examples:
   netctl service activate shop

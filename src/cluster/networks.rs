@@ -191,7 +191,7 @@ fn design(
     }
     let subnets = choose_subnets(spec, defaults, existing)?;
     if spec.host_access {
-        refuse_reached(&subnets, &existing.networks)?;
+        refuse_reached(&subnets, existing)?;
     }
     Ok(Network {
         id: NetworkId::random(&mut rand::rng()),
@@ -211,10 +211,15 @@ fn design(
     })
 }
 
-/// Refuses what overlaps a network that hosts reach: of two, a host would reach one only.
-fn refuse_reached(subnets: &[Subnet], networks: &[Network]) -> Result<(), ClusterError> {
+/// Refuses what overlaps a network that hosts reach: of two, a host would reach one only. A node whose
+/// underlay it contains could not be reached any more at all.
+fn refuse_reached(subnets: &[Subnet], existing: &Existing) -> Result<(), ClusterError> {
     for subnet in subnets.iter().map(Subnet::cidr) {
-        for network in networks.iter().filter(|network| network.host_access) {
+        if let Some(node) = existing.nodes.iter().find(|node| subnet.contains(node.underlay)) {
+            let other = format!("the underlay address {} of node {}", node.underlay, node.name);
+            return Err(ClusterError::HostOverlaps { subnet, other });
+        }
+        for network in existing.networks.iter().filter(|network| network.host_access) {
             if let Some(other) = network.standing().find(|other| overlap(other.cidr(), subnet)) {
                 let (cidr, name) = (other.cidr(), &network.name);
                 let other = format!("subnet {cidr} of network {name}, which hosts reach too");

@@ -6,13 +6,16 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, sendmsg,
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrLike as _, SockaddrStorage, recvmmsg, sendmsg,
 };
 
 /// The most datagrams that the kernel takes as one packet (`UDP_MAX_SEGMENTS`, include/linux/udp.h, in
 /// Linux 5.4; newer ones take more).
 const MAX_SEGMENTS: usize = 64;
+/// The most bytes of that: a packet has less than 64 KiB, with its headers.
+const MAX_PACKET: usize = 65_000;
 
 /// Datagrams that were read, and the answers to them.
 pub struct Datagrams {
@@ -24,7 +27,6 @@ pub struct Datagrams {
     received: Vec<(usize, SocketAddr)>,
     /// For IPv4, and for IPv6: they keep the length of an address from one call to the next.
     incoming: [MultiHeaders<SockaddrStorage>; 2],
-    outgoing: MultiHeaders<SockaddrStorage>,
     answers: Vec<u8>,
     /// Which of these bytes go to whom.
     to_send: Vec<(SocketAddr, Range<usize>)>,
@@ -38,7 +40,6 @@ impl Datagrams {
             place: size,
             received: Vec::with_capacity(count),
             incoming: [(); 2].map(|()| MultiHeaders::preallocate(count, None)),
-            outgoing: MultiHeaders::preallocate(count, None),
             answers: Vec::new(),
             to_send: Vec::with_capacity(count),
         }
@@ -89,7 +90,12 @@ impl Datagrams {
         let is_alike = |(a, x): &(SocketAddr, Range<usize>), (b, y): &(SocketAddr, Range<usize>)| {
             a == b && x.len() == y.len()
         };
-        for alike in self.to_send.chunk_by(is_alike).flat_map(|alike| alike.chunks(MAX_SEGMENTS)) {
+        let at_once = |alike: &[(SocketAddr, Range<usize>)]| {
+            let length = alike.first().map_or(1, |(_, range)| range.len().max(1));
+            (MAX_PACKET / length).clamp(1, MAX_SEGMENTS)
+        };
+        let groups = self.to_send.chunk_by(is_alike);
+        for alike in groups.flat_map(|alike| alike.chunks(at_once(alike))) {
             let parts: Vec<IoSlice<'_>> =
                 alike.iter().map(|(_, range)| IoSlice::new(bytes(range))).collect();
             if !send_segments(fd, alike, &parts) {
@@ -98,13 +104,12 @@ impl Datagrams {
         }
         let parts: Vec<[IoSlice<'_>; 1]> =
             single.iter().map(|(_, range)| [IoSlice::new(bytes(range))]).collect();
-        let clients: Vec<Option<SockaddrStorage>> =
-            single.iter().map(|(client, _)| Some((*client).into())).collect();
+        let clients: Vec<SockaddrStorage> = single.iter().map(|(client, _)| (*client).into()).collect();
         let mut sent = 0;
         while let (Some(parts @ [_, ..]), Some(clients)) = (parts.get(sent..), clients.get(sent..)) {
-            match sendmmsg(fd, &mut self.outgoing, parts, clients, [], MsgFlags::MSG_DONTWAIT) {
-                Ok(results) => sent += results.count().max(1),
-                Err(nix::Error::EAGAIN) => break,
+            match send_each(fd, parts, clients) {
+                Ok(count) => sent += count.max(1),
+                Err(Errno::EAGAIN) => break,
                 Err(_) => sent += 1,
             }
         }
@@ -121,6 +126,25 @@ fn send_segments(fd: RawFd, alike: &[(SocketAddr, Range<usize>)], parts: &[IoSli
     let size = [ControlMessage::UdpGsoSegments(&length)];
     let client = SockaddrStorage::from(*client);
     sendmsg(fd, parts, &size, MsgFlags::MSG_DONTWAIT, Some(&client)).is_ok()
+}
+
+/// Sends one datagram to each client with one call; gives how many were taken.
+fn send_each(fd: RawFd, parts: &[[IoSlice<'_>; 1]], clients: &[SockaddrStorage]) -> nix::Result<usize> {
+    let header = |(parts, client): (&[IoSlice<'_>; 1], &SockaddrStorage)| {
+        // SAFETY: a header is plain numbers and pointers, all of which may be 0.
+        let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        header.msg_hdr.msg_name = client.as_ptr().cast_mut().cast();
+        header.msg_hdr.msg_namelen = client.len();
+        // A slice for IO has the layout of an iovec, which the kernel only reads here.
+        header.msg_hdr.msg_iov = parts.as_ptr().cast_mut().cast();
+        header.msg_hdr.msg_iovlen = parts.len();
+        header
+    };
+    let mut headers: Vec<libc::mmsghdr> = parts.iter().zip(clients).map(header).collect();
+    let count = headers.len() as libc::c_uint;
+    // SAFETY: the headers, and the names and bytes that they point to, live until it returns.
+    let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+    Errno::result(sent).map(|sent| sent.unsigned_abs() as usize)
 }
 
 fn address(from: &SockaddrStorage) -> Option<SocketAddr> {

@@ -1,6 +1,7 @@
 //! The host's own namespace: the uplinks' host ends, forwarding, and what else is there.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::nsid::NsidAttribute;
@@ -31,7 +32,12 @@ pub struct Inventory {
     /// The subnets of its interfaces and the destinations of its main table's routes, without
     /// default routes and link-local IPv6 ones.
     pub subnets: BTreeSet<IpNetwork>,
+    /// Through whom its routes lead.
+    pub gateways: BTreeSet<IpAddr>,
 }
+
+/// A route to more than that is a way out, as default routes are: tunnels halve those.
+const BROADEST: u8 = 8;
 
 /// An interface of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +195,10 @@ impl Host {
                     Hop::Unreachable => true,
                     Hop::Device(index) | Hop::Via(index, _) => indexes.contains(&index),
                 };
-                let counts = elsewhere && route.destination.prefix() > 0;
+                if let (true, Hop::Via(_, gateway)) = (elsewhere, route.hop) {
+                    inventory.gateways.insert(gateway);
+                }
+                let counts = elsewhere && route.destination.prefix() >= BROADEST;
                 inventory.subnets.extend(counts.then(|| subnet(&route.destination)).flatten());
             }
         }

@@ -94,7 +94,7 @@ pub struct NetworkSpec {
     #[serde(default)]
     pub internal: bool,
     /// Whether the hosts of all nodes reach its addresses.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_access: bool,
     /// Free text by key.
     #[serde(default)]

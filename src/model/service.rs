@@ -57,7 +57,7 @@ pub struct ServiceSpec {
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// Its targets outside of the overlay, beside its containers.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub external: Vec<External>,
     /// How connections are spread over its containers.
     #[serde(default)]

@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use world::{Node, Space, World, wait_for};
 
@@ -17,10 +18,13 @@ crate::tests![
     a_client_finds_the_names_of_its_own_networks_only,
     commands_of_run_find_names_with_the_systems_resolver,
     names_appear_and_vanish_with_what_they_stand_for,
+    very_many_addresses_are_told_by_a_stream,
+    names_stay_while_their_machines_agent_is_away,
     a_sandbox_that_is_made_anew_answers_again,
     no_query_is_lost_while_the_agent_is_started_again,
     aliases_and_named_ports_are_found,
     the_flood_of_one_client_does_not_hurt_another,
+    many_queries_in_one_packet_count_as_many,
     a_query_by_hand_says_where_the_answer_is_from,
 ];
 
@@ -261,6 +265,62 @@ fn names_appear_and_vanish_with_what_they_stand_for(world: &World) {
     });
 }
 
+fn very_many_addresses_are_told_by_a_stream(world: &World) {
+    const COUNT: usize = 64;
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let targets: Vec<String> =
+        (1..=COUNT).map(|last| format!("--external 2001:db8::{last:x}")).collect();
+    n1.ok(&format!("service create db --network shop --endpoint-mode dnsrr {}", targets.join(" ")));
+    // 28 bytes for each, and 512 or 1,232 for all.
+    for (options, most) in [("+noedns", 17), ("+bufsize=512", 17), ("+bufsize=4096", 43)] {
+        let part = dig(&a.space, "10.9.0.1", &format!("db AAAA +ignore {options}"));
+        let count = part.answers.len();
+        assert!(part.flags.contains("tc") && (most - 3..=most).contains(&count), "{}", part.text);
+    }
+    let different = |addresses: Vec<String>| addresses.into_iter().collect::<BTreeSet<_>>().len();
+    // Who is told that there is more asks again by a stream.
+    assert_eq!(different(found(&a.space, "10.9.0.1", "db AAAA")), COUNT);
+    let output = n1.ok("run --network shop -- getent ahostsv6 db").stdout;
+    let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    assert_eq!(different(output.lines().filter_map(first).collect()), COUNT, "{output}");
+    let looked_up = n1.netctl(&["run", "--network", "shop", "--", "sh", "-c", &lookup(n1, "db")]);
+    // musl asks by a stream too (since 1.2.4), or has what fits.
+    assert!(different(looked_up.stdout.lines().map(str::to_owned).collect()) > 10, "{looked_up}");
+}
+
+fn names_stay_while_their_machines_agent_is_away(world: &World) {
+    let mut cluster = Cluster::new(world, 2);
+    let (n1, n2) = (cluster.nodes[0].clone(), cluster.nodes[1].clone());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    service(&n1, "db", "dnsrr", &["shop"]);
+    n2.attach_with("shop", "d1", "--service db");
+    let address = vec![n2.addresses("shop", "d1")[0].clone()];
+    let asked = ["db A", "d1 A", "tasks.db A"];
+    for question in asked {
+        wait_for("it is found", || dig(&a.space, "10.9.0.1", question).answers == address);
+    }
+    cluster.kill(1);
+    for _ in 0..5 {
+        for question in asked {
+            assert_eq!(found(&a.space, "10.9.0.1", question), address, "{question}");
+        }
+    }
+    cluster.start(1);
+    for question in asked {
+        assert_eq!(found(&a.space, "10.9.0.1", question), address, "{question}");
+    }
+    // Who is away for longer is in no service any more; its containers are still where they were.
+    cluster.kill(1);
+    wait_for("the dead machine's container is no part of the service", || {
+        dig(&a.space, "10.9.0.1", "db.shop.netctl.internal A").answers.is_empty()
+    });
+    assert_eq!(found(&a.space, "10.9.0.1", "d1 A"), address);
+}
+
 fn a_sandbox_that_is_made_anew_answers_again(world: &World) {
     let mut cluster = Cluster::new(world, 1);
     let n1 = cluster.nodes[0].clone();
@@ -339,6 +399,38 @@ fn the_flood_of_one_client_does_not_hurt_another(world: &World) {
     wait_for("the loud one is answered again", || {
         dig(&loud.space, "10.9.0.1", "quiet A +time=1").answers == address
     });
+}
+
+fn many_queries_in_one_packet_count_as_many(world: &World) {
+    const TOGETHER: usize = 40;
+    const PACKETS: usize = 100;
+    let cluster =
+        Cluster::with(world, 1, &Default::default(), |config| config.raw("dns", "{ rate = 200 }"));
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let loud = n1.attach("shop", "loud");
+    let dropped = || -> usize {
+        let table = n1.sandbox("shop").sh("nft list table inet netctl");
+        let floods = table.lines().filter(|line| line.contains("names-flood"));
+        let packets = |line: &str| -> Option<usize> {
+            line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok()
+        };
+        floods.map(|line| packets(line).expect("a counter has its packets")).sum()
+    };
+    assert_eq!(dropped(), 0);
+    loud.space.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect("10.9.0.1:53").unwrap();
+        let name = [b'x'; 60];
+        let query = [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x3c", &name[..], b"\0\0\x01\0\x01"].concat();
+        setsockopt(&socket, sockopt::UdpGsoSegment, &i32::try_from(query.len()).unwrap()).unwrap();
+        for _ in 0..PACKETS {
+            socket.send(&query.repeat(TOGETHER)).unwrap();
+        }
+    });
+    // Of packets twenty pass at once; of bytes those of two hundred and twenty usual queries.
+    let count = dropped();
+    assert!((90..PACKETS).contains(&count), "{count} of {PACKETS} packets were dropped");
 }
 
 fn a_query_by_hand_says_where_the_answer_is_from(world: &World) {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::dns::answer::MAX_UDP;
 
-/// How long one server may take to answer by a datagram, and once more by a stream. Clients ask again
+/// How long one server may take to answer by a datagram, and once more for all else. Clients ask again
 /// after five seconds (`timeout` in resolv.conf(5)): by then both servers have had their turn, unless
 /// their answers need a stream.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,6 +34,10 @@ pub(super) async fn ask_server(
     query: &Message,
     question: &Query,
 ) -> Result<Message, AskError> {
+    timeout(2 * PATIENCE, ask_twice(server, query, question)).await.unwrap_or(Err(AskError::Late))
+}
+
+async fn ask_twice(server: SocketAddr, query: &Message, question: &Query) -> Result<Message, AskError> {
     let answer = ask(server, &outgoing(query, question, true)).await?;
     let is_lost = matches!(
         answer.metadata.response_code,

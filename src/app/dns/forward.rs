@@ -30,7 +30,7 @@ const OF_CLIENT: usize = 64;
 const OF_NETWORK: usize = 256;
 /// How many answers are kept, and how large each may be.
 const KEPT: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
-const KEPT_SIZE: usize = 4096;
+const KEPT_SIZE: usize = 2048;
 /// The longest that an answer is kept, and that one is that there is nothing (RFC 2308, 5).
 const LONGEST: u32 = 86_400;
 const LONGEST_NOTHING: u32 = 900;
@@ -40,7 +40,8 @@ type Key = Vec<u8>;
 
 /// An answer that is kept.
 struct Kept {
-    answer: Arc<Message>,
+    /// As the wire has it: taken apart it would take many times as much.
+    answer: Box<[u8]>,
     /// The same for plain queries.
     packed: Option<Packed>,
     server: SocketAddr,
@@ -73,6 +74,8 @@ pub(super) struct Answered {
 /// Asks other servers.
 pub(super) struct Forwarder {
     upstreams: Upstreams,
+    /// Below which all names are ours.
+    domain: DomainName,
     cache: Mutex<LruCache<Key, Kept>>,
     /// What is being asked for.
     under_way: Mutex<HashMap<Key, Shared>>,
@@ -84,9 +87,10 @@ pub(super) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(super) fn new(upstreams: Upstreams) -> Self {
+    pub(super) fn new(upstreams: Upstreams, domain: DomainName) -> Self {
         Self {
             upstreams,
+            domain,
             cache: Mutex::new(LruCache::new(KEPT)),
             under_way: Mutex::default(),
             places: Semaphore::new(AT_ONCE),
@@ -101,7 +105,7 @@ impl Forwarder {
         let key = key(query)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let (kept, age) = fresh(&mut cache, &key)?;
-        let mut answer = relayed(query, &kept.answer);
+        let mut answer = relayed(query, &Message::from_vec(&kept.answer).ok()?);
         for record in
             answer.answers.iter_mut().chain(&mut answer.authorities).chain(&mut answer.additionals)
         {
@@ -139,7 +143,8 @@ impl Forwarder {
         }
         let Some(key) = key(query) else { return refused() };
         let turn = Turn::new(self, key);
-        let Asked { answer, servers } = turn.shared.get_or_init(|| self.ask_servers(query)).await;
+        let Some(shared) = &turn.shared else { return refused() };
+        let Asked { answer, servers } = shared.get_or_init(|| self.ask_servers(query)).await;
         match answer {
             Some((answer, server)) => Answered {
                 message: relayed(query, answer),
@@ -163,6 +168,12 @@ impl Forwarder {
         servers.truncate(SERVERS);
         for server in &servers {
             match ask_server(*server, query, question).await {
+                // Who was asked has asked this host, whose own listener tells of all networks.
+                Ok(answer) if tells_of(&self.domain, &answer) => {
+                    debug!(%server, "an answer tells of names that are ours");
+                    asked.answer = None;
+                    break;
+                }
                 Ok(answer) => {
                     let code = answer.metadata.response_code;
                     let answer = Arc::new(answer);
@@ -204,15 +215,18 @@ impl Forwarder {
         first.insert(all.to_vec(), server);
     }
 
-    fn keep(&self, query: &Message, answer: &Arc<Message>, server: SocketAddr) {
+    fn keep(&self, query: &Message, answer: &Message, server: SocketAddr) {
         let (Some(key), seconds) = (key(query), seconds(answer)) else { return };
-        let is_small = answer.to_vec().is_ok_and(|bytes| bytes.len() <= KEPT_SIZE);
-        if seconds == 0 || answer.metadata.truncation || !is_small {
+        // A server that knows of no signatures has left them out.
+        let signed =
+            |message: &Message| message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
+        let lacks = signed(query) && answer.edns.is_none();
+        let Some(bytes) = answer.to_vec().ok().filter(|bytes| bytes.len() <= KEPT_SIZE) else { return };
+        if seconds == 0 || answer.metadata.truncation || lacks {
             return;
         }
         let packed = Packed::new(&relayed(query, answer));
-        let answer = answer.clone();
-        let kept = Kept { answer, packed, server, since: Instant::now(), seconds };
+        let kept = Kept { answer: bytes.into(), packed, server, since: Instant::now(), seconds };
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, kept);
     }
 }
@@ -221,7 +235,8 @@ impl Forwarder {
 struct Turn<'a> {
     of: &'a Forwarder,
     key: Key,
-    shared: Shared,
+    /// It is there until the turn is over.
+    shared: Option<Shared>,
 }
 
 impl<'a> Turn<'a> {
@@ -229,16 +244,20 @@ impl<'a> Turn<'a> {
     fn new(of: &'a Forwarder, key: Key) -> Self {
         let mut under_way = of.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = under_way.entry(key.clone()).or_default().clone();
-        Self { of, key, shared }
+        Self { of, key, shared: Some(shared) }
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut under_way = self.of.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        // The last one, beside the list, leaves nothing: what was answered may be kept, or is asked anew.
-        let is_over = self.shared.initialized() || Arc::strong_count(&self.shared) == 2;
-        if is_over && under_way.get(&self.key).is_some_and(|shared| Arc::ptr_eq(shared, &self.shared)) {
+        let Some(own) = self.shared.take() else { return };
+        let is_same = under_way.get(&self.key).is_some_and(|shared| Arc::ptr_eq(shared, &own));
+        let is_answered = own.initialized();
+        drop(own);
+        // The last one leaves nothing: what was answered may be kept, or is asked anew.
+        let is_last = || under_way.get(&self.key).is_some_and(|shared| Arc::strong_count(shared) == 1);
+        if is_same && (is_answered || is_last()) {
             under_way.remove(&self.key);
         }
     }
@@ -269,6 +288,22 @@ fn fresh<'a>(cache: &'a mut LruCache<Key, Kept>, key: &Key) -> Option<(&'a Kept,
         return None;
     }
     cache.get(key).map(|kept| (kept, age))
+}
+
+/// Whether an answer of others has names below our domain: of networks on which the client is not.
+fn tells_of(domain: &DomainName, answer: &Message) -> bool {
+    let is_ours = |name: &hickory_proto::rr::Name| {
+        DomainName::new(name.iter()).is_some_and(|name| name.before(domain).is_some())
+    };
+    answer.answers.iter().chain(&answer.authorities).chain(&answer.additionals).any(|record| {
+        is_ours(&record.name)
+            || match &record.data {
+                RData::CNAME(name) => is_ours(name),
+                RData::PTR(name) => is_ours(name),
+                RData::SRV(srv) => is_ours(&srv.target),
+                _ => false,
+            }
+    })
 }
 
 /// For how many seconds an answer may be kept.

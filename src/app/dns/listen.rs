@@ -133,10 +133,15 @@ async fn datagrams(server: &Arc<NameServer>, place: Place, socket: UdpSocket) {
                 continue;
             }
         };
-        for (answer, client) in unsent {
-            send(&socket, &answer, client).await;
-        }
         while waiting.try_join_next().is_some() {}
+        for (answer, client) in unsent {
+            // As with queries: who gets nothing may ask again.
+            if waiting.len() >= WAITING {
+                break;
+            }
+            let socket = socket.clone();
+            waiting.spawn(async move { send(&socket, &answer, client).await });
+        }
         for (query, client) in later {
             // Who asks again later may find a place.
             if waiting.len() >= WAITING {

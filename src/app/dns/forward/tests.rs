@@ -29,7 +29,7 @@ fn forwarder() -> Forwarder {
         upstreams: Vec::new(),
         forward: Default::default(),
     };
-    Forwarder::new(Upstreams::new(&config))
+    Forwarder::new(Upstreams::new(&config), DomainName::parse("netctl.internal").unwrap())
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn what_is_kept_is_told_to_who_asks_for_the_same() {
     let mut answer = query("a.example.");
     answer.answers = vec![record(60)];
     let server = "192.0.2.53:53".parse().unwrap();
-    forwarder.keep(&query("A.example."), &Arc::new(answer.clone()), server);
+    forwarder.keep(&query("A.example."), &answer, server);
     let (told, source) = forwarder.kept(&query("a.EXAMPLE.")).unwrap();
     let from = |left| NameSource::Kept { server: "192.0.2.53:53".to_owned(), age: 60 - left, left };
     assert!((50..=60).any(|left| source == from(left)), "{source:?}");
@@ -73,6 +73,30 @@ fn what_is_kept_is_told_to_who_asks_for_the_same() {
     unchecked.metadata.checking_disabled = true;
     assert!(forwarder.kept(&unchecked).is_none());
     answer.answers = vec![record(0)];
-    forwarder.keep(&query("zero.example."), &Arc::new(answer), server);
+    forwarder.keep(&query("zero.example."), &answer, server);
     assert!(forwarder.kept(&query("zero.example.")).is_none(), "it is not to be kept");
+}
+
+#[test]
+fn names_of_ours_are_not_taken_from_others() {
+    let domain = DomainName::parse("netctl.internal").unwrap();
+    let tells = |change: &dyn Fn(&mut Message)| {
+        let mut answer = query("x.example.");
+        answer.answers = vec![record(60)];
+        change(&mut answer);
+        tells_of(&domain, &answer)
+    };
+    let (ours, other) = (name("db.shop.Netctl.internal."), name("netctl.internal.example."));
+    assert!(!tells(&|_| {}));
+    for (target, expected) in [(&ours, true), (&other, false)] {
+        let cname = RData::CNAME(hickory_proto::rr::rdata::CNAME(target.clone()));
+        let ptr = RData::PTR(hickory_proto::rr::rdata::PTR(target.clone()));
+        for data in [cname, ptr] {
+            let record = Record::from_rdata(name("a.example."), 60, data);
+            assert_eq!(tells(&|answer| answer.answers.push(record.clone())), expected, "{record}");
+        }
+        let a = RData::A(A(Ipv4Addr::new(10, 9, 0, 2)));
+        let record = Record::from_rdata(target.clone(), 60, a);
+        assert_eq!(tells(&|answer| answer.additionals.push(record.clone())), expected, "{record}");
+    }
 }
