@@ -395,7 +395,7 @@ impl Agent {
     /// Releases an endpoint of this node and takes it out. `None`: it was released already.
     pub(super) async fn release(&self, endpoint: &Endpoint) -> Result<Option<EndpointId>, ApiError> {
         let Some(revision) = self.cluster.release(endpoint).await? else { return Ok(None) };
-        self.dataplane.unplug(endpoint.network, endpoint.id, revision).await.map_err(stopped)??;
+        self.dataplane.unplug(Arc::new(endpoint.clone()), revision).await.map_err(stopped)??;
         info!(endpoint = %endpoint.id, name = %endpoint.name, "endpoint detached");
         Ok(Some(endpoint.id))
     }

@@ -34,7 +34,7 @@ enum Command {
     /// Plug an endpoint of this node in; it was written at this revision.
     Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), PlugError>>),
     /// Take an endpoint of this node out; it was released at this revision.
-    Unplug(NetworkId, EndpointId, u64, oneshot::Sender<Result<(), kernel::Error>>),
+    Unplug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), kernel::Error>>),
     /// Say what the backends of a network have on this node.
     Loads(NetworkId, batch::LoadsReply),
     /// Say whether an endpoint of this node is plugged in.
@@ -139,12 +139,11 @@ impl Dataplane {
     /// The kernel's refusal; it is tried again by itself.
     pub async fn unplug(
         &self,
-        network: NetworkId,
-        endpoint: EndpointId,
+        endpoint: Arc<Endpoint>,
         revision: u64,
     ) -> Result<Result<(), kernel::Error>, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Unplug(network, endpoint, revision, reply)).map_err(|_| Stopped)?;
+        self.commands.send(Command::Unplug(endpoint, revision, reply)).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
 

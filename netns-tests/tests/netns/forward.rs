@@ -14,6 +14,7 @@ crate::tests![
     upstreams_that_fail_are_borne,
     names_that_lead_to_each_other_end,
     what_many_ask_at_once_is_asked_for_once,
+    what_others_tell_of_names_of_ours_is_dropped,
 ];
 
 /// A machine whose agent asks these servers for names of others.
@@ -77,6 +78,11 @@ fn an_internal_network_asks_nobody(world: &World) {
         assert_eq!(found(&inner.space, "169.254.53.53", &format!("{name} A")), addresses);
     }
     assert_eq!(status(&inner.space, "169.254.53.53", "example.com A"), "NXDOMAIN");
+    n1.ok("endpoint detach --network inner i");
+    wait_for("names are found through the network that is left", || {
+        let dug = dig(&inner.space, "169.254.53.53", "i.core A +time=1");
+        dug.answers == n1.addresses("core", "i")
+    });
     assert_eq!(found(&a.space, "10.9.0.1", "example.org A"), ["192.0.2.7"]);
     assert_eq!(upstream.asked(), ["example.org"], "of the inside nothing is heard outside");
 }
@@ -212,4 +218,30 @@ fn what_many_ask_at_once_is_asked_for_once(world: &World) {
     }
     // Once more without what the server did not know.
     assert_eq!(upstream.asked(), ["same.test", "same.test"]);
+}
+
+fn what_others_tell_of_names_of_ours_is_dropped(world: &World) {
+    let cluster = asking(world, &["127.0.0.1:5300"], "");
+    let n1 = cluster.n1();
+    n1.ok("network create secret --subnet 10.8.0.0/24");
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (a, _db) = (n1.attach("shop", "a"), n1.attach("secret", "db"));
+    // As a resolver of the host would that asks the agent for names below the domain.
+    let _upstream = Upstream::start(&n1.space, "127.0.0.1:5300", |query, _| {
+        let name = name_of(query);
+        if name == "good.example" {
+            return vec![answered(query, 1, 7, 0)];
+        }
+        let mut message = answered(query, 0, 0, 0);
+        message[7] = 1;
+        let kind: u8 = if name.ends_with("arpa") { 12 } else { 5 };
+        let target = b"\x02db\x06secret\x06netctl\x08internal\0";
+        message.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 60, 0, target.len() as u8]);
+        message.extend(target);
+        vec![message]
+    });
+    for question in ["x.evil.example A", "-x 10.8.0.2"] {
+        assert_eq!(status(&a.space, "10.9.0.1", question), "SERVFAIL", "{question}");
+    }
+    assert_eq!(found(&a.space, "10.9.0.1", "good.example A"), ["192.0.2.7"]);
 }

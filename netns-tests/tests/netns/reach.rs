@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use world::{Inbox, NodeOptions, Stream, World, connects, datagram, tcp_transfer};
+use world::{Inbox, NodeOptions, Stream, World, connects, datagram, tcp_transfer, wait_for};
 
 use crate::cluster::{Cluster, DUAL, Member, member};
 
@@ -17,6 +17,7 @@ crate::tests![
     the_tunnel_port_can_be_chosen,
     what_leaves_a_node_has_the_nodes_address,
     an_internal_network_has_no_way_out,
+    who_leaves_a_network_finds_the_way_out_by_another,
     a_smaller_underlay_makes_smaller_interfaces,
     an_mtu_can_be_asked_for,
 ];
@@ -200,6 +201,28 @@ fn an_internal_network_has_no_way_out(world: &World) {
     }
     let links = n1.sandbox("shop").sh("ip -o link");
     assert!(!links.contains("up0"), "{links}");
+}
+
+fn who_leaves_a_network_finds_the_way_out_by_another(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let outside = world.outside("client");
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("network create mail --subnet 10.8.0.0/24 --subnet fd00:8::/64");
+    let a = n1.attach("shop", "a");
+    let path = &a.path;
+    n1.ok(&format!("endpoint attach --network mail --name a --netns {path} --interface eth1"));
+    let leads_by = |device: &str| {
+        ["-4", "-6"].iter().all(|family| {
+            a.space.sh(&format!("ip {family} route show default")).contains(&format!("dev {device} "))
+        })
+    };
+    assert!(leads_by("eth0") && !leads_by("eth1"));
+    n1.ok("endpoint detach --network shop a");
+    wait_for("the other network has the way out", || leads_by("eth1"));
+    for address in [outside.ipv4(), outside.ipv6()] {
+        assert!(a.space.reaches(address), "{address}");
+    }
 }
 
 fn a_smaller_underlay_makes_smaller_interfaces(world: &World) {

@@ -16,7 +16,7 @@ pub(super) type LoadsReply = oneshot::Sender<Result<Vec<Load>, kernel::Error>>;
 /// An endpoint to plug in, and the revision that wrote it.
 pub(super) type PlugRequest = (Arc<Endpoint>, u64, Reply<PlugError>);
 /// An endpoint to unplug, and the revision that released it.
-pub(super) type UnplugRequest = (EndpointId, u64, Reply<kernel::Error>);
+pub(super) type UnplugRequest = (Arc<Endpoint>, u64, Reply<kernel::Error>);
 
 /// What has queued up.
 #[derive(Default)]
@@ -44,8 +44,8 @@ impl Batch {
             Command::Plug(endpoint, revision, reply) => {
                 self.plugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
             }
-            Command::Unplug(network, id, revision, reply) => {
-                self.unplugs.entry(network).or_default().push((id, revision, reply));
+            Command::Unplug(endpoint, revision, reply) => {
+                self.unplugs.entry(endpoint.network).or_default().push((endpoint, revision, reply));
             }
             Command::Notice(notice) => {
                 let id = notice.namespace.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());

@@ -265,12 +265,17 @@ impl Slot {
 
     /// Has an endpoint that is plugged in completed again, because somebody took something away.
     pub(super) fn mend(&mut self, endpoint: EndpointId) {
-        self.behind.insert(endpoint);
+        self.complete(endpoint);
         self.mended += 1;
     }
 
+    /// Has an endpoint that is plugged in completed by what it lacks yet.
+    pub(super) fn complete(&mut self, endpoint: EndpointId) {
+        self.behind.insert(endpoint);
+    }
+
     /// The endpoints whose devices are known to be there.
-    fn plugged(&self) -> BTreeSet<EndpointId> {
+    pub(super) fn plugged(&self) -> BTreeSet<EndpointId> {
         let links = self.observed.iter().map_while(|object| match object {
             Object::Link(link) => Some(link.device),
             _ => None,

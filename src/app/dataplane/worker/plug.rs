@@ -88,12 +88,12 @@ impl Worker {
     }
 
     pub(super) fn unplug(&mut self, network: NetworkId, requests: Vec<UnplugRequest>) {
-        let ids: Vec<EndpointId> = requests.iter().map(|(id, ..)| *id).collect();
+        let ids: Vec<EndpointId> = requests.iter().map(|(endpoint, ..)| endpoint.id).collect();
         self.follow_backends(network, &ids);
         let ahead = self.ahead.entry(network).or_default();
-        for (id, revision, _) in &requests {
-            ahead.added.remove(id);
-            ahead.removed.insert(*id, *revision);
+        for (endpoint, revision, _) in &requests {
+            ahead.added.remove(&endpoint.id);
+            ahead.removed.insert(endpoint.id, *revision);
         }
         // Nothing is sent there any more before it goes. The view may have told of it before this.
         if self.rebalance.remove(&network) {
@@ -103,6 +103,7 @@ impl Worker {
         if result.is_err() {
             self.retry(Some(network));
         }
+        self.complete_rest(requests.iter().map(|(endpoint, ..)| &**endpoint));
         let failure = result.err().map(|error| error.to_string());
         for (_, _, reply) in requests {
             let result = failure.as_ref().map_or(Ok(()), |text| {
@@ -110,6 +111,22 @@ impl Worker {
                 Err(kernel::Error::System { action: "unplug the endpoint", source })
             });
             let _ = reply.send(result);
+        }
+    }
+
+    /// Gives containers that leave a network what they had by it and another of theirs has too: the way
+    /// out, or the way to names.
+    fn complete_rest<'a>(&mut self, left: impl Iterator<Item = &'a Endpoint>) {
+        let place = |endpoint: &Endpoint| (endpoint.attachment.inode, endpoint.attachment.boot.clone());
+        let places: BTreeSet<_> = left.map(place).collect();
+        for (id, slot) in &mut self.slots {
+            let Some(members) = self.snapshot.members.get(id) else { continue };
+            let own: Vec<&Arc<Endpoint>> =
+                slot.plugged().iter().filter_map(|id| members.endpoints.get(id)).collect();
+            for endpoint in own.iter().filter(|e| !e.host && places.contains(&place(e))) {
+                slot.complete(endpoint.id);
+                self.changed.insert(*id);
+            }
         }
     }
 
