@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use world::{Config, Container, Node, Process, wait_for};
+use rand::seq::SliceRandom as _;
+use world::{Config, Container, Node, Process, output, wait_for};
 
 use crate::crowd::{self, Crowd};
 use crate::report::{Better, Metric, Report};
@@ -36,6 +37,7 @@ client is off. All take turns. Every answer is compared with the address that it
     …_ports_per_s       queries a second, each of the 128 from a port of its own, as the C library
                         asks: who asks is the limit there
     …_ports_cpu_us      processor time of the server for each of these
+    …_dnsperf_per_s     queries a second as dnsperf asks and counts them: it is the limit sooner
 
 On three further nodes: beside the 10,000 endpoints others appear and vanish in the store, and a
 container on each node asks for them every 2 ms.
@@ -146,6 +148,7 @@ fn compare(
         Metric::new(format!("{key}_p99_us"), format!("{what}, p99, µs"), Better::Lower),
         Metric::new(format!("{key}_ports_per_s"), format!("{what}, many ports, /s"), Better::Higher),
         Metric::new(format!("{key}_ports_cpu_us"), format!("{what}, many ports, CPU µs"), Better::Lower),
+        Metric::new(format!("{key}_dnsperf_per_s"), format!("{what}, dnsperf, /s"), Better::Higher),
     ];
     for side in sides.iter().chain([ours]).filter(|side| side.answers) {
         know(side, names);
@@ -196,7 +199,7 @@ fn know(side: &Side, names: &[Name]) {
 }
 
 /// Asks one server; gives the figures in the order of the metrics.
-fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 5] {
+fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 6] {
     let (one, before, many, after) = side.container.space.enter(|| {
         crate::traffic::pin(1);
         let one = Load::new(SERVER).measure(names, time, side.answers);
@@ -207,5 +210,23 @@ fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 5] {
     let lost = one.lost + many.lost;
     assert!(lost < 1000, "{}: {lost} queries were not answered", side.name);
     let cpu_us = (after - before) * 1e6 / many.asked as f64;
-    [one.per_second, one.p50_us, one.p99_us, many.per_second, cpu_us]
+    [one.per_second, one.p50_us, one.p99_us, many.per_second, cpu_us, dnsperf(side, names, time)]
+}
+
+/// What dnsperf says: how many queries a second are answered, with as many outstanding.
+fn dnsperf(side: &Side, names: &[Name], time: Duration) -> f64 {
+    if !side.answers {
+        return 0.0;
+    }
+    let mut names: Vec<String> = names.iter().map(|(name, _)| format!("{name} A\n")).collect();
+    names.shuffle(&mut rand::rng());
+    let file = "/run/world/queries";
+    std::fs::write(file, names.concat()).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let mut command = side.container.space.command("taskset");
+    command.args(["--cpu-list", "1", "dnsperf", "-s", SERVER, "-d", file, "-q", "128", "-c", "1"]);
+    command.args(["-T", "1", "-l", &time.as_secs().to_string()]);
+    let output = output(&mut command, Duration::from_secs(60));
+    let rate = output.stdout.lines().find_map(|line| line.trim().strip_prefix("Queries per second:"));
+    let rate = rate.and_then(|rate| rate.trim().parse().ok());
+    rate.unwrap_or_else(|| panic!("dnsperf says no rate: {output}"))
 }
