@@ -78,7 +78,6 @@ fn knot(folder: &Path, names: &[Name], _: &str) -> Vec<String> {
     udp-workers: 1
     tcp-workers: 1
     background-workers: 1
-    # The journal's threads and extended errors have nothing to do here.
 database:
     storage: {folder_name}
     journal-db-max-size: 16M
@@ -89,7 +88,6 @@ zone:
     file: {zone}
     journal-content: none
     zonefile-sync: -1
-    # The address of the name server is not told with each answer.
 template:
   - id: default
     semantic-checks: off
@@ -110,6 +108,7 @@ fn nsd(folder: &Path, names: &[Name], _: &str) -> Vec<String> {
     zonesdir: \"{folder_name}\"
     pidfile: \"{folder_name}/pid\"
     xfrdfile: \"{folder_name}/xfrd\"
+    xfrdir: \"{folder_name}\"
     zonelistfile: \"{folder_name}/zones\"
     rrl-ratelimit: 0
     minimal-responses: yes
