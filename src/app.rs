@@ -360,8 +360,7 @@ async fn stay_alive(
 async fn describe_again(cluster: Arc<Cluster>, mut node: Node) {
     loop {
         tokio::time::sleep(DESCRIBE).await;
-        let read = tokio::task::spawn_blocking(|| kernel::Host::open()?.inventory()).await;
-        let Ok(Ok(inventory)) = read else { continue };
+        let Ok(inventory) = join::inventory().await else { continue };
         let subnets = join::subnets(&inventory);
         if subnets != node.subnets_in_use {
             node.subnets_in_use = subnets;

@@ -13,11 +13,13 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tracing::{info, warn};
 
 use super::agent::Agent;
+use super::join::inventory;
 use crate::api::{ApiError, ErrorCode};
+use crate::cluster::subnets::underlay_within;
 use crate::cluster::view::Using;
 use crate::cluster::{Claimed, ClusterError, EndpointRequest, Health};
 use crate::config::StoreConfig;
-use crate::kernel::{Host, Inventory, Netns};
+use crate::kernel::{Inventory, Netns};
 use crate::model::object::access_name;
 use crate::model::subnet::overlap;
 use crate::model::{
@@ -57,10 +59,7 @@ impl Access {
     fn used(&self, inventory: &Inventory, nodes: &Nodes, subnet: IpNetwork) -> Option<String> {
         let routed = inventory.subnets.iter().find(|range| overlap(**range, subnet));
         let routed = routed.map(|range| format!("{range}, to which this host has a route"));
-        let underlay = || {
-            let node = nodes.values().find(|node| subnet.contains(node.underlay))?;
-            Some(format!("the underlay address {} of node {}", node.underlay, node.name))
-        };
+        let underlay = || underlay_within(nodes.values().map(Arc::as_ref), subnet);
         let gateway = || {
             let gateway = inventory.gateways.iter().find(|gateway| subnet.contains(**gateway))?;
             Some(format!("{gateway}, which is this host's way out"))
@@ -271,12 +270,6 @@ pub(super) async fn refuse_used(agent: &Agent, subnets: &[IpNetwork]) -> Result<
         }
     }
     Ok(())
-}
-
-/// What the host has beside ours.
-async fn inventory() -> Result<Inventory, ApiError> {
-    let read = tokio::task::spawn_blocking(|| Host::open()?.inventory()).await;
-    Ok(read.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??)
 }
 
 /// The answer to who wants to take a host out.

@@ -9,7 +9,7 @@ use tracing::{error, warn};
 use super::engine;
 use super::front::Front;
 use super::identity::Identity;
-use crate::api::ApiError;
+use crate::api::{ApiError, ErrorCode};
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::underlay::{self, Candidate};
 use crate::config::{Config, StoreConfig};
@@ -74,6 +74,12 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         lb: engine::choose(config.lb)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+/// What the host has beside ours.
+pub(super) async fn inventory() -> Result<Inventory, ApiError> {
+    let read = tokio::task::spawn_blocking(|| Host::open()?.inventory()).await;
+    Ok(read.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??)
 }
 
 /// The subnets that the default pools must not give out because of this node.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
+use super::subnets::underlay_within;
 use super::{BATCH, Cluster, ClusterError, TRIES, decode, encode, keys};
 use crate::ipam::pool;
 use crate::model::node::UPLINK_COUNT;
@@ -215,8 +216,7 @@ fn design(
 /// underlay it contains could not be reached any more at all.
 fn refuse_reached(subnets: &[Subnet], existing: &Existing) -> Result<(), ClusterError> {
     for subnet in subnets.iter().map(Subnet::cidr) {
-        if let Some(node) = existing.nodes.iter().find(|node| subnet.contains(node.underlay)) {
-            let other = format!("the underlay address {} of node {}", node.underlay, node.name);
+        if let Some(other) = underlay_within(&existing.nodes, subnet) {
             return Err(ClusterError::HostOverlaps { subnet, other });
         }
         for network in existing.networks.iter().filter(|network| network.host_access) {

@@ -312,14 +312,20 @@ fn overlapped(
     let others = networks.iter().filter(|other| other.id != network.id);
     let of_networks = others
         .filter_map(|other| Some(format!("subnet {} of network {}", overlapping(other)?, other.name)));
-    let underlays = nodes.iter().filter(|node| cidr.contains(node.underlay));
-    let underlays =
-        underlays.map(|node| format!("the underlay address {} of node {}", node.underlay, node.name));
     let used = nodes.iter().filter_map(|node| {
         let range = node.subnets_in_use.iter().find(|range| subnet::overlap(**range, cidr))?;
         Some(format!("{range}, which is in use on node {}", node.name))
     });
-    of_networks.chain(underlays).chain(used).next()
+    of_networks.chain(underlay_within(nodes, cidr)).chain(used).next()
+}
+
+/// The underlay address of a node in a range, for people.
+pub fn underlay_within<'a>(
+    nodes: impl IntoIterator<Item = &'a Node>,
+    range: IpNetwork,
+) -> Option<String> {
+    let node = nodes.into_iter().find(|node| range.contains(node.underlay))?;
+    Some(format!("the underlay address {} of node {}", node.underlay, node.name))
 }
 
 /// A subnet's options, for people.

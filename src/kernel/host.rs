@@ -30,14 +30,15 @@ pub struct Inventory {
     /// Its interfaces, without `lo`.
     pub interfaces: Vec<Interface>,
     /// The subnets of its interfaces and the destinations of its main table's routes, without
-    /// default routes and link-local IPv6 ones.
+    /// default routes, what is as broad as these, and link-local IPv6 ones.
     pub subnets: BTreeSet<IpNetwork>,
     /// Through whom its routes lead.
     pub gateways: BTreeSet<IpAddr>,
 }
 
-/// A route to more than that is a way out, as default routes are: tunnels halve those.
-const BROADEST: u8 = 8;
+/// A route to more than that, of IPv4 or of IPv6, is a way out, as default routes are: tunnels halve
+/// those, and 2000::/3 is all that is routed.
+const BROADEST: (u8, u8) = (8, 4);
 
 /// An interface of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,7 +199,8 @@ impl Host {
                 if let (true, Hop::Via(_, gateway)) = (elsewhere, route.hop) {
                     inventory.gateways.insert(gateway);
                 }
-                let counts = elsewhere && route.destination.prefix() >= BROADEST;
+                let broadest = if route.destination.is_ipv4() { BROADEST.0 } else { BROADEST.1 };
+                let counts = elsewhere && route.destination.prefix() >= broadest;
                 inventory.subnets.extend(counts.then(|| subnet(&route.destination)).flatten());
             }
         }

@@ -87,12 +87,21 @@ pub fn the_inventory_is_without_ours() {
     node.space.sh("ip route add default via 192.0.2.9");
     node.space.sh("ip route add blackhole 10.30.0.0/16");
     node.space.sh("ip route add unreachable 10.40.0.0/16");
+    // Halves of a way out are one; all addresses for private use are not.
+    for range in ["0.0.0.0/1", "128.0.0.0/1"] {
+        node.space.sh(&format!("ip route add {range} via 192.0.2.9"));
+    }
+    for range in ["2000::/3", "fc00::/7"] {
+        node.space.sh(&format!("ip route add {range} dev ul"));
+    }
     let inventory = node.host.inventory().unwrap();
     let [interface] = inventory.interfaces.as_slice() else { panic!("{inventory:?}") };
     assert_eq!((interface.name.as_str(), interface.mtu, interface.up), ("ul", 1500, true));
     assert_eq!(interface.addresses, [net("192.0.2.1/24"), net("2001:db8:5::1/64")]);
-    let expected = ["192.0.2.0/24", "10.20.0.0/16", "10.40.0.0/16", "2001:db8:5::/64"].map(net);
+    let expected =
+        ["192.0.2.0/24", "10.20.0.0/16", "10.40.0.0/16", "2001:db8:5::/64", "fc00::/7"].map(net);
     assert_eq!(inventory.subnets, BTreeSet::from(expected));
+    assert_eq!(inventory.gateways, ["192.0.2.9".parse().unwrap()].into());
 }
 
 pub fn a_table_is_installed_recognised_and_removed() {

@@ -67,7 +67,7 @@ struct Side {
 enum Running {
     Agent(i32),
     Peer(Process),
-    Loop { _thread: peers::Loop },
+    Loop { _server: peers::Server },
 }
 
 impl Side {
@@ -139,7 +139,7 @@ fn compare(
     }
     let node = ground.world.node(&format!("loop-{key}"));
     let container = join(&node);
-    let running = Running::Loop { _thread: peers::Loop::start(&node.space) };
+    let running = Running::Loop { _server: peers::Server::echo(&node.space) };
     sides.push(Side { name: "loop", container, answers: false, running });
     let (rounds, time) = ground.pick((5, Duration::from_secs(3)), (1, Duration::from_secs(1)));
     let mut metrics = [

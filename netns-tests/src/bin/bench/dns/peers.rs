@@ -180,20 +180,60 @@ fn aardvark(folder: &Path, names: &[Name], _: &str) -> Vec<String> {
     words(&["/usr/lib/podman/aardvark-dns", "--config", &networks, "--port", "53", "run"])
 }
 
-/// A name server for outside names; dropping it ends it.
-pub struct Upstream {
-    address: String,
+/// A thread that answers datagrams; dropping it ends it.
+pub struct Server {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Upstream {
-    pub fn start(node: &Node) -> Self {
-        let socket = node.space.enter(|| UdpSocket::bind((node.ipv4(), 53))).expect("the port is free");
+impl Server {
+    /// Sends every query back as it is, on one core.
+    pub fn echo(space: &Space) -> Self {
+        Self::start(
+            space,
+            SERVER,
+            || crate::traffic::pin(0),
+            |query, answer| answer.extend_from_slice(query),
+        )
+    }
+
+    fn start(
+        space: &Space,
+        address: &str,
+        prepare: impl FnOnce() + Send + 'static,
+        answer: impl Fn(&[u8], &mut Vec<u8>) + Send + 'static,
+    ) -> Self {
+        let socket = space.enter(|| UdpSocket::bind((address, 53))).expect("the port is free");
         let end = Arc::<AtomicBool>::default();
         let stop = end.clone();
-        let thread = std::thread::spawn(move || serve(&socket, &stop, answer_outside));
-        Self { address: node.ipv4().to_owned(), end, thread: Some(thread) }
+        let thread = space.spawn(move || {
+            prepare();
+            serve(&socket, &stop, answer);
+        });
+        Self { end, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A name server for outside names.
+pub struct Upstream {
+    address: String,
+    _server: Server,
+}
+
+impl Upstream {
+    pub fn start(node: &Node) -> Self {
+        let server = Server::start(&node.space, node.ipv4(), || (), answer_outside);
+        Self { address: node.ipv4().to_owned(), _server: server }
     }
 
     pub fn address(&self) -> &str {
@@ -204,16 +244,6 @@ impl Upstream {
     pub fn name(number: usize) -> Name {
         let [.., high, low] = number.to_be_bytes();
         (format!("h{number}.example.org"), Ipv4Addr::new(198, 18, high, low))
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // It has nothing to tell.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -259,34 +289,5 @@ fn answer_outside(query: &[u8], answer: &mut Vec<u8>) {
     if let Some(address) = data {
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4]);
         answer.extend(address.octets());
-    }
-}
-
-/// Sends every query back as it is, on one core.
-pub struct Loop {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Loop {
-    pub fn start(space: &Space) -> Self {
-        let end = Arc::<AtomicBool>::default();
-        let stop = end.clone();
-        let thread = space.spawn(move || {
-            crate::traffic::pin(0);
-            let socket = UdpSocket::bind((SERVER, 53)).expect("the port is free");
-            serve(&socket, &stop, |query, answer| answer.extend_from_slice(query));
-        });
-        Self { end, thread: Some(thread) }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // It has nothing to tell.
-            let _ = thread.join();
-        }
     }
 }
