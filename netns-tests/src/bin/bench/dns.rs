@@ -16,7 +16,7 @@ use crate::report::{Better, Metric, Report};
 use crate::rest;
 use crate::scale::{self, REMOTES, SUBNET, remote_address, remote_endpoint};
 use crate::{Ground, plain, progress};
-use load::Load;
+use load::{Load, Measured};
 use peers::{Peer, Upstream};
 
 pub const HELP: &str = "\
@@ -37,7 +37,8 @@ client is off. All take turns. Every answer is compared with the address that it
     …_ports_per_s       queries a second, each of the 128 from a port of its own, as the C library
                         asks: who asks is the limit there
     …_ports_cpu_us      processor time of the server for each of these
-    …_dnsperf_per_s     queries a second as dnsperf asks and counts them: it is the limit sooner
+    …_dnsperf_per_s     queries a second as dnsperf asks and counts them: it is the limit there
+    …_dnsperf_cpu_us    processor time of the server for each of these
 
 On three further nodes: beside the 10,000 endpoints others appear and vanish in the store, and a
 container on each node asks for them every 2 ms.
@@ -149,6 +150,7 @@ fn compare(
         Metric::new(format!("{key}_ports_per_s"), format!("{what}, many ports, /s"), Better::Higher),
         Metric::new(format!("{key}_ports_cpu_us"), format!("{what}, many ports, CPU µs"), Better::Lower),
         Metric::new(format!("{key}_dnsperf_per_s"), format!("{what}, dnsperf, /s"), Better::Higher),
+        Metric::new(format!("{key}_dnsperf_cpu_us"), format!("{what}, dnsperf, CPU µs"), Better::Lower),
     ];
     for side in sides.iter().chain([ours]).filter(|side| side.answers) {
         know(side, names);
@@ -199,7 +201,7 @@ fn know(side: &Side, names: &[Name]) {
 }
 
 /// Asks one server; gives the figures in the order of the metrics.
-fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 6] {
+fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 7] {
     let (one, before, many, after) = side.container.space.enter(|| {
         crate::traffic::pin(1);
         let one = Load::new(SERVER).measure(names, time, side.answers);
@@ -210,13 +212,16 @@ fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 6] {
     let lost = one.lost + many.lost;
     assert!(lost < 1000, "{}: {lost} queries were not answered", side.name);
     let cpu_us = (after - before) * 1e6 / many.asked as f64;
-    [one.per_second, one.p50_us, one.p99_us, many.per_second, cpu_us, dnsperf(side, names, time)]
+    let [dnsperf_rate, dnsperf_cpu_us] = dnsperf(side, names, time);
+    let Measured { per_second, p50_us, p99_us, .. } = one;
+    [per_second, p50_us, p99_us, many.per_second, cpu_us, dnsperf_rate, dnsperf_cpu_us]
 }
 
-/// What dnsperf says: how many queries a second are answered, with as many outstanding.
-fn dnsperf(side: &Side, names: &[Name], time: Duration) -> f64 {
+/// What dnsperf says: how many queries a second are answered, with as many outstanding; and the server's
+/// processor time for each, in µs.
+fn dnsperf(side: &Side, names: &[Name], time: Duration) -> [f64; 2] {
     if !side.answers {
-        return 0.0;
+        return [0.0; 2];
     }
     let mut names: Vec<String> = names.iter().map(|(name, _)| format!("{name} A\n")).collect();
     names.shuffle(&mut rand::rng());
@@ -225,8 +230,13 @@ fn dnsperf(side: &Side, names: &[Name], time: Duration) -> f64 {
     let mut command = side.container.space.command("taskset");
     command.args(["--cpu-list", "1", "dnsperf", "-s", SERVER, "-d", file, "-q", "128", "-c", "1"]);
     command.args(["-T", "1", "-l", &time.as_secs().to_string()]);
+    let before = side.cpu_seconds();
     let output = output(&mut command, Duration::from_secs(60));
-    let rate = output.stdout.lines().find_map(|line| line.trim().strip_prefix("Queries per second:"));
-    let rate = rate.and_then(|rate| rate.trim().parse().ok());
-    rate.unwrap_or_else(|| panic!("dnsperf says no rate: {output}"))
+    let used = side.cpu_seconds() - before;
+    let figure = |label: &str| {
+        let rest = output.stdout.lines().find_map(|line| line.trim().strip_prefix(label));
+        let figure = rest.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+        figure.unwrap_or_else(|| panic!("dnsperf does not say {label} {output}"))
+    };
+    [figure("Queries per second:"), used * 1e6 / figure("Queries completed:")]
 }
