@@ -10,7 +10,7 @@ fi
 # Debian's packages, by what they are needed for.
 # shellcheck disable=SC2034  # the scripts that read this file use them
 {
-    BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
+    BUILD_PACKAGES=(gcc libc6-dev protobuf-compiler libprotobuf-dev clang-14 libbpf-dev)
     RUN_PACKAGES=(nftables iproute2 util-linux)
     TEST_PACKAGES=(curl etcd-server etcd-client iputils-ping strace procps shellcheck bind9-dnsutils
         busybox-static musl-tools)

@@ -5,6 +5,7 @@
 //! our mark: names of ours, protocol number 110, the table `inet netctl`.
 
 mod datagrams;
+pub mod ebpf;
 mod error;
 mod host;
 pub mod ipvs;

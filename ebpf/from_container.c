@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// What a container sends, where it enters its sandbox: connections to services get their backends.
+// Everything else goes on as it is.
+#include "icmp.h"
+#include "open.h"
+#include "rewrite.h"
+
+// Sends a packet on: what is for its own sender goes back, everything else is routed.
+static __always_inline int
+send_on(struct __sk_buff *skb, struct packet *packet, struct connection *connection) {
+    bool loops = connection->loops;
+    if (rewrite(skb, packet, connection))
+        return TC_ACT_SHOT;
+    return loops ? bpf_redirect(skb->ifindex, 0) : PASS;
+}
+
+SEC("classifier")
+int from_container(struct __sk_buff *skb) {
+    struct packet packet = {};
+    struct tuple other;
+    struct counts *counted;
+    if (read_addresses(skb, &packet))
+        return PASS;
+    struct place place = {.network = network, .address = packet.tuple.destination};
+    __u32 *kind = bpf_map_lookup_elem(&addresses, &place);
+    if (!kind)
+        return PASS;
+    if (is_error(&packet))
+        return translate_error(skb, &packet, 0);
+    if (read_ports(skb, &packet))
+        return PASS;
+    // A backend that has met itself answers the gateway.
+    packet.tuple.reply = *kind == ADDRESS_GATEWAY;
+    struct connection *connection = find(&packet.tuple, &other, &counted);
+    bool begins =
+        packet.tuple.protocol != IPPROTO_TCP || (packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+    // A client's port that comes again is a new connection.
+    if (connection && packet.tuple.protocol == IPPROTO_TCP && begins && is_closed(connection)) {
+        forget(&packet.tuple, &other);
+        connection = NULL;
+    }
+    if (connection) {
+        // Somebody else speaks for the client: the kernel drops that.
+        if (connection->interface != skb->ifindex)
+            return PASS;
+        if (packet.tuple.reply) {
+            counted->outgoing_packets += 1;
+            counted->outgoing_bytes += skb->len - ETH_HLEN;
+        } else {
+            counted->incoming_packets += 1;
+            counted->incoming_bytes += skb->len - ETH_HLEN;
+        }
+        follow(connection, &other, &packet);
+        return send_on(skb, &packet, connection);
+    }
+    if (packet.tuple.reply || !begins)
+        return PASS;
+    struct connection new = {.interface = skb->ifindex, .seen = seconds()};
+    if (!open_connection(skb, &packet, &new))
+        return PASS;
+    counted = bpf_map_lookup_elem(&counts, &new.backend);
+    if (counted) {
+        counted->incoming_packets += 1;
+        counted->incoming_bytes += skb->len - ETH_HLEN;
+    }
+    return send_on(skb, &packet, &new);
+}
+
+const char LICENSE[] SEC("license") = "Dual MIT/GPL";

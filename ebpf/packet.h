@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// What a packet is: addresses, ports, and where its headers are.
+#pragma once
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "maps.h"
+
+// The packet goes the way that it would go without us: to the next program, then to the kernel.
+#define PASS TC_ACT_UNSPEC
+
+#define FRAGMENT_OFFSET 0x1fff
+#define FRAGMENT_MORE 0x2000
+// How many extension headers are read (RFC 8200, 4.1 has six).
+#define EXTENSIONS 6
+
+struct packet {
+    struct tuple tuple;
+    // Where the header after the addresses is, from the start of the frame.
+    __u32 transport;
+    bool ipv4;
+    // Whether that header is in this packet: of a datagram in fragments, in the first only.
+    bool whole;
+    bool fragment;
+    // Of TCP: byte 13 of its header (RFC 9293, 3.1).
+    __u8 tcp_flags;
+    __be32 fragment_id;
+};
+
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
+static __always_inline void map_ipv4(struct address *to, __be32 address) {
+    to->words[0] = 0;
+    to->words[1] = 0;
+    to->words[2] = bpf_htonl(0xffff);
+    to->words[3] = address;
+}
+
+static __always_inline bool same(const struct address *a, const struct address *b) {
+    return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
+           a->words[3] == b->words[3];
+}
+
+static __always_inline void copy_ipv6(struct address *to, const struct in6_addr *from) {
+    __builtin_memcpy(to, from, sizeof *to);
+}
+
+static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet) {
+    struct iphdr ip;
+    if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5)
+        return -1;
+    map_ipv4(&packet->tuple.source, ip.saddr);
+    map_ipv4(&packet->tuple.destination, ip.daddr);
+    packet->ipv4 = true;
+    packet->tuple.protocol = ip.protocol;
+    packet->transport = ETH_HLEN + ip.ihl * 4;
+    packet->fragment = ip.frag_off & bpf_htons(FRAGMENT_MORE | FRAGMENT_OFFSET);
+    packet->whole = !(ip.frag_off & bpf_htons(FRAGMENT_OFFSET));
+    packet->fragment_id = ip.id;
+    return 0;
+}
+
+// The headers that stand between that of IPv6 and the transport's.
+struct extension {
+    __u8 next;
+    // In units of 8 bytes, without the first.
+    __u8 length;
+    __be16 fragment;
+    __be32 fragment_id;
+};
+
+static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet) {
+    struct ipv6hdr ip;
+    struct extension extension;
+    if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.version != 6)
+        return -1;
+    copy_ipv6(&packet->tuple.source, &ip.saddr);
+    copy_ipv6(&packet->tuple.destination, &ip.daddr);
+    packet->whole = true;
+    __u32 at = ETH_HLEN + sizeof ip;
+    __u8 next = ip.nexthdr;
+    for (int count = 0; count < EXTENSIONS; count++) {
+        if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+            next != IPPROTO_FRAGMENT)
+            break;
+        if (bpf_skb_load_bytes(skb, at, &extension, sizeof extension))
+            return -1;
+        if (next == IPPROTO_FRAGMENT) {
+            packet->fragment = true;
+            packet->fragment_id = extension.fragment_id;
+            packet->whole = !(extension.fragment & bpf_htons(0xfff8));
+            at += sizeof extension;
+        } else {
+            at += (extension.length + 1) * 8;
+        }
+        next = extension.next;
+        if (!packet->whole)
+            break;
+    }
+    packet->tuple.protocol = next;
+    packet->transport = at;
+    return 0;
+}
+
+// Of a fragment that has no ports: those that the first one had.
+static __always_inline int follow_fragments(struct packet *packet) {
+    struct tuple *tuple = &packet->tuple;
+    struct fragment_key key = {
+        .network = network,
+        .source = tuple->source,
+        .destination = tuple->destination,
+        .id = packet->fragment_id,
+        .protocol = tuple->protocol,
+    };
+    if (packet->whole) {
+        struct ports ports = {tuple->source_port, tuple->destination_port};
+        return bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+    }
+    struct ports *ports = bpf_map_lookup_elem(&fragments, &key);
+    if (!ports)
+        return -1;
+    tuple->source_port = ports->source;
+    tuple->destination_port = ports->destination;
+    return 0;
+}
+
+// Reads the addresses; fails for what is not IP.
+SEPARATE int read_addresses(struct __sk_buff *skb, struct packet *packet) {
+    if (!packet)
+        return -1;
+    packet->tuple.network = network;
+    if (skb->protocol == bpf_htons(ETH_P_IP))
+        return read_ipv4(skb, packet);
+    if (skb->protocol == bpf_htons(ETH_P_IPV6))
+        return read_ipv6(skb, packet);
+    return -1;
+}
+
+// Reads the ports; fails where the protocol has none.
+SEPARATE int read_ports(struct __sk_buff *skb, struct packet *packet) {
+    if (!packet)
+        return -1;
+    struct tuple *tuple = &packet->tuple;
+    if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP &&
+        tuple->protocol != IPPROTO_SCTP)
+        return -1;
+    if (packet->whole) {
+        struct ports ports;
+        if (bpf_skb_load_bytes(skb, packet->transport, &ports, sizeof ports))
+            return -1;
+        tuple->source_port = ports.source;
+        tuple->destination_port = ports.destination;
+        if (tuple->protocol == IPPROTO_TCP &&
+            bpf_skb_load_bytes(skb, packet->transport + 13, &packet->tcp_flags, 1))
+            return -1;
+    }
+    return packet->fragment ? follow_fragments(packet) : 0;
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// What the programs and the agent share: keys and values of the maps. The agent has the same structures
+// in src/kernel/ebpf/layout.rs. Addresses and ports are in network byte order, all else in the host's.
+// Every byte is a field: a key is compared with all of its bytes.
+#pragma once
+#include <linux/types.h>
+
+// An address; one of IPv4 is mapped into IPv6 (RFC 4291, 2.5.5.2).
+struct address {
+    __be32 words[4];
+};
+
+// What an address means in a network; the key of `addresses`.
+struct place {
+    __u32 network;
+    struct address address;
+};
+
+// It is a service's: connections to it are balanced.
+#define ADDRESS_SERVICE 1
+// It is a gateway, from which backends that meet themselves are spoken to.
+#define ADDRESS_GATEWAY 2
+
+// What a packet must be for, to be balanced; the key of `fronts`. Protocol and port 0 mean all.
+struct front_key {
+    __u32 network;
+    struct address address;
+    __be16 port;
+    __u8 protocol;
+    __u8 zero;
+};
+
+enum scheduler {
+    // The slots in turn.
+    SCHEDULER_TURN = 0,
+    // The slot that the client's address leads to.
+    SCHEDULER_HASH = 1,
+    // The backend with the fewest connections for its weight.
+    SCHEDULER_LEAST = 2,
+};
+
+struct front {
+    __u32 id;
+    __u32 scheduler;
+    // For how many seconds a client keeps its backend; 0: it does not.
+    __u32 affinity;
+    // How many slots there are; 0: nobody takes connections.
+    __u32 slots;
+    // Whose turn it is: counted by the programs.
+    __u32 turn;
+};
+
+// The key of `slots`, whose values are backends' numbers.
+struct slot_key {
+    __u32 front;
+    __u32 slot;
+};
+
+struct backend {
+    struct address address;
+    // 0: the port that the client asked for.
+    __be16 port;
+    __u16 zero;
+    __u32 front;
+    // 0: it gets no new connections.
+    __u32 weight;
+    // How many connections it has, about: the agent counts them again.
+    __u32 open;
+};
+
+// Counted for each backend, on each processor. Without an entry here a backend is gone, and so are its
+// connections.
+struct counts {
+    __u64 connections;
+    __u64 incoming_packets;
+    __u64 incoming_bytes;
+    __u64 outgoing_packets;
+    __u64 outgoing_bytes;
+};
+
+// A packet of a connection as it arrives; the key of `connections`.
+struct tuple {
+    __u32 network;
+    struct address source;
+    struct address destination;
+    __be16 source_port;
+    __be16 destination_port;
+    __u8 protocol;
+    // 1: it is an answer of the backend's.
+    __u8 reply;
+    __u16 zero;
+};
+
+#define STATE_ANSWERED 1
+#define STATE_CLIENT_ENDED 2
+#define STATE_SERVER_ENDED 4
+#define STATE_RESET 8
+
+// What becomes of it. There are two for each connection: from the client, and to it.
+struct connection {
+    struct address source;
+    struct address destination;
+    __be16 source_port;
+    __be16 destination_port;
+    __u32 backend;
+    // When the last packet was seen, in seconds of CLOCK_MONOTONIC.
+    __u32 seen;
+    // The client's device in its sandbox.
+    __u32 interface;
+    __u8 state;
+    // 1: client and backend are one.
+    __u8 loops;
+    __u16 zero;
+};
+
+// After which silence connections end, in seconds; the value of `timeouts`, by network.
+struct timeouts {
+    __u32 tcp;
+    __u32 tcp_fin;
+    __u32 udp;
+};
+
+// Who keeps a backend; the key of `clients`.
+struct client_key {
+    __u32 front;
+    struct address address;
+};
+
+struct client {
+    __u32 backend;
+    __u32 seen;
+};
+
+// A datagram in fragments, of which only the first has ports; the key of `fragments`.
+struct fragment_key {
+    __u32 network;
+    struct address source;
+    struct address destination;
+    __be32 id;
+    __u32 protocol;
+};
+
+struct ports {
+    __be16 source;
+    __be16 destination;
+};
+
+// What is counted of a node, as positions in `events`.
+enum event {
+    // A connection was not balanced because its table is full.
+    EVENT_TABLE_FULL = 0,
+    // Nobody takes connections.
+    EVENT_NO_BACKEND = 1,
+    // Another connection of the client's has the same ports to the same backend.
+    EVENT_PORT_TAKEN = 2,
+    // The source was not the container's own.
+    EVENT_FOREIGN_SOURCE = 3,
+    EVENTS = 4,
+};

@@ -1,0 +1,391 @@
+//! eBPF: the programs of `ebpf/`, their maps, and the devices that they are attached to.
+//!
+//! A node has one of each map, pinned below `/sys/fs/bpf/netctl`, so that connections outlive the agent;
+//! and for each network two programs of its own, which know the network's number. A program stays at a
+//! device until it is replaced, or the device goes: it needs no agent.
+
+mod layout;
+mod map;
+mod sys;
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{EbpfError, EbpfLoader, include_bytes_aligned};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, statfs};
+
+pub use layout::*;
+pub use map::{CpuMap, Map};
+use sys::Way;
+
+/// Where the kernel has its file system of maps and programs (`BPF_FS_MAGIC` in linux/magic.h).
+const FILE_SYSTEM: &str = "/sys/fs/bpf";
+const MAGIC: FsType = FsType(0xcafe_4a11);
+/// Where ours are.
+const DIRECTORY: &str = "/sys/fs/bpf/netctl";
+/// How many connections there are room for, where nobody says.
+pub const CONNECTIONS: u32 = 131_072;
+
+static FROM_CONTAINER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/from_container.o"));
+static TO_CONTAINER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/to_container.o"));
+/// The programs, by the way on which each sees packets.
+const PROGRAMS: [(&str, &[u8], Way); 2] =
+    [("from_container", FROM_CONTAINER, Way::In), ("to_container", TO_CONTAINER, Way::Out)];
+
+/// What eBPF could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel's file system for maps cannot be used.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    FileSystem {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The maps of a program cannot be made.
+    #[error("maps of the eBPF program {program} cannot be made: {}", texts(.source.as_ref()))]
+    Maps {
+        /// The program.
+        program: &'static str,
+        /// Why not.
+        source: Box<EbpfError>,
+    },
+    /// The kernel does not take a program.
+    #[error("this kernel does not take the eBPF program {program}: {}", texts(.source.as_ref()))]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// Why not, with what its verifier says.
+        source: Box<ProgramError>,
+    },
+    /// A program is not where it should be.
+    #[error("the eBPF program {program} is not in its file")]
+    Missing {
+        /// The program.
+        program: &'static str,
+    },
+    /// A map cannot be read or written.
+    #[error("cannot {action} the eBPF map {map}: {source}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// The map.
+        map: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A program cannot be attached or detached.
+    #[error("cannot {action} eBPF programs at {device}: {source}")]
+    Attach {
+        /// What was tried.
+        action: &'static str,
+        /// The device.
+        device: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// An error with what it comes from.
+fn texts(error: &dyn std::error::Error) -> String {
+    let mut texts = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        texts.push_str(": ");
+        texts.push_str(&error.to_string());
+        source = error.source();
+    }
+    texts
+}
+
+/// The maps of a node.
+#[derive(Debug)]
+pub struct Maps {
+    /// What addresses mean.
+    pub addresses: Map<Place, u32>,
+    /// What is balanced.
+    pub fronts: Map<FrontKey, Front>,
+    /// Which backends take turns.
+    pub slots: Map<SlotKey, u32>,
+    /// The backends by their numbers.
+    pub backends: Map<u32, Backend>,
+    /// What is counted for each.
+    pub counts: CpuMap<u32, Counts>,
+    /// By which gateway a backend of this node meets itself.
+    pub gateways: Map<Place, Address>,
+    /// The networks' timeouts.
+    pub timeouts: Map<u32, Timeouts>,
+    /// The connections.
+    pub connections: Map<Tuple, Connection>,
+    /// Who keeps a backend.
+    pub clients: Map<ClientKey, Client>,
+    /// Datagrams in fragments.
+    pub fragments: Map<FragmentKey, Ports>,
+    /// What is counted of the node, in the order of [`EVENTS`].
+    pub events: CpuMap<u32, u64>,
+}
+
+/// A network's programs.
+#[derive(Debug)]
+pub struct Programs {
+    loaded: Vec<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    name: &'static str,
+    way: Way,
+    fd: OwnedFd,
+    /// The number that the kernel gave it.
+    id: u32,
+    instructions: u32,
+}
+
+/// The eBPF of a node.
+#[derive(Debug)]
+pub struct Ebpf {
+    directory: PathBuf,
+    connections: u32,
+    maps: Maps,
+}
+
+impl Ebpf {
+    /// Opens the node's maps, and makes those that are missing. There is room for so many connections.
+    ///
+    /// # Errors
+    /// When the kernel's file system for maps cannot be used, or a map cannot be made.
+    pub fn open(connections: u32) -> Result<Self, Error> {
+        make_file_system()?;
+        Self::open_in(&Path::new(DIRECTORY).join(LAYOUT.to_string()), connections)
+    }
+
+    /// The same in another directory of such a file system.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open_in(directory: &Path, connections: u32) -> Result<Self, Error> {
+        let failed = |action| {
+            let path = directory.to_owned();
+            move |source| Error::FileSystem { action, path, source }
+        };
+        std::fs::create_dir_all(directory).map_err(failed("make"))?;
+        let pinned = directory.join("connections");
+        // One of another size cannot grow: what was open ends.
+        if let Ok(map) = aya::maps::MapData::from_pin(&pinned)
+            && map.info().is_ok_and(|info| info.max_entries() != entries(connections))
+        {
+            std::fs::remove_file(&pinned).map_err(failed("make anew the connections in"))?;
+        }
+        for (program, code, _) in PROGRAMS {
+            let maps = |source| Error::Maps { program, source: Box::new(source) };
+            loader(directory, connections).load(code).map_err(maps)?;
+        }
+        Ok(Self { directory: directory.to_owned(), connections, maps: Maps::open(directory)? })
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Loads the programs of the network with this number.
+    ///
+    /// # Errors
+    /// When the kernel does not take one.
+    pub fn load(&self, network: u32) -> Result<Programs, Error> {
+        let load = |(name, code, way)| self.load_one(name, code, way, network);
+        Ok(Programs { loaded: PROGRAMS.into_iter().map(load).collect::<Result<_, _>>()? })
+    }
+
+    fn load_one(
+        &self,
+        name: &'static str,
+        code: &[u8],
+        way: Way,
+        network: u32,
+    ) -> Result<Loaded, Error> {
+        let maps = |source| Error::Maps { program: name, source: Box::new(source) };
+        let refused = |source| Error::Program { program: name, source: Box::new(source) };
+        let mut loader = loader(&self.directory, self.connections);
+        let mut object = loader.override_global("network", &network, true).load(code).map_err(maps)?;
+        let program = object.program_mut(name).ok_or(Error::Missing { program: name })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
+        program.load().map_err(refused)?;
+        let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
+        let fd = program.fd().map_err(refused)?.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| refused(ProgramError::IOError(error)))?;
+        let (id, _) = sys::describe(fd.as_fd()).map_err(|e| refused(ProgramError::IOError(e.into())))?;
+        Ok(Loaded { name, way, fd, id, instructions: instructions.unwrap_or(0) })
+    }
+}
+
+impl Maps {
+    fn open(directory: &Path) -> Result<Self, Error> {
+        let fd = |map: &'static str| {
+            let failed = |source| Error::Map { action: "open", map, source };
+            let data = aya::maps::MapData::from_pin(directory.join(map));
+            let data = data.map_err(|error| failed(io::Error::other(error)))?;
+            data.fd().as_fd().try_clone_to_owned().map_err(failed)
+        };
+        let cpus = |map| move |source| Error::Map { action: "open", map, source };
+        Ok(Self {
+            addresses: Map::new(fd("addresses")?),
+            fronts: Map::new(fd("fronts")?),
+            slots: Map::new(fd("slots")?),
+            backends: Map::new(fd("backends")?),
+            counts: CpuMap::new(fd("counts")?).map_err(cpus("counts"))?,
+            gateways: Map::new(fd("gateways")?),
+            timeouts: Map::new(fd("timeouts")?),
+            connections: Map::new(fd("connections")?),
+            clients: Map::new(fd("clients")?),
+            fragments: Map::new(fd("fragments")?),
+            events: CpuMap::new(fd("events")?).map_err(cpus("events"))?,
+        })
+    }
+}
+
+impl Programs {
+    /// Attaches them to a device of the thread's namespace, in place of ours that are there, from an
+    /// earlier agent; tells whether anything changed.
+    ///
+    /// # Errors
+    /// When there is no such device, or the kernel refuses.
+    pub fn attach(&self, device: &str) -> Result<bool, Error> {
+        let interface = index(device)?;
+        let mut changed = false;
+        for Loaded { name, way, fd, id, .. } in &self.loaded {
+            let there = ours(*way, interface, name).map_err(attach_error("look at", device))?;
+            let replaced = match there.as_slice() {
+                [(there, _)] if there == id => continue,
+                [] => None,
+                [(_, replaced), ..] => Some(replaced.as_fd()),
+            };
+            sys::attach(*way, interface, fd.as_fd(), replaced)
+                .map_err(attach_error("attach", device))?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    /// How many instructions the kernel's verifier has followed in each, where it tells.
+    pub fn instructions(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.loaded.iter().map(|loaded| (loaded.name, loaded.instructions))
+    }
+
+    /// Runs a program once on a packet, as if it had come by a device of the thread's namespace. Gives
+    /// what is to be done with it, and the packet as it is then.
+    ///
+    /// # Errors
+    /// When there is no such program or device, or the kernel refuses.
+    pub fn run(&self, name: &str, device: &str, packet: &[u8]) -> Result<(i32, Vec<u8>), Error> {
+        let failed = attach_error("run", device);
+        let loaded = self.loaded.iter().find(|loaded| loaded.name == name);
+        let loaded = loaded.ok_or_else(|| attach_error("run", device)(Errno::ENOENT))?;
+        sys::run(loaded.fd.as_fd(), index(device)?, packet).map_err(failed)
+    }
+}
+
+/// Detaches what is ours from a device of the thread's namespace; tells whether anything was.
+///
+/// # Errors
+/// When there is no such device, or the kernel refuses.
+pub fn detach(device: &str) -> Result<bool, Error> {
+    let interface = index(device)?;
+    let mut changed = false;
+    for (name, _, way) in PROGRAMS {
+        let there = match ours(way, interface, name) {
+            // A kernel that attaches nothing in this way has nothing attached.
+            Err(Errno::EINVAL) => return Ok(false),
+            there => there.map_err(attach_error("look at", device))?,
+        };
+        for (_, program) in there {
+            sys::detach(way, interface, program.as_fd()).map_err(attach_error("detach", device))?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+/// Removes the pins of all layouts but this one: what is attached goes on with what it has until it is
+/// replaced.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn remove_other_layouts() -> io::Result<()> {
+    let kept = LAYOUT.to_string();
+    for layout in std::fs::read_dir(DIRECTORY)? {
+        let layout = layout?;
+        if layout.file_name() != *kept {
+            std::fs::remove_dir_all(layout.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes all pins.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn remove_pins() -> io::Result<()> {
+    match std::fs::remove_dir_all(DIRECTORY) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The programs of ours with this name that are attached to a device, with their numbers.
+fn ours(way: Way, interface: u32, name: &str) -> Result<Vec<(u32, OwnedFd)>, Errno> {
+    let mut ours = Vec::new();
+    for id in sys::attached(way, interface)? {
+        // One that has gone since then is none.
+        let Ok(program) = sys::program(id) else { continue };
+        if sys::describe(program.as_fd())?.1 == name {
+            ours.push((id, program));
+        }
+    }
+    Ok(ours)
+}
+
+fn index(device: &str) -> Result<u32, Error> {
+    nix::net::if_::if_nametoindex(device).map_err(attach_error("find the device for", device))
+}
+
+fn attach_error(action: &'static str, device: &str) -> impl FnOnce(Errno) -> Error + use<> {
+    let device = device.to_owned();
+    move |errno| Error::Attach { action, device, source: errno.into() }
+}
+
+/// A loader that uses the maps that are pinned in a directory.
+fn loader(directory: &Path, connections: u32) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(directory);
+    loader.map_max_entries("connections", entries(connections));
+    // The programs touch no structure of the kernel's own, so its types need not be read.
+    loader.btf(None);
+    loader
+}
+
+/// Each connection has two entries.
+fn entries(connections: u32) -> u32 {
+    connections.saturating_mul(2).max(2)
+}
+
+/// Mounts the kernel's file system for maps where it is not mounted yet.
+fn make_file_system() -> Result<(), Error> {
+    let failed = |action| {
+        move |errno: Errno| Error::FileSystem { action, path: FILE_SYSTEM.into(), source: errno.into() }
+    };
+    if statfs(FILE_SYSTEM).map_err(failed("look at"))?.filesystem_type() == MAGIC {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), FILE_SYSTEM, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(failed("mount bpf at"))
+}

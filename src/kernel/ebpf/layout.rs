@@ -1,0 +1,288 @@
+//! Keys and values of the maps, as the programs have them in `ebpf/types.h`. Addresses and ports are in
+//! network byte order, all else in the host's.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use bytemuck::{Pod, Zeroable};
+
+/// The layout of all that is pinned. Whoever changes a structure here, or a map, counts on: an agent
+/// uses no maps of another layout.
+pub const LAYOUT: u32 = 1;
+
+/// An address; one of IPv4 is mapped into IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Address(pub [[u8; 4]; 4]);
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        let bytes = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        Self(bytemuck::cast(bytes))
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        let bytes: [u8; 16] = bytemuck::cast(address.0);
+        Self::V6(Ipv6Addr::from(bytes)).to_canonical()
+    }
+}
+
+/// A port in network byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Port([u8; 2]);
+
+impl From<u16> for Port {
+    fn from(port: u16) -> Self {
+        Self(port.to_be_bytes())
+    }
+}
+
+impl From<Port> for u16 {
+    fn from(port: Port) -> Self {
+        Self::from_be_bytes(port.0)
+    }
+}
+
+/// An address in a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Place {
+    /// The network's number.
+    pub network: u32,
+    /// The address.
+    pub address: Address,
+}
+
+/// A value of `addresses`: a service's.
+pub const ADDRESS_SERVICE: u32 = 1;
+/// A value of `addresses`: a gateway from which backends that meet themselves are spoken to.
+pub const ADDRESS_GATEWAY: u32 = 2;
+
+/// What a packet must be for, to be balanced. Protocol and port 0 mean all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FrontKey {
+    /// The network's number.
+    pub network: u32,
+    /// The service's address.
+    pub address: Address,
+    /// Its port.
+    pub port: Port,
+    /// The protocol's number (IANA).
+    pub protocol: u8,
+    /// Always 0.
+    pub zero: u8,
+}
+
+/// The slots in turn.
+pub const SCHEDULER_TURN: u32 = 0;
+/// The slot that the client's address leads to.
+pub const SCHEDULER_HASH: u32 = 1;
+/// The backend with the fewest connections for its weight.
+pub const SCHEDULER_LEAST: u32 = 2;
+
+/// How connections are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Front {
+    /// Its number.
+    pub id: u32,
+    /// One of the three above.
+    pub scheduler: u32,
+    /// For how many seconds a client keeps its backend; 0: it does not.
+    pub affinity: u32,
+    /// How many slots there are.
+    pub slots: u32,
+    /// Whose turn it is; the programs count on.
+    pub turn: u32,
+}
+
+/// A slot of a front; its value is a backend's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct SlotKey {
+    /// The front's number.
+    pub front: u32,
+    /// Which of its slots.
+    pub slot: u32,
+}
+
+/// A backend of a front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Backend {
+    /// Its address.
+    pub address: Address,
+    /// Its port; 0: the one that the client asked for.
+    pub port: Port,
+    /// Always 0.
+    pub zero: u16,
+    /// The front's number.
+    pub front: u32,
+    /// Its weight; 0: it gets no new connections.
+    pub weight: u32,
+    /// How many connections it has, about; the programs count.
+    pub open: u32,
+}
+
+impl Backend {
+    /// Where it is reached.
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address.into(), self.port.into())
+    }
+}
+
+/// What is counted for a backend, on one processor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counts {
+    /// Connections that it got.
+    pub connections: u64,
+    /// Packets from clients.
+    pub incoming_packets: u64,
+    /// Their bytes.
+    pub incoming_bytes: u64,
+    /// Packets to clients.
+    pub outgoing_packets: u64,
+    /// Their bytes.
+    pub outgoing_bytes: u64,
+}
+
+/// A packet of a connection as it arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tuple {
+    /// The network's number.
+    pub network: u32,
+    /// Where it comes from.
+    pub source: Address,
+    /// Where it goes to.
+    pub destination: Address,
+    /// From which port.
+    pub source_port: Port,
+    /// To which port.
+    pub destination_port: Port,
+    /// The protocol's number (IANA).
+    pub protocol: u8,
+    /// 1: it is an answer of the backend's.
+    pub reply: u8,
+    /// Always 0.
+    pub zero: u16,
+}
+
+/// The backend has answered.
+pub const STATE_ANSWERED: u8 = 1;
+/// The client has sent a FIN.
+pub const STATE_CLIENT_ENDED: u8 = 2;
+/// The backend has sent a FIN.
+pub const STATE_SERVER_ENDED: u8 = 4;
+/// One of them has sent a RST.
+pub const STATE_RESET: u8 = 8;
+
+/// What becomes of the packets of a connection in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Connection {
+    /// Where they come from then.
+    pub source: Address,
+    /// Where they go to then.
+    pub destination: Address,
+    /// From which port.
+    pub source_port: Port,
+    /// To which port.
+    pub destination_port: Port,
+    /// The backend's number.
+    pub backend: u32,
+    /// When the last one was seen, in seconds of `CLOCK_MONOTONIC`.
+    pub seen: u32,
+    /// The client's device in its sandbox.
+    pub interface: u32,
+    /// What was seen of it: `STATE_…`.
+    pub state: u8,
+    /// 1: client and backend are one.
+    pub loops: u8,
+    /// Always 0.
+    pub zero: u16,
+}
+
+/// After which silence connections of a network end, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Timeouts {
+    /// Established TCP.
+    pub tcp: u32,
+    /// TCP that one side has ended.
+    pub tcp_fin: u32,
+    /// UDP.
+    pub udp: u32,
+}
+
+/// A client that keeps its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct ClientKey {
+    /// The front's number.
+    pub front: u32,
+    /// The client.
+    pub address: Address,
+}
+
+/// Which backend it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Client {
+    /// The backend's number.
+    pub backend: u32,
+    /// When it connected last, in seconds of `CLOCK_MONOTONIC`.
+    pub seen: u32,
+}
+
+/// A datagram in fragments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// The network's number.
+    pub network: u32,
+    /// Where it comes from.
+    pub source: Address,
+    /// Where it goes to.
+    pub destination: Address,
+    /// Its identification, in network byte order.
+    pub id: u32,
+    /// The protocol's number (IANA).
+    pub protocol: u32,
+}
+
+/// The ports of its first fragment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ports {
+    /// From which port.
+    pub source: Port,
+    /// To which port.
+    pub destination: Port,
+}
+
+/// What is counted of a node, in the order of `enum event`.
+pub const EVENTS: [&str; 4] = ["table-full", "no-backend", "port-taken", "foreign-source"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_ports_are_in_network_byte_order() {
+        for text in ["10.9.0.5", "fd00:9::5", "::", "0.0.0.0"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(address)), address);
+        }
+        let mapped = Address::from(IpAddr::from([10, 9, 0, 5]));
+        assert_eq!(mapped.0, [[0; 4], [0; 4], [0, 0, 255, 255], [10, 9, 0, 5]]);
+        assert_eq!((Port::from(80).0, u16::from(Port::from(8080))), ([0, 80], 8080));
+    }
+}

@@ -1,0 +1,228 @@
+//! A map of the kernel's: read, written, and many entries with one call (bpf(2), "Map commands").
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+
+use bytemuck::{Pod, Zeroable};
+use nix::errno::Errno;
+
+use super::sys;
+
+/// How many entries go with one call.
+const AT_ONCE: usize = 4096;
+
+/// A map with keys and values of these types.
+#[derive(Debug)]
+pub struct Map<K, V> {
+    fd: OwnedFd,
+    types: PhantomData<(K, V)>,
+}
+
+/// `BPF_MAP_*_ELEM` (`union bpf_attr` in include/uapi/linux/bpf.h).
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Element {
+    map: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `BPF_MAP_*_BATCH`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+impl<K: Pod, V: Pod> Map<K, V> {
+    /// Takes a map whose keys and values have the sizes of these types.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self { fd, types: PhantomData }
+    }
+
+    fn number(&self) -> u32 {
+        self.fd.as_fd().as_raw_fd().unsigned_abs()
+    }
+
+    fn element(&self, key: &K, value: *const V) -> Element {
+        let key = std::ptr::from_ref(key) as u64;
+        Element { map: self.number(), zero: 0, key, value: value as u64, flags: 0 }
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::zeroed();
+        let mut element = self.element(key, &raw mut value);
+        // SAFETY: key and value live until it returns, and have the sizes of the map.
+        match unsafe { sys::call(sys::MAP_LOOKUP_ELEM, &mut element) } {
+            Ok(_) => Ok(Some(value)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a key a value.
+    ///
+    /// # Errors
+    /// What the kernel refuses; `E2BIG`: it is full.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut element = self.element(key, value);
+        // SAFETY: as above.
+        unsafe { sys::call(sys::MAP_UPDATE_ELEM, &mut element) }?;
+        Ok(())
+    }
+
+    /// Takes a key away; tells whether it was there.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        let mut element = self.element(key, std::ptr::null());
+        // SAFETY: as above.
+        match unsafe { sys::call(sys::MAP_DELETE_ELEM, &mut element) } {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives many keys their values.
+    ///
+    /// # Errors
+    /// What the kernel refuses; those before have theirs then.
+    pub fn insert_all(&self, entries: &[(K, V)]) -> io::Result<()> {
+        for entries in entries.chunks(AT_ONCE) {
+            let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+            let mut batch = self.batch(keys.as_ptr() as u64, values.as_ptr() as u64, keys.len());
+            // SAFETY: as many keys and values as it says, of the map's sizes, live until it returns.
+            unsafe { sys::call(sys::MAP_UPDATE_BATCH, &mut batch) }?;
+        }
+        Ok(())
+    }
+
+    /// Takes keys away, whether they are there or not.
+    ///
+    /// # Errors
+    /// What the kernel refuses; those before are gone then.
+    pub fn remove_all(&self, keys: &[K]) -> io::Result<()> {
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let keys = rest.get(..AT_ONCE).unwrap_or(rest);
+            let mut batch = self.batch(keys.as_ptr() as u64, 0, keys.len());
+            // SAFETY: as above; values are not looked at.
+            let done = match unsafe { sys::call(sys::MAP_DELETE_BATCH, &mut batch) } {
+                Ok(_) => keys.len(),
+                // It stopped at one that was not there.
+                Err(Errno::ENOENT) => batch.count as usize + 1,
+                Err(error) => return Err(error.into()),
+            };
+            rest = rest.get(done..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn batch(&self, keys: u64, values: u64, count: usize) -> Batch {
+        let (count, map) = (count as u32, self.number());
+        Batch { from: 0, to: 0, keys, values, count, map, element_flags: 0, flags: 0 }
+    }
+
+    /// All entries. What is changed meanwhile may be there or not.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut room = AT_ONCE;
+        // Where the last call stopped: a key, or the number of a bucket.
+        let (mut from, mut to) = ([0_u64; 32], [0_u64; 32]);
+        let mut is_first = true;
+        loop {
+            let (mut keys, mut values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
+            let mut batch = self.batch(keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64, room);
+            batch.from = if is_first { 0 } else { from.as_mut_ptr() as u64 };
+            batch.to = to.as_mut_ptr() as u64;
+            // SAFETY: there is room for as many keys and values as it says; `from` and `to` are larger
+            // than a key of any map here.
+            let called = unsafe { sys::call(sys::MAP_LOOKUP_BATCH, &mut batch) };
+            let at_end = match called {
+                Ok(_) => false,
+                Err(Errno::ENOENT) => true,
+                // A bucket has more entries than there is room for.
+                Err(Errno::ENOSPC) => {
+                    room *= 2;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let count = (batch.count as usize).min(room);
+            entries.extend(keys.into_iter().zip(values).take(count));
+            if at_end {
+                return Ok(entries);
+            }
+            (from, is_first) = (to, false);
+        }
+    }
+}
+
+/// A map whose values are one for each processor.
+#[derive(Debug)]
+pub struct CpuMap<K, V> {
+    map: Map<K, V>,
+    /// How many processors there may be.
+    cpus: usize,
+}
+
+impl<K: Pod, V: Pod> CpuMap<K, V> {
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        Ok(Self { map: Map::new(fd), cpus })
+    }
+
+    /// The values of a key; `None` where it is not there.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn get(&self, key: &K) -> io::Result<Option<Vec<V>>> {
+        let mut values = vec![V::zeroed(); self.cpus];
+        let mut element = self.map.element(key, values.as_mut_ptr());
+        // SAFETY: there is a value for each processor, and their size is a multiple of 8.
+        match unsafe { sys::call(sys::MAP_LOOKUP_ELEM, &mut element) } {
+            Ok(_) => Ok(Some(values)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Has a key with values that are all 0.
+    ///
+    /// # Errors
+    /// What the kernel refuses; `E2BIG`: it is full.
+    pub fn insert(&self, key: &K) -> io::Result<()> {
+        let values = vec![V::zeroed(); self.cpus];
+        let mut element = self.map.element(key, values.as_ptr());
+        // SAFETY: as above.
+        unsafe { sys::call(sys::MAP_UPDATE_ELEM, &mut element) }?;
+        Ok(())
+    }
+
+    /// Takes a key away; tells whether it was there.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        self.map.remove(key)
+    }
+}

@@ -1,0 +1,206 @@
+//! A sandbox with a client and maps of its own, and what is balanced in it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use netctl::kernel::ebpf::{
+    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey,
+    Place, Port, Programs, SlotKey, Timeouts, Tuple,
+};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::packet::Packet;
+
+/// The network's number.
+pub const NETWORK: u32 = 4711;
+/// The client's device.
+pub const DEVICE: &str = "ve0";
+/// A device of another container.
+pub const OTHER: &str = "ve1";
+/// To the next program, and then to the kernel.
+pub const PASS: i32 = -1;
+/// It went back by the device that it came from (`TC_ACT_REDIRECT`).
+pub const REDIRECT: i32 = 7;
+
+/// The addresses of one family.
+#[derive(Clone, Copy)]
+pub struct Family {
+    pub client: &'static str,
+    pub service: &'static str,
+    pub gateway: &'static str,
+    pub backends: [&'static str; 3],
+}
+
+/// Both families.
+pub const FAMILIES: [Family; 2] = [
+    Family {
+        client: "10.9.0.5",
+        service: "10.9.0.80",
+        gateway: "10.9.0.1",
+        backends: ["10.9.1.1", "10.9.1.2", "10.9.1.3"],
+    },
+    Family {
+        client: "fd00:9::5",
+        service: "fd00:9::80",
+        gateway: "fd00:9::1",
+        backends: ["fd00:9:1::1", "fd00:9:1::2", "fd00:9:1::3"],
+    },
+];
+
+/// A sandbox.
+pub struct Ground {
+    pub ebpf: Ebpf,
+    pub programs: Programs,
+}
+
+impl Ground {
+    /// A new one, with room for so many connections.
+    pub fn new(connections: u32) -> Self {
+        fresh_namespace();
+        let ebpf = Ebpf::open_in(&directory(), connections).unwrap();
+        let programs = ebpf.load(NETWORK).unwrap();
+        let timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
+        ebpf.maps().timeouts.insert(&NETWORK, &timeouts).unwrap();
+        Self { ebpf, programs }
+    }
+
+    /// Balances a front over backends, by the numbers of their slots.
+    pub fn balance(&self, front: &FrontKey, value: Front, backends: &[(u32, Backend)], slots: &[u32]) {
+        let maps = self.ebpf.maps();
+        let place = Place { network: NETWORK, address: front.address };
+        maps.addresses.insert(&place, &ADDRESS_SERVICE).unwrap();
+        for (number, backend) in backends {
+            maps.counts.insert(number).unwrap();
+            maps.backends.insert(number, backend).unwrap();
+        }
+        for (slot, number) in (0..).zip(slots) {
+            maps.slots.insert(&SlotKey { front: value.id, slot }, number).unwrap();
+        }
+        maps.fronts.insert(front, &Front { slots: slots.len() as u32, ..value }).unwrap();
+    }
+
+    /// Balances the TCP port 80 of a family's service to the port 8080 of its three backends, with the
+    /// numbers 1 to 3, in turns.
+    pub fn web(&self, family: Family) {
+        let backends =
+            [1, 2, 3].map(|number| (number, backend(family.backends[number as usize - 1], 8080)));
+        self.balance(&front(family.service, 80, 6), turns(), &backends, &[1, 2, 3]);
+    }
+
+    /// A backend of this node is spoken to by the gateway when it meets itself.
+    pub fn own(&self, backend: &str, gateway: &str) {
+        let maps = self.ebpf.maps();
+        let gateway = address(gateway);
+        let place = |address| Place { network: NETWORK, address };
+        maps.gateways.insert(&place(address(backend)), &gateway).unwrap();
+        maps.addresses.insert(&place(gateway), &ADDRESS_GATEWAY).unwrap();
+    }
+
+    /// What becomes of a packet of the client's.
+    #[track_caller]
+    pub fn send(&self, packet: &Packet) -> (i32, Packet) {
+        self.send_by(DEVICE, packet)
+    }
+
+    /// The same of a packet that comes by another device.
+    #[track_caller]
+    pub fn send_by(&self, device: &str, packet: &Packet) -> (i32, Packet) {
+        let (verdict, bytes) = self.programs.run("from_container", device, &packet.bytes()).unwrap();
+        (verdict, Packet::read(&bytes))
+    }
+
+    /// What becomes of a packet to the client.
+    #[track_caller]
+    pub fn answer(&self, packet: &Packet) -> (i32, Packet) {
+        let (verdict, bytes) = self.programs.run("to_container", DEVICE, &packet.bytes()).unwrap();
+        (verdict, Packet::read(&bytes))
+    }
+
+    /// What is counted for a backend, on all processors.
+    pub fn counts(&self, number: u32) -> Counts {
+        let all = self.ebpf.maps().counts.get(&number).unwrap().unwrap();
+        all.into_iter().fold(Counts::default(), |sum, each| Counts {
+            connections: sum.connections + each.connections,
+            incoming_packets: sum.incoming_packets + each.incoming_packets,
+            incoming_bytes: sum.incoming_bytes + each.incoming_bytes,
+            outgoing_packets: sum.outgoing_packets + each.outgoing_packets,
+            outgoing_bytes: sum.outgoing_bytes + each.outgoing_bytes,
+        })
+    }
+
+    /// What is counted of the node at a position.
+    pub fn event(&self, position: u32) -> u64 {
+        self.ebpf.maps().events.get(&position).unwrap().unwrap().into_iter().sum()
+    }
+
+    /// The connections.
+    pub fn connections(&self) -> Vec<(Tuple, Connection)> {
+        self.ebpf.maps().connections.entries().unwrap()
+    }
+
+    /// Changes every entry of the connections.
+    pub fn change_connections(&self, change: impl Fn(&mut Connection)) {
+        for (tuple, mut connection) in self.connections() {
+            change(&mut connection);
+            self.ebpf.maps().connections.insert(&tuple, &connection).unwrap();
+        }
+    }
+}
+
+/// A front of the network.
+pub fn front(service: &str, port: u16, protocol: u8) -> FrontKey {
+    FrontKey { network: NETWORK, address: address(service), port: port.into(), protocol, zero: 0 }
+}
+
+/// A spread in turns, with the number 1.
+pub fn turns() -> Front {
+    Front { id: 1, scheduler: netctl::kernel::ebpf::SCHEDULER_TURN, affinity: 0, slots: 0, turn: 0 }
+}
+
+/// A backend of the front with the number 1.
+pub fn backend(text: &str, port: u16) -> Backend {
+    let (address, port) = (address(text), Port::from(port));
+    Backend { address, port, zero: 0, front: 1, weight: 1, open: 0 }
+}
+
+pub fn address(text: &str) -> Address {
+    text.parse::<IpAddr>().unwrap().into()
+}
+
+/// A directory for maps that nobody has used.
+pub fn directory() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let file_system = PathBuf::from("/run/maps");
+    if !file_system.exists() {
+        std::fs::create_dir(&file_system).unwrap();
+        mount(Some("bpf"), &file_system, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+    }
+    file_system.join(COUNT.fetch_add(1, Ordering::Relaxed).to_string())
+}
+
+/// Moves the calling thread into a namespace like that of a sandbox, with two containers.
+pub fn fresh_namespace() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+    let [v4, v6] = FAMILIES;
+    let script = format!(
+        "set -e
+         ip link set lo up
+         echo 1 > /proc/sys/net/ipv4/ip_forward
+         echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+         for ve in {DEVICE} {OTHER}; do
+             ip link add name $ve type veth peer name peer-$ve
+             ip link set $ve up
+             ip link set peer-$ve up
+         done
+         ip route add {0} dev {DEVICE}
+         ip -6 route add {1} dev {DEVICE}
+         ip route add 10.9.0.6 dev {OTHER}
+         ip -6 route add fd00:9::6 dev {OTHER}",
+        v4.client, v6.client
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

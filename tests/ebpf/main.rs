@@ -1,0 +1,67 @@
+//! Facts about the eBPF programs, by running them: packets in, packets and changed maps out
+//! (`BPF_PROG_TEST_RUN`). The kernel that the tests run on has to take every program.
+//!
+//! Every test has a network namespace and maps of its own.
+
+mod balance;
+mod errors;
+mod ground;
+mod maps;
+mod packet;
+mod programs;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// Collects functions as tests by their names.
+macro_rules! facts {
+    ($($module:ident: $($name:ident),+ $(,)?);+ $(;)?) => {
+        vec![$($(Trial::test(
+            concat!(stringify!($module), "::", stringify!($name)),
+            || run($module::$name),
+        )),+),+]
+    };
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    if !arguments.list {
+        isolate();
+    }
+    let tests = facts! {
+        maps: entries_are_written_read_and_removed_by_the_thousand, a_full_map_says_so,
+            maps_outlive_who_opened_them_and_grow_when_they_are_to;
+        programs: the_verifier_follows_no_more_instructions_than_before,
+            a_program_is_attached_once_replaced_and_detached;
+        balance: what_is_for_nobody_we_know_passes_as_it_is,
+            a_connection_goes_to_one_backend_and_its_answers_come_from_the_service,
+            backends_take_turns_by_their_weights, a_hash_keeps_a_client_at_its_backend,
+            the_backend_with_the_fewest_connections_is_next, a_client_keeps_its_backend,
+            a_backend_meets_itself_by_the_gateway, all_ports_are_balanced_as_they_are,
+            who_speaks_for_another_opens_nothing, a_backend_that_is_gone_takes_its_connections_along,
+            a_reset_connection_begins_anew, silence_ends_a_connection,
+            fragments_follow_the_first, the_oldest_connections_leave_a_full_table;
+        errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,
+            errors_about_others_pass_as_they_are;
+    };
+    libtest_mimic::run(&arguments, tests).exit();
+}
+
+fn run(test: fn()) -> Result<(), Failed> {
+    // A thread for each: a namespace is a thread's.
+    let thread = std::thread::spawn(test);
+    thread.join().map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        Failed::from(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked"))
+    })
+}
+
+/// Leaves the system's namespaces while there is only one thread.
+fn isolate() {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of our own");
+}

@@ -1,0 +1,44 @@
+//! Loading and attaching programs.
+
+use std::collections::BTreeMap;
+
+use netctl::kernel::ebpf::detach;
+
+use crate::ground::{DEVICE, FAMILIES, Ground, OTHER, PASS};
+use crate::packet::{Packet, SYN};
+
+/// How many instructions the verifier may follow in each: what it took when it was written, and a bit,
+/// since kernels differ. Who needs more changes it here, and says why.
+const INSTRUCTIONS: [(&str, u32); 2] = [("from_container", 16_000), ("to_container", 8_000)];
+
+pub fn the_verifier_follows_no_more_instructions_than_before() {
+    let ground = Ground::new(16);
+    let found: BTreeMap<&str, u32> = ground.programs.instructions().collect();
+    println!("instructions that the verifier has followed: {found:?}");
+    for (program, most) in INSTRUCTIONS {
+        let found = found[program];
+        assert!(found <= most, "{program}: {found}, not {most}");
+        assert!(found > 0, "{program}");
+    }
+}
+
+pub fn a_program_is_attached_once_replaced_and_detached() {
+    let ground = Ground::new(16);
+    let [v4, _] = FAMILIES;
+    ground.web(v4);
+    assert!(!detach(DEVICE).unwrap());
+    assert!(ground.programs.attach(DEVICE).unwrap());
+    assert!(!ground.programs.attach(DEVICE).unwrap(), "it is there");
+    assert!(ground.programs.attach(OTHER).unwrap());
+    // That of the next agent takes the place of the first one's.
+    let next = ground.ebpf.load(crate::ground::NETWORK).unwrap();
+    assert!(next.attach(DEVICE).unwrap());
+    assert!(!next.attach(DEVICE).unwrap());
+    let syn = Packet::tcp(SYN, (v4.client, 4000), (v4.service, 80));
+    assert_eq!(ground.send(&syn).0, PASS);
+    assert!(detach(DEVICE).unwrap());
+    assert!(!detach(DEVICE).unwrap());
+    assert!(ground.programs.attach(DEVICE).unwrap());
+    let error = ground.programs.attach("none").unwrap_err().to_string();
+    assert!(error.contains("none"), "{error}");
+}
