@@ -9,8 +9,6 @@
 #define TIMEOUT_CLOSED 10
 // SCTP, as IPVS has it (sctp_timeouts).
 #define TIMEOUT_SCTP 900
-// What is quiet for less never ends for that.
-#define TIMEOUT_LEAST 10
 
 static __always_inline bool is_closed(const struct connection *connection) {
     __u8 ended = STATE_CLIENT_ENDED | STATE_SERVER_ENDED;
@@ -48,7 +46,8 @@ static __always_inline void other_way(struct tuple *other, const struct tuple *t
 static __always_inline bool
 has_expired(const struct tuple *tuple, const struct connection *connection, const struct tuple *other) {
     __u32 now = seconds(), quiet = now - connection->seen;
-    if (quiet < TIMEOUT_LEAST)
+    // No timeout is that short.
+    if (!quiet)
         return false;
     __u32 timeout = timeout_of(connection, tuple->protocol);
     if (quiet < timeout)

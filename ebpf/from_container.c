@@ -5,13 +5,27 @@
 #include "open.h"
 #include "rewrite.h"
 
+// Sends a frame back to who has sent it, by the device that it came from.
+static __always_inline int send_back(struct __sk_buff *skb) {
+    struct ethhdr frame;
+    __u8 sender[ETH_ALEN];
+    if (bpf_skb_load_bytes(skb, 0, &frame, sizeof frame))
+        return TC_ACT_SHOT;
+    __builtin_memcpy(sender, frame.h_source, sizeof sender);
+    __builtin_memcpy(frame.h_source, frame.h_dest, sizeof sender);
+    __builtin_memcpy(frame.h_dest, sender, sizeof sender);
+    if (bpf_skb_store_bytes(skb, 0, &frame, sizeof frame, 0))
+        return TC_ACT_SHOT;
+    return bpf_redirect(skb->ifindex, 0);
+}
+
 // Sends a packet on: what is for its own sender goes back, everything else is routed.
 static __always_inline int
 send_on(struct __sk_buff *skb, struct packet *packet, struct connection *connection) {
     bool loops = connection->loops;
     if (rewrite(skb, packet, connection))
         return TC_ACT_SHOT;
-    return loops ? bpf_redirect(skb->ifindex, 0) : PASS;
+    return loops ? send_back(skb) : PASS;
 }
 
 SEC("classifier")

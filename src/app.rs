@@ -226,6 +226,7 @@ async fn start_agent(
     let settings = Settings {
         boot: boot.clone(),
         lease: config.lease,
+        connections: config.lb_connections,
         names: names.service(),
         resync: config.resync,
         tally,

@@ -75,6 +75,8 @@ pub struct Config {
     pub resync: Duration,
     /// What is to balance the connections of services.
     pub lb: EngineChoice,
+    /// How many connections eBPF balances at once.
+    pub lb_connections: u32,
     /// As whom the commands of health checks run.
     pub health_user: HealthUser,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.
@@ -144,6 +146,8 @@ pub enum EngineChoice {
     Auto,
     /// IPVS; the agent does not start without it.
     Ipvs,
+    /// eBPF programs; the agent does not start where the kernel takes none.
+    Ebpf,
     /// Nothing: services keep their addresses, and nothing answers there on this node.
     None,
 }
@@ -153,6 +157,7 @@ impl fmt::Display for EngineChoice {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Ipvs => "ipvs",
+            Self::Ebpf => "ebpf",
             Self::None => "none",
         })
     }

@@ -46,5 +46,6 @@ pub fn cleanup(host: &mut Host) -> Vec<Error> {
     }
     errors.extend(host.remove_uplinks_but(&std::collections::BTreeSet::new()));
     errors.extend(nft::remove(host.netns()).err());
+    errors.extend(ebpf::remove_pins().map_err(Error::path("remove", ebpf::DIRECTORY)).err());
     errors
 }

@@ -70,6 +70,8 @@ pub struct Balancer {
     /// This node's backends, each with every address of its service: what a backend sends to its
     /// own service may come back to itself, and must then look as if the gateway had sent it.
     pub own: BTreeSet<(IpAddr, IpAddr)>,
+    /// The gateway that speaks to each of them then.
+    pub gateways: BTreeMap<IpAddr, IpAddr>,
     /// Targets outside of the overlay, each with every address of its service. What goes there leaves
     /// under the address of the uplink, so that its answers come back.
     pub outside: BTreeSet<(IpAddr, IpAddr)>,
@@ -240,6 +242,9 @@ pub fn balancer<'a>(
             balancer.add(me, service, *address, (&backends, &outside), &mut marks);
         }
     }
+    let own = balancer.own.iter().map(|(backend, _)| backend);
+    let gateway = |own: &IpAddr| Some((*own, network.subnet_of(*own)?.gateway()));
+    balancer.gateways = own.filter_map(gateway).collect();
     balancer
 }
 
@@ -248,6 +253,13 @@ impl Balancer {
     pub fn refusing(snapshot: &Snapshot, network: &Network) -> Self {
         let addresses = snapshot.services.values().filter_map(|s| s.addresses.get(&network.id));
         Self { refused: addresses.flatten().copied().collect(), ..Self::default() }
+    }
+
+    /// What a firewall needs of it where the engine marks nothing and translates addresses itself.
+    pub fn without_translation(&self) -> Self {
+        let (addresses, silent, refused) =
+            (self.addresses.clone(), self.silent.clone(), self.refused.clone());
+        Self { addresses, silent, refused, ..Self::default() }
     }
 
     /// Whether nothing of another balancer needs a rule of a firewall that this one does not: a mark,
@@ -365,5 +377,6 @@ impl Marks {
     }
 }
 
+mod slots;
 #[cfg(test)]
 mod tests;

@@ -78,9 +78,14 @@ fn what_balances_is_chosen_in_every_layer_and_what_is_not_there_is_refused() {
     assert_eq!(lb(&[], &[], file), EngineChoice::Ipvs);
     assert_eq!(lb(&[], &variables, file), EngineChoice::None);
     assert_eq!(lb(&["--lb", "auto"], &variables, file), EngineChoice::Auto);
-    let refused = errors(&["--lb", "ebpf"], &[], "");
-    assert!(refused.contains("--lb: ebpf is not there yet in this version"), "{refused}");
-    assert!(errors(&[], &[], "lb = \"haproxy\"").contains("give auto, ipvs or none"));
+    assert_eq!(lb(&["--lb", "ebpf"], &variables, file), EngineChoice::Ebpf);
+    assert!(errors(&[], &[], "lb = \"haproxy\"").contains("give auto, ipvs, ebpf or none"));
+    assert_eq!(load(&[], &[], "").unwrap().lb_connections, 131_072);
+    assert_eq!(load(&[], &[], "lb_connections = 5000").unwrap().lb_connections, 5000);
+    for wrong in ["1023", "many", "-1"] {
+        let refused = errors(&[&format!("--lb-connections={wrong}")], &[], "");
+        assert!(refused.contains("is not a number from 1024 to 16777216"), "{refused}");
+    }
 }
 
 #[test]

@@ -28,6 +28,13 @@ pub enum Transport {
     Sctp,
 }
 
+/// Whether the kernel has SCTP; that of the virtual machine must.
+pub fn has_sctp() -> bool {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let tried = listener(Transport::Sctp, any).map_err(|error| error.raw_os_error());
+    crate::in_vm() || !matches!(tried, Err(Some(libc::EPROTONOSUPPORT)))
+}
+
 /// A server of both families that answers every line with its name and the client's address, until
 /// it is dropped.
 #[derive(Debug)]

@@ -23,6 +23,8 @@ mod cluster;
 mod crowd;
 #[path = "netns/drain.rs"]
 mod drain;
+#[path = "netns/engine.rs"]
+mod engine;
 #[path = "netns/expand.rs"]
 mod expand;
 #[path = "netns/external.rs"]
@@ -115,6 +117,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("run", run::TESTS),
     ("refusals", refusals::TESTS),
     ("addresses", addresses::TESTS),
+    ("balance", balance::TESTS),
     ("check", check::TESTS),
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),

@@ -8,8 +8,9 @@ mod balancing;
 mod batch;
 mod changes;
 mod dead;
+mod ebpf;
+mod ipvs;
 mod slot;
-mod table;
 mod tally;
 mod worker;
 

@@ -6,23 +6,32 @@ use tracing::warn;
 use crate::api::{ApiError, ErrorCode};
 use crate::config::EngineChoice;
 use crate::kernel;
+use crate::kernel::ebpf::Ebpf;
 use crate::kernel::ipvs::{self, Ipvs};
 use crate::model::{EndpointMode, Engine, Scheduler};
 
 /// What to do where the kernel has no IPVS.
 const HINT: &str = "load its module (modprobe ip_vs; where that does not find it, install the \
-                    modules of the running kernel) and restart netctld";
+                    modules of the running kernel) or give lb = \"ebpf\", and restart netctld";
+
+/// What to do where the kernel takes no programs.
+const HINT_EBPF: &str = "it needs Linux 6.6 or newer with eBPF for traffic control; give lb = \"ipvs\"";
 
 /// Chooses the engine. It asks the kernel, which loads the module where it can, and changes nothing.
 ///
 /// # Errors
-/// When IPVS is asked for and cannot be used.
-pub(super) fn choose(choice: EngineChoice) -> anyhow::Result<Engine> {
+/// When one is asked for by its name and cannot be used.
+pub(super) fn choose(choice: EngineChoice, connections: u32) -> anyhow::Result<Engine> {
     match choice {
         EngineChoice::None => Ok(Engine::None),
         EngineChoice::Ipvs => {
             Ipvs::open().with_context(|| format!("lb is ipvs, but it cannot be used: {HINT}"))?;
             Ok(Engine::Ipvs)
+        }
+        EngineChoice::Ebpf => {
+            let tried = Ebpf::open(connections).and_then(|ebpf| ebpf.load(0));
+            tried.with_context(|| format!("lb is ebpf, but it cannot be used: {HINT_EBPF}"))?;
+            Ok(Engine::Ebpf)
         }
         EngineChoice::Auto => match Ipvs::open() {
             Ok(_) => Ok(Engine::Ipvs),
@@ -48,7 +57,9 @@ pub(super) fn check(engine: Engine, mode: EndpointMode) -> Result<(), ApiError> 
             );
             Err(ApiError::new(ErrorCode::Unsupported, text))
         }
-        (Engine::Ipvs | Engine::None, _) | (Engine::Missing, EndpointMode::Dnsrr) => Ok(()),
+        (Engine::Ipvs | Engine::Ebpf | Engine::None, _) | (Engine::Missing, EndpointMode::Dnsrr) => {
+            Ok(())
+        }
     }
 }
 
@@ -80,7 +91,7 @@ mod tests {
 
     #[test]
     fn only_a_service_that_needs_what_is_missing_is_refused() {
-        for engine in [Engine::Ipvs, Engine::None, Engine::Missing] {
+        for engine in [Engine::Ipvs, Engine::Ebpf, Engine::None, Engine::Missing] {
             assert!(check(engine, EndpointMode::Dnsrr).is_ok());
             assert_eq!(check(engine, EndpointMode::Vip).is_err(), engine == Engine::Missing);
         }

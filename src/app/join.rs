@@ -71,7 +71,7 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         mtu: inner_mtu(chosen.address, chosen.mtu),
         subnets_in_use: subnets(&inventory),
         labels: config.labels.clone(),
-        lb: engine::choose(config.lb)?,
+        lb: engine::choose(config.lb, config.lb_connections)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

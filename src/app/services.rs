@@ -16,7 +16,7 @@ use crate::api::{
 use crate::cluster::ClusterError;
 use crate::lb::{self, Backend, Front, Out, Outside};
 use crate::model::{
-    Endpoint, EndpointMode, Engine, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot,
+    Endpoint, EndpointMode, Name, NetworkId, Service, ServiceSpec, ServiceUpdate, Snapshot,
 };
 
 /// Endpoints of networks that were read.
@@ -164,7 +164,7 @@ impl Agent {
 
     /// What this node has with backends on a network; `None`: it balances nothing there.
     async fn open_connections(&self, network: NetworkId) -> Option<Vec<Load>> {
-        if self.me.lb != Engine::Ipvs {
+        if !self.me.lb.balances() {
             return None;
         }
         match self.dataplane.loads(network).await.ok()? {

@@ -23,6 +23,10 @@ use crate::model::{NodeName, Subnet, Vni};
 /// The longest path of a unix socket (`sun_path` in unix(7), less the final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// How many connections eBPF balances at once, and how many may be asked for: each takes some 300 bytes.
+const LB_CONNECTIONS: u32 = 131_072;
+const LB_CONNECTIONS_RANGE: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
+
 /// Checks the settings. `None`, or anything added to `problems`: they cannot be used.
 pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<Config> {
     let mut check = Check { settings, problems };
@@ -45,6 +49,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
     let lb = check.value("lb", EngineChoice::Auto, engine);
+    let lb_connections = check.value("lb_connections", LB_CONNECTIONS, connections);
     let health_user = check.value("health_user", nobody(), user);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
@@ -76,6 +81,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         address_alarm,
         resync,
         lb,
+        lb_connections,
         health_user,
         log,
         log_format,
@@ -333,9 +339,15 @@ fn engine(text: &str) -> Result<EngineChoice, String> {
         "auto" => Ok(EngineChoice::Auto),
         "ipvs" => Ok(EngineChoice::Ipvs),
         "none" => Ok(EngineChoice::None),
-        "ebpf" => Err("ebpf is not there yet in this version: give auto, ipvs or none".to_owned()),
-        other => Err(format!("{other:?} is not a balancer: give auto, ipvs or none")),
+        "ebpf" => Ok(EngineChoice::Ebpf),
+        other => Err(format!("{other:?} is not a balancer: give auto, ipvs, ebpf or none")),
     }
+}
+
+fn connections(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| LB_CONNECTIONS_RANGE.contains(number));
+    let (least, most) = (LB_CONNECTIONS_RANGE.start(), LB_CONNECTIONS_RANGE.end());
+    number.ok_or_else(|| format!("{text:?} is not a number from {least} to {most}"))
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

@@ -97,10 +97,14 @@ pub struct Flags {
     /// How often the kernel is compared with what it should be: 1s to 10m [default: 10s]
     #[arg(long, value_name = "DURATION")]
     resync: Option<String>,
-    /// What balances the connections of services: auto, ipvs or none (this node balances nothing)
-    /// [default: auto, which is ipvs where the kernel has it]
+    /// What balances the connections of services: auto, ipvs, ebpf or none (this node balances
+    /// nothing) [default: auto, which is ipvs where the kernel has it]
     #[arg(long, value_name = "ENGINE")]
     lb: Option<String>,
+    /// How many connections ebpf balances at once, over all networks; when there are more the oldest
+    /// are forgotten. Each takes some 300 bytes [default: 131072]
+    #[arg(long, value_name = "NUMBER")]
+    lb_connections: Option<String>,
     /// As whom the commands of health checks run: a name or a number [default: nobody]
     #[arg(long, value_name = "USER")]
     health_user: Option<String>,
@@ -197,6 +201,7 @@ impl Flags {
             one("address_alarm", &self.address_alarm),
             one("resync", &self.resync),
             one("lb", &self.lb),
+            one("lb_connections", &self.lb_connections),
             one("health_user", &self.health_user),
             one("log", &self.log),
             one("log_format", &self.log_format),

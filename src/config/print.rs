@@ -40,6 +40,7 @@ pub(super) fn print(config: &Config) -> String {
     set("address_alarm", i64::from(config.address_alarm).into());
     set("resync", text(Shown(config.resync)));
     set("lb", text(config.lb));
+    set("lb_connections", i64::from(config.lb_connections).into());
     set("health_user", text(&config.health_user.name));
     set("log", text(&config.log));
     set("log_format", text(format_name(config.log_format)));

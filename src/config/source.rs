@@ -20,7 +20,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 41] = [
+const KEYS: [(&str, Shape); 42] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -41,6 +41,7 @@ const KEYS: [(&str, Shape); 41] = [
     ("address_alarm", Shape::One),
     ("resync", Shape::One),
     ("lb", Shape::One),
+    ("lb_connections", Shape::One),
     ("health_user", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),

@@ -9,7 +9,7 @@ mod map;
 mod sys;
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::{ProgramError, SchedClassifier};
@@ -17,6 +17,7 @@ use aya::{EbpfError, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
+use nix::time::{ClockId, clock_gettime};
 
 pub use layout::*;
 pub use map::{CpuMap, Map};
@@ -26,7 +27,7 @@ use sys::Way;
 const FILE_SYSTEM: &str = "/sys/fs/bpf";
 const MAGIC: FsType = FsType(0xcafe_4a11);
 /// Where ours are.
-const DIRECTORY: &str = "/sys/fs/bpf/netctl";
+pub(super) const DIRECTORY: &str = "/sys/fs/bpf/netctl";
 /// How many connections there are room for, where nobody says.
 pub const CONNECTIONS: u32 = 131_072;
 
@@ -195,6 +196,28 @@ impl Ebpf {
         &self.maps
     }
 
+    /// Pins the maps again that somebody has removed from the kernel's file system: the next agent would
+    /// not find them. Tells how many.
+    ///
+    /// # Errors
+    /// When one cannot be pinned.
+    pub fn pin_again(&self) -> Result<u64, Error> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::FileSystem { action, path, source }
+        };
+        let mut count = 0;
+        for (map, fd) in self.maps.all() {
+            let path = self.directory.join(map);
+            if !path.try_exists().map_err(failed("look at", &path))? {
+                std::fs::create_dir_all(&self.directory).map_err(failed("make", &self.directory))?;
+                sys::pin(fd, &path).map_err(failed("make", &path))?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     /// Loads the programs of the network with this number.
     ///
     /// # Errors
@@ -227,6 +250,31 @@ impl Ebpf {
 }
 
 impl Maps {
+    /// Opens the maps that an agent has pinned on this node, to look at them.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub fn of_agent() -> Result<Self, Error> {
+        Self::open(&Path::new(DIRECTORY).join(LAYOUT.to_string()))
+    }
+
+    /// All of them by their names.
+    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 11] {
+        [
+            ("addresses", self.addresses.fd()),
+            ("fronts", self.fronts.fd()),
+            ("slots", self.slots.fd()),
+            ("backends", self.backends.fd()),
+            ("counts", self.counts.fd()),
+            ("gateways", self.gateways.fd()),
+            ("timeouts", self.timeouts.fd()),
+            ("connections", self.connections.fd()),
+            ("clients", self.clients.fd()),
+            ("fragments", self.fragments.fd()),
+            ("events", self.events.fd()),
+        ]
+    }
+
     fn open(directory: &Path) -> Result<Self, Error> {
         let fd = |map: &'static str| {
             let failed = |source| Error::Map { action: "open", map, source };
@@ -290,6 +338,14 @@ impl Programs {
         let loaded = loaded.ok_or_else(|| attach_error("run", device)(Errno::ENOENT))?;
         sys::run(loaded.fd.as_fd(), index(device)?, packet).map_err(failed)
     }
+}
+
+/// The time that entries of connections bear: seconds of `CLOCK_MONOTONIC`.
+///
+/// # Errors
+/// When the system has no such clock.
+pub fn now() -> io::Result<u32> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.tv_sec() as u32)
 }
 
 /// Detaches what is ours from a device of the thread's namespace; tells whether anything was.

@@ -105,12 +105,21 @@ pub enum Error {
         /// Why.
         source: Box<super::ipvs::Error>,
     },
+    /// eBPF refused, or is not there.
+    #[error(transparent)]
+    Ebpf(Box<super::ebpf::Error>),
     /// The `nft` program is not installed.
     #[error("the program nft was not found: install the package nftables")]
     NftMissing,
     /// The system lacks what the agent needs to work at all.
     #[error("this system cannot run the agent:{}", .0.iter().map(|p| format!("\n  - {p}")).collect::<String>())]
     Probe(Vec<String>),
+}
+
+impl From<super::ebpf::Error> for Error {
+    fn from(error: super::ebpf::Error) -> Self {
+        Self::Ebpf(Box::new(error))
+    }
 }
 
 impl Error {

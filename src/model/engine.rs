@@ -11,17 +11,27 @@ use utoipa::ToSchema;
 pub enum Engine {
     /// The kernel's IPVS.
     Ipvs,
+    /// eBPF programs of ours.
+    Ebpf,
     /// Nothing, because the node is configured so: its containers use no services.
     #[default]
     None,
-    /// Nothing, because the node's kernel has no IPVS.
+    /// Nothing, because the node's kernel has no IPVS and nothing else was asked for.
     Missing,
+}
+
+impl Engine {
+    /// Whether anything is balanced.
+    pub fn balances(self) -> bool {
+        matches!(self, Self::Ipvs | Self::Ebpf)
+    }
 }
 
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ipvs => "ipvs",
+            Self::Ebpf => "ebpf",
             Self::None => "none",
             Self::Missing => "missing",
         })

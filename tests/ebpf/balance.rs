@@ -190,13 +190,16 @@ pub fn a_backend_meets_itself_by_the_gateway() {
             source: family.gateway.parse().unwrap(),
             destination: family.client.parse().unwrap(),
             destination_port: 8080,
+            is_back: true,
             ..syn.clone()
         };
         assert_eq!(ground.send(&syn), (REDIRECT, met.clone()));
         // It leaves by its own device, as it is.
         assert_eq!(ground.answer(&met), (PASS, met.clone()));
-        assert_eq!(ground.send(&met.back(SYN | ACK)), (REDIRECT, syn.back(SYN | ACK)));
-        assert_eq!(ground.answer(&syn.back(SYN | ACK)), (PASS, syn.back(SYN | ACK)));
+        let answer = Packet { is_back: false, ..met.back(SYN | ACK) };
+        let back = Packet { is_back: true, ..syn.back(SYN | ACK) };
+        assert_eq!(ground.send(&answer), (REDIRECT, back.clone()));
+        assert_eq!(ground.answer(&back), (PASS, back.clone()));
         // Other packets to the gateway are the gateway's.
         let query = Packet::new(UDP, (family.client, 4000), (family.gateway, 53));
         assert_eq!(ground.send(&query), (PASS, query.clone()));

@@ -12,6 +12,10 @@ pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
+/// The container's MAC address, and that of its sandbox's device.
+pub const CONTAINER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const SANDBOX: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
 /// A packet. Its checksums are made when it is written and checked when it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
@@ -26,6 +30,8 @@ pub struct Packet {
     pub fragment: Option<(u16, u16, bool)>,
     /// A UDP datagram over IPv4 may have none.
     pub no_checksum: bool,
+    /// Whether its frame is from the sandbox to the container.
+    pub is_back: bool,
     /// What follows the header; of ICMP and of a later fragment all of it.
     pub data: Vec<u8>,
 }
@@ -41,6 +47,7 @@ impl Packet {
             flags: 0,
             fragment: None,
             no_checksum: false,
+            is_back: false,
             data: b"some bytes, an odd number".to_vec(),
         }
     }
@@ -121,7 +128,8 @@ impl Packet {
                 transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
             }
         }
-        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        let (to, from) = if self.is_back { (CONTAINER, SANDBOX) } else { (SANDBOX, CONTAINER) };
+        let mut frame = [to, from].concat();
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 frame.extend([0x08, 0x00]);
@@ -211,6 +219,7 @@ impl Packet {
             flags: 0,
             fragment,
             no_checksum: protocol == UDP && transport[6..8] == [0, 0],
+            is_back: frame[..12] == [CONTAINER, SANDBOX].concat(),
             data: Vec::new(),
         };
         packet.data = transport[packet.header_length()..].to_vec();

@@ -1,4 +1,4 @@
-//! Services: how connections are balanced. For a kernel that has IPVS.
+//! Services: how connections are balanced, by whichever engine.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -9,9 +9,9 @@ use world::Transport::{self, Sctp, Tcp};
 use world::{Answer, Config, Node, Server, Session, Space, World, ask, ask_udp, wait_for};
 
 use crate::cluster::Member;
+use crate::engine::{has_timeouts, is_established, lb, with_affinity, with_all_ports};
 use crate::shop::{
-    Backend, GATEWAYS, Shop, answers, ask_all, each, open, parse, plug, saved, servers, session_with,
-    weights,
+    Backend, GATEWAYS, Shop, answers, ask_all, each, open, parse, plug, servers, session_with, weights,
 };
 
 crate::tests![
@@ -27,10 +27,10 @@ pub(crate) const LONG: &[crate::Test] = &[(
 
 fn one_machine_balances_until_its_backends_leave(world: &World) {
     let n1 = world.node("n1");
-    let _agent = n1.agent(&Config::embedded().set("lb", "ipvs"));
+    let _agent = n1.agent(&Config::embedded().set("lb", &lb()));
     let shown = n1.ok("node inspect n1").stdout;
     assert!(
-        shown.lines().any(|line| line.starts_with("Balancing") && line.ends_with("ipvs")),
+        shown.lines().any(|line| line.starts_with("Balancing") && line.ends_with(&lb())),
         "{shown}"
     );
     let ports =
@@ -138,21 +138,10 @@ fn an_idle_connection_that_expired_is_reset(node: &Node, client: &Member, vip: &
     let shown = node.ok("service inspect web").stdout;
     assert!(shown.contains("tcp 3s, tcp-fin 2m, udp 5m"), "{shown}");
     let sandbox = node.sandbox("shop");
-    wait_for("it is set", || sandbox.sh("ipvsadm -L --timeout").contains(": 3 120 300"));
+    wait_for("it is set", || has_timeouts(&sandbox, [3, 120, 300]));
     assert_eq!(session.ask().unwrap().server, "b2", "what it has now counts from here");
     wait_for("the entry has expired", || !is_established(&sandbox, &session));
     is_reset(&mut session);
-}
-
-/// Whether IPVS knows a client's connection.
-fn is_established(sandbox: &Space, session: &Session) -> bool {
-    // `TCP FROM PORT VIP PORT BACKEND PORT STATE EXPIRES`, the ports in hexadecimal digits.
-    let port = format!("{:04X}", session.local().port());
-    let list = sandbox.enter(|| std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn")).unwrap();
-    list.lines().any(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        words.get(2) == Some(&port.as_str()) && words.contains(&"ESTABLISHED")
-    })
 }
 
 fn connections_are_spread_over_three_machines_as_the_service_says(world: &World) {
@@ -224,18 +213,22 @@ fn near_backends_come_first(shop: &Shop, clients: &[Member]) {
 #[track_caller]
 fn every_port_is_balanced_over_every_protocol(shop: &Shop, client: &Member) {
     shop.update(&json!({"all_ports": true}));
-    let marked = |sandbox: &Space| saved(sandbox).matches("-a -f ").count() == 6;
-    wait_for("marks are balanced", || shop.sandboxes.iter().all(marked));
+    let all_ports = |sandbox: &Space| with_all_ports(sandbox) == 6;
+    wait_for("all ports are balanced", || shop.sandboxes.iter().all(all_ports));
     let from = &client.container.space;
+    // Some kernels have no SCTP.
+    let has_sctp = world::has_sctp();
     let sctp = |b: &Backend| Server::start(&b.member.container.space, Sctp, 5001, &b.name);
-    let _servers: Vec<_> = shop.backends.iter().map(sctp).collect();
+    let _servers: Vec<_> = shop.backends.iter().filter(|_| has_sctp).map(sctp).collect();
     let all = each(&[("b1", 1), ("b2", 1), ("b3", 1)]);
     for (family, vip) in shop.vips.iter().enumerate() {
         let connected = |transport: Transport, port| ask_all(from, transport, vip, port, 3);
         let udp = (0..3).map(|_| ask_udp(from, vip, 5000, 0).unwrap()).collect();
-        for (what, answers) in
-            [("TCP", connected(Tcp, 80)), ("SCTP", connected(Sctp, 5001)), ("UDP", udp)]
-        {
+        let mut kinds = vec![("TCP", connected(Tcp, 80)), ("UDP", udp)];
+        if has_sctp {
+            kinds.push(("SCTP", connected(Sctp, 5001)));
+        }
+        for (what, answers) in kinds {
             assert!(answers.iter().all(|answer| is_from(client, family, answer)), "{what}: {answers:?}");
             assert_eq!(servers(answers), all, "{vip} over {what}");
         }
@@ -251,7 +244,7 @@ fn every_port_is_balanced_over_every_protocol(shop: &Shop, client: &Member) {
 fn a_client_keeps_its_backend(shop: &Shop, client: &Member) {
     shop.update(&json!({"affinity": 300}));
     wait_for("clients stay where they are", || {
-        shop.sandboxes.iter().all(|sandbox| saved(sandbox).matches("-p 300").count() == 2)
+        shop.sandboxes.iter().all(|sandbox| with_affinity(sandbox, 300) == 2)
     });
     for vip in &shop.vips {
         let spread = answers(&client.container.space, vip, 5);

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use world::{Load, NodeOptions, Space, World, wait_for};
 
 use crate::cluster::Cluster;
-use crate::shop::{Backend, PATIENCE, create, plug, requests, rows};
+use crate::engine::{lb, rows};
+use crate::shop::{Backend, PATIENCE, create, plug, requests};
 
 crate::tests![fifty_services_of_ten_backends_appear_change_and_vanish];
 
@@ -40,7 +41,7 @@ fn a_thousand_services_of_ten_backends_appear_change_and_vanish(world: &World) {
 pub(crate) type Records = BTreeMap<String, Option<String>>;
 
 fn appear_change_and_vanish(world: &World, services: usize) {
-    let cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| config.set("lb", "ipvs"));
+    let cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| config.set("lb", &lb()));
     let n1 = cluster.n1();
     n1.ok("network create shop --subnet 10.64.0.0/18");
     let vips = create(n1, "web", json!({"ports": [{"port": 80, "target": 8080}]}));

@@ -13,6 +13,7 @@ use world::{
 };
 
 use crate::cluster::{Cluster, DUAL, Member};
+use crate::engine::lb;
 use crate::shop::{Backend, GATEWAYS, call, destinations, parse, plug, texts};
 
 crate::tests![
@@ -210,7 +211,7 @@ struct Scene {
 
 impl Scene {
     fn new(world: &World) -> Self {
-        let ipvs = |config: Config| config.set("lb", "ipvs").set("rest", "0s");
+        let ipvs = |config: Config| config.set("lb", &lb()).set("rest", "0s");
         let cluster = Cluster::with(world, 2, &Default::default(), ipvs);
         let outside = Outside::start(world);
         let network = json!({"name": "shop", "subnets": ["10.9.0.0/24", "fd00:9::/64"]});

@@ -10,6 +10,7 @@ use world::Transport::Tcp;
 use world::{Config, KernelState, Node, Server, World, ask, connects, wait_for};
 
 use crate::cluster::{Cluster, DUAL, alive};
+use crate::engine::lb;
 use crate::names::{dig, found, status};
 use crate::upstream::{Upstream, answered};
 
@@ -419,7 +420,7 @@ pub(crate) const BALANCED: &[crate::Test] =
 
 fn a_host_reaches_a_service_that_is_balanced(world: &World) {
     let n1 = world.node("n1");
-    let _agent = n1.agent(&Config::embedded().set("lb", "ipvs"));
+    let _agent = n1.agent(&Config::embedded().set("lb", &lb()));
     open(&n1, "shop", DUAL);
     n1.ok("service create web --network shop --replicas 2 --port 80:8080");
     let web = n1.ok("-o json service inspect web").json();

@@ -8,8 +8,9 @@ use serde_json::json;
 use world::Transport::Tcp;
 use world::{Config, Failure, Load, Node, Session, Space, World, ask, wait_for};
 
+use crate::engine::{has_timeouts, is_ebpf, lb, saved};
 use crate::shop::{
-    Backend, PATIENCE, Shop, answers, call, create, destinations, each, open, plug, requests, saved,
+    Backend, PATIENCE, Shop, answers, call, create, destinations, each, open, plug, requests,
     session_with,
 };
 
@@ -54,7 +55,7 @@ fn an_agents_death_ends_no_connection_and_what_others_change_comes_back(world: &
         "ipvsadm -A -t 192.168.50.99:80 -s rr && ipvsadm -a -t 192.168.50.99:80 -r 192.168.50.98:80 -m",
     );
     let hosts = saved(&n1.space);
-    let config = Config::embedded().set("lb", "ipvs").set("resync", "1s");
+    let config = Config::embedded().set("lb", &lb()).set("resync", "1s");
     let agent = n1.agent(&config);
     let vips = open(&n1, json!({"ports": [{"port": 80, "target": 8080}]}));
     let every_port = create(&n1, "every-port", json!({}));
@@ -194,7 +195,7 @@ fn what_another_machine_sends_to_a_service_is_refused(world: &World) {
 
 fn nothing_of_a_table_is_left_when_nothing_is_to_be_balanced(world: &World) {
     let n1 = world.node("n1");
-    let config = Config::embedded().set("lb", "ipvs");
+    let config = Config::embedded().set("lb", &lb());
     let agent = n1.agent(&config);
     let vips = open(&n1, json!({"ports": [{"port": 80, "target": 8080}]}));
     let _backend = Backend::of(&n1, "web", "b1");

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use world::{Load, Node, Process, World, wait_for};
 
 use crate::cluster::Cluster;
+use crate::engine::lb;
 use crate::shop::destinations;
 
 crate::tests![no_request_fails_while_containers_are_replaced];
@@ -34,7 +35,7 @@ fn no_request_fails_while_containers_are_replaced_a_hundred_times(world: &World)
 /// So many replacements of each order.
 fn replace(world: &World, replacements: usize) {
     let cluster = Cluster::with(world, 2, &Default::default(), |config| {
-        config.set("lb", "ipvs").set("rest", "0s").set("lease", "60s")
+        config.set("lb", &lb()).set("rest", "0s").set("lease", "60s")
     });
     let (n1, n2) = (cluster.n1(), cluster.n2());
     n1.ok("network create shop --subnet 10.9.0.0/24");

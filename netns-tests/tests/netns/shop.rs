@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use world::Transport::{self, Tcp};
 use world::{Answer, Config, Node, NodeOptions, Server, Session, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL, Member};
+use crate::engine::{lb, rows};
 
 /// The gateways of `shop`.
 pub(crate) const GATEWAYS: [&str; 2] = ["10.9.0.1", "fd00:9::1"];
@@ -48,7 +49,7 @@ impl Shop {
         adjust: impl Fn(Config) -> Config,
     ) -> Self {
         let cluster = Cluster::with(world, machines, &NodeOptions::default(), |config| {
-            adjust(config.set("lb", "ipvs").set("rest", "0s").set("lease", "20s"))
+            adjust(config.set("lb", &lb()).set("rest", "0s").set("lease", "20s"))
         });
         let vips = open(cluster.n1(), balancing);
         let backend = |(index, node)| Backend::start(node, &format!("b{}", index + 1));
@@ -152,12 +153,6 @@ pub(crate) fn texts(list: &Value) -> Vec<String> {
     list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
 }
 
-/// The table of IPVS in a sandbox, as `ipvsadm` saves it.
-#[track_caller]
-pub(crate) fn saved(sandbox: &Space) -> String {
-    sandbox.sh("ipvsadm -Sn")
-}
-
 /// The weights of backends in a sandbox, in their order, by their IPv4 addresses; those that are there.
 pub(crate) fn weights(sandbox: &Space, backends: &[Backend]) -> Vec<u32> {
     let table = destinations(sandbox);
@@ -165,27 +160,9 @@ pub(crate) fn weights(sandbox: &Space, backends: &[Backend]) -> Vec<u32> {
     backends.iter().filter_map(weight).collect()
 }
 
-/// The destinations in a namespace's table of IPVS with their weights, of all services together.
+/// The backends that a sandbox knows with their weights, of all services together.
 pub(crate) fn destinations(sandbox: &Space) -> BTreeMap<IpAddr, u32> {
     rows(sandbox).into_iter().collect()
-}
-
-/// The same for each service by itself.
-pub(crate) fn rows(sandbox: &Space) -> Vec<(IpAddr, u32)> {
-    // `  -> 0A090005:1F90      Masq    1      0          0`, with IPv6 in brackets.
-    let row = |line: &str| {
-        let mut words = line.trim_start().strip_prefix("->")?.split_whitespace();
-        let (address, _port) = words.next()?.rsplit_once(':')?;
-        let weight = words.nth(1)?.parse().ok()?;
-        let address = match address.strip_prefix('[') {
-            Some(address) => address.strip_suffix(']')?.parse().ok()?,
-            None => Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?).into(),
-        };
-        Some((address, weight))
-    };
-    let table = sandbox.enter(|| std::fs::read_to_string("/proc/thread-self/net/ip_vs"));
-    // Without a file there is no IPVS yet.
-    table.unwrap_or_default().lines().filter_map(row).collect()
 }
 
 /// What answers connections to an address at a port, one after the other.

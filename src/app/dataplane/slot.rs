@@ -1,11 +1,15 @@
 //! One network on this node: its sandbox, and what is known to be in it.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use tracing::{debug, info, warn};
 
 use super::balancing::{Balancing, Load};
+use super::ebpf::{self, ByEbpf};
+use super::ipvs::ByIpvs;
 use super::tally::Drift;
 use crate::kernel::{self, Host, Sandbox, nft};
 use crate::lb::Balancer;
@@ -21,9 +25,10 @@ pub(super) struct Slot {
     sandbox: Sandbox,
     observed: BTreeSet<Object>,
     firewall: Option<Firewall>,
-    /// Its IPVS; `None` where there is none, or until it is opened.
-    balancing: Option<Balancing>,
-    /// Whether the kernel may have a table of IPVS although it is not open.
+    engine: Way,
+    /// What balances its connections; `None` where nothing does, or until it is opened.
+    balancing: Option<Box<dyn Balancing>>,
+    /// Whether the kernel may balance something although it is not open.
     unread: bool,
     /// The addresses that are refused.
     refused: BTreeSet<IpAddr>,
@@ -60,6 +65,25 @@ impl Firewall {
     }
 }
 
+/// By which engine a sandbox's connections are balanced.
+#[derive(Clone)]
+pub(super) enum Way {
+    /// By IPVS, or not at all.
+    Ipvs,
+    /// By the eBPF of the node, in the network with this number.
+    Ebpf(Rc<RefCell<ebpf::Node>>, u32),
+}
+
+impl Way {
+    /// Opens it, and reads what there is.
+    fn open(&self, sandbox: &Sandbox) -> Result<Box<dyn Balancing>, kernel::Error> {
+        Ok(match self {
+            Self::Ipvs => Box::new(ByIpvs::open(sandbox)?),
+            Self::Ebpf(node, network) => Box::new(ByEbpf::open(node, *network)?),
+        })
+    }
+}
+
 /// What converging could not do.
 #[derive(Debug, Default)]
 pub(super) struct Left {
@@ -79,14 +103,27 @@ impl Left {
 
 impl Slot {
     /// Opens the network's sandbox, making it where it is missing, and reads what is in it.
-    pub(super) fn open(network: NetworkId) -> Result<Self, kernel::Error> {
+    pub(super) fn open(network: NetworkId, engine: Way) -> Result<Self, kernel::Error> {
         let mut sandbox = Sandbox::create(&sandbox_name(network))?;
         let observed = sandbox.observe()?;
-        let unread = sandbox.has_ipvs_services()?;
+        // What another engine has left goes.
+        let unread = match &engine {
+            Way::Ipvs => {
+                ebpf::remove(&sandbox, endpoints(&observed));
+                sandbox.has_ipvs_services()?
+            }
+            Way::Ebpf(node, number) => {
+                if sandbox.has_ipvs_services()? {
+                    ByIpvs::open(&sandbox)?.converge(&sandbox, &Balancer::default())?;
+                }
+                node.borrow().has(*number)
+            }
+        };
         Ok(Self {
             sandbox,
             observed,
             firewall: None,
+            engine,
             balancing: None,
             unread,
             refused: BTreeSet::new(),
@@ -131,7 +168,7 @@ impl Slot {
         }
         let Some(balancing) = &mut self.balancing else { return Ok(Vec::new()) };
         Ok(balancing.reread(&self.sandbox).unwrap_or_else(|error| {
-            warn!(sandbox = self.sandbox.name(), %error, "IPVS cannot be read: it is opened anew");
+            warn!(sandbox = self.sandbox.name(), %error, "balancing cannot be read: it is opened anew");
             (self.balancing, self.unread) = (None, true);
             Vec::new()
         }))
@@ -140,7 +177,7 @@ impl Slot {
     /// How many things that somebody else had changed were put right since this was asked last.
     pub(super) fn repaired(&mut self) -> u64 {
         let objects = std::mem::take(&mut self.drift).mended(&self.observed);
-        let balancing = self.balancing.as_mut().map_or(0, Balancing::repaired);
+        let balancing = self.balancing.as_mut().map_or(0, |balancing| balancing.repaired());
         objects + balancing + std::mem::take(&mut self.mended)
     }
 
@@ -151,7 +188,7 @@ impl Slot {
         same && self.refused == balancer.refused
     }
 
-    /// Makes the rules and the table of IPVS what they should be; the addresses stay. Goes on after a
+    /// Makes the rules and the table what they should be; the addresses stay. Goes on after a
     /// failure.
     pub(super) fn balance(&mut self, firewall: &str, balancer: &Balancer) -> Result<(), kernel::Error> {
         if self.has_rules_for(balancer) {
@@ -165,8 +202,8 @@ impl Slot {
     /// Whether a balancer's table needs no rule that is not here: then who takes connections does not
     /// wait for the rules. Otherwise a packet is known by its rules before the table is asked about it.
     fn has_rules_for(&self, balancer: &Balancer) -> bool {
-        let Some(here) = self.balancing.as_ref().map(Balancing::balancer) else { return false };
-        self.firewall.is_some() && here.has_rules_for(balancer)
+        let Some(balancing) = &self.balancing else { return false };
+        self.firewall.is_some() && balancing.has_rules_for(balancer)
     }
 
     /// Puts the rules in place where they are not.
@@ -177,22 +214,29 @@ impl Slot {
         Ok(())
     }
 
-    /// Makes the table of IPVS what it should be. Where nothing is or was balanced it is not opened: a
-    /// network without services does not depend on it.
+    /// Makes the table what it should be. Where nothing is or was balanced it is not opened: a network
+    /// without services does not depend on it.
     fn spread(&mut self, balancer: &Balancer) -> Result<(), kernel::Error> {
         let balancing = match &mut self.balancing {
             Some(balancing) => balancing,
             None if balancer.fronts.is_empty() && !self.unread => return Ok(()),
             None => {
                 self.unread = true;
-                self.balancing.insert(Balancing::open(&self.sandbox)?)
+                self.balancing.insert(self.engine.open(&self.sandbox)?)
             }
         };
         self.unread = false;
-        balancing.converge(&self.sandbox, balancer)
+        balancing.converge(&self.sandbox, balancer)?;
+        self.follow()
     }
 
-    /// What each backend has; `None`: IPVS is not open, although something is or was balanced.
+    /// Has what balances follow the containers that are here.
+    fn follow(&mut self) -> Result<(), kernel::Error> {
+        let Some(balancing) = &mut self.balancing else { return Ok(()) };
+        balancing.follow(&self.sandbox, &endpoints(&self.observed).collect::<Vec<_>>())
+    }
+
+    /// What each backend has; `None`: it is not open, although something is or was balanced.
     pub(super) fn loads(&mut self) -> Option<Result<Vec<Load>, kernel::Error>> {
         match &mut self.balancing {
             Some(balancing) => Some(balancing.loads(&self.sandbox)),
@@ -276,15 +320,7 @@ impl Slot {
 
     /// The endpoints whose devices are known to be there.
     pub(super) fn plugged(&self) -> BTreeSet<EndpointId> {
-        let links = self.observed.iter().map_while(|object| match object {
-            Object::Link(link) => Some(link.device),
-            _ => None,
-        });
-        let endpoint = |device| match device {
-            Device::Endpoint(id) => Some(id),
-            Device::Loopback | Device::Tunnel | Device::Uplink => None,
-        };
-        links.filter_map(endpoint).collect()
+        endpoints(&self.observed).collect()
     }
 
     /// Connects containers and the objects that belong to them. One result for each plug.
@@ -297,8 +333,13 @@ impl Slot {
                 reconcile::record(&mut self.observed, &Step::Add(Object::Link(link)));
             }
         }
+        if let Err(error) = self.follow() {
+            // It is tried again with the next change, and at every check.
+            warn!(sandbox = self.sandbox.name(), %error, "connections of containers are not balanced");
+        }
         results
     }
+
     /// Adds objects that are not there yet.
     pub(super) fn add(
         &mut self,
@@ -373,6 +414,18 @@ impl Slot {
         }
         failures.into_iter().next_back().map_or(Ok(()), |(_, error)| Err(error))
     }
+}
+
+/// The endpoints whose devices are among the objects.
+fn endpoints(objects: &BTreeSet<Object>) -> impl Iterator<Item = EndpointId> {
+    let links = objects.iter().map_while(|object| match object {
+        Object::Link(link) => Some(link.device),
+        _ => None,
+    });
+    links.filter_map(|device| match device {
+        Device::Endpoint(id) => Some(id),
+        Device::Loopback | Device::Tunnel | Device::Uplink => None,
+    })
 }
 
 type Sorted = (Vec<EndpointId>, Vec<Step>, Vec<Step>, Vec<EndpointId>, Vec<Step>);

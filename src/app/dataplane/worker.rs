@@ -3,7 +3,9 @@
 mod balance;
 mod plug;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -15,14 +17,15 @@ use super::changes::{
     Ahead, Endpoints, as_it_stands, blocks_of, differences, has_place, same_blocks, same_ways,
 };
 use super::dead::Dead;
-use super::slot::{Firewall, Left, Slot};
+use super::ebpf;
+use super::slot::{Firewall, Left, Slot, Way};
 use super::tally::Tally;
 use super::{Command, Sandboxes};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
-use crate::model::{Endpoint, EndpointId, Network, NetworkId, Node, Snapshot, Versioned};
+use crate::model::{Endpoint, EndpointId, Engine, Network, NetworkId, Node, Snapshot, Versioned, Vni};
 use crate::overlay::{self, NameService, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
@@ -42,6 +45,8 @@ pub struct Settings {
     pub boot: String,
     /// How long connections to a dead node are kept.
     pub lease: Duration,
+    /// How many connections eBPF balances at once.
+    pub connections: u32,
     /// How names are answered.
     pub names: NameService,
     /// How often everything is compared with the kernel, notices or not.
@@ -59,6 +64,8 @@ pub(super) struct Worker {
     open: watch::Sender<Sandboxes>,
     host: Host,
     monitor: Monitor,
+    /// Where eBPF balances.
+    ebpf: Option<Rc<RefCell<ebpf::Node>>>,
     firewall: Option<Firewall>,
     slots: BTreeMap<NetworkId, Slot>,
     snapshot: Snapshot,
@@ -105,6 +112,15 @@ impl Worker {
         monitor.add(HOST, host.netns(), Scope::Host)?;
         let resync_at = Instant::now() + settings.resync;
         let dead = Dead::new(settings.lease);
+        let ebpf = match me.lb {
+            Engine::Ebpf => Some(Rc::new(RefCell::new(ebpf::Node::open(settings.connections)?))),
+            Engine::Ipvs | Engine::None | Engine::Missing => {
+                if let Err(error) = kernel::ebpf::remove_pins() {
+                    warn!(%error, "eBPF maps of an earlier agent are not removed");
+                }
+                None
+            }
+        };
         Ok(Self {
             me,
             settings,
@@ -113,6 +129,7 @@ impl Worker {
             open,
             host,
             monitor,
+            ebpf,
             firewall: None,
             slots: BTreeMap::new(),
             snapshot: Snapshot::default(),
@@ -397,7 +414,7 @@ impl Worker {
         let Some(network) = self.network(id) else { return };
         self.settings.tally.runs.inc();
         if !self.slots.contains_key(&id) {
-            match self.open(id) {
+            match self.open(id, network.vni) {
                 Ok(slot) => {
                     let inode = slot.sandbox().netns().inode();
                     self.slots.insert(id, slot);
@@ -420,7 +437,8 @@ impl Worker {
         let blocks = blocks_of(&self.snapshot, id);
         let balancer = self.balancer(&network, &endpoints);
         let members = endpoints.values().map(Arc::as_ref);
-        let desired = overlay::sandbox(around, &network, &blocks, members, &balancer);
+        let rules = self.rules_of(&balancer);
+        let desired = overlay::sandbox(around, &network, &blocks, members, &rules);
         let Some(slot) = self.slots.get_mut(&id) else { return };
         // A namespace's inode means nothing after a reboot.
         let this_boot = |e: &&Arc<Endpoint>| e.attachment.boot == self.settings.boot;
@@ -455,8 +473,9 @@ impl Worker {
         }
     }
 
-    fn open(&mut self, id: NetworkId) -> Result<Slot, kernel::Error> {
-        let slot = Slot::open(id)?;
+    fn open(&mut self, id: NetworkId, vni: Vni) -> Result<Slot, kernel::Error> {
+        let way = self.ebpf.as_ref().map_or(Way::Ipvs, |node| Way::Ebpf(node.clone(), vni.number()));
+        let slot = Slot::open(id, way)?;
         self.monitor.add(&sandbox_name(id), slot.sandbox().netns(), Scope::Sandbox)?;
         Ok(slot)
     }
@@ -478,6 +497,7 @@ impl Worker {
             Ok(()) => info!(network = %id, "sandbox removed: the network is not used here"),
             Err(error) => warn!(network = %id, %error, "sandbox not removed"),
         }
+        self.forget_balanced();
     }
 
     /// Removes sandboxes of networks that this node does not use any more.
@@ -494,5 +514,6 @@ impl Worker {
                 self.remove(id);
             }
         }
+        self.forget_balanced();
     }
 }

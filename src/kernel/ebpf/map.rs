@@ -2,7 +2,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
@@ -48,6 +48,10 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// Takes a map whose keys and values have the sizes of these types.
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self { fd, types: PhantomData }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     fn number(&self) -> u32 {
@@ -191,6 +195,10 @@ impl<K: Pod, V: Pod> CpuMap<K, V> {
         Ok(Self { map: Map::new(fd), cpus })
     }
 
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd()
+    }
+
     /// The values of a key; `None` where it is not there.
     ///
     /// # Errors
@@ -218,11 +226,33 @@ impl<K: Pod, V: Pod> CpuMap<K, V> {
         Ok(())
     }
 
+    /// Has many keys with values that are all 0.
+    ///
+    /// # Errors
+    /// What the kernel refuses; those before are there then.
+    pub fn insert_all(&self, keys: &[K]) -> io::Result<()> {
+        for keys in keys.chunks(AT_ONCE) {
+            let values = vec![V::zeroed(); self.cpus * keys.len()];
+            let mut batch = self.map.batch(keys.as_ptr() as u64, values.as_ptr() as u64, keys.len());
+            // SAFETY: there are as many keys as it says, and a value for each of them and each processor.
+            unsafe { sys::call(sys::MAP_UPDATE_BATCH, &mut batch) }?;
+        }
+        Ok(())
+    }
+
     /// Takes a key away; tells whether it was there.
     ///
     /// # Errors
     /// What the kernel refuses.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
         self.map.remove(key)
+    }
+
+    /// Takes keys away, whether they are there or not.
+    ///
+    /// # Errors
+    /// What the kernel refuses; those before are gone then.
+    pub fn remove_all(&self, keys: &[K]) -> io::Result<()> {
+        self.map.remove_all(keys)
     }
 }

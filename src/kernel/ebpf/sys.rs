@@ -1,7 +1,10 @@
 //! bpf(2) itself, for what the library that loads programs does not do.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
@@ -10,6 +13,7 @@ use nix::errno::Errno;
 pub(super) const MAP_LOOKUP_ELEM: u32 = 1;
 pub(super) const MAP_UPDATE_ELEM: u32 = 2;
 pub(super) const MAP_DELETE_ELEM: u32 = 3;
+const OBJ_PIN: u32 = 6;
 const PROG_ATTACH: u32 = 8;
 const PROG_DETACH: u32 = 9;
 const PROG_TEST_RUN: u32 = 10;
@@ -82,6 +86,24 @@ struct ById {
 
 fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
+}
+
+/// `BPF_OBJ_PIN`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Pin {
+    path: u64,
+    object: u32,
+    flags: u32,
+}
+
+/// Gives a map a name in the kernel's file system for them.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut pin = Pin { path: path.as_ptr() as u64, object: number(object), flags: 0 };
+    // SAFETY: the path ends with a zero, and lives until it returns.
+    unsafe { call(OBJ_PIN, &mut pin) }?;
+    Ok(())
 }
 
 /// Attaches a program to a device of the thread's namespace, in place of another or behind those that

@@ -1,6 +1,7 @@
 //! What balances connections, followed by itself: who takes connections changes often, and costs no
 //! more than that.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,11 +55,29 @@ impl Worker {
     /// What balances a network's connections on this node.
     pub(super) fn balancer(&self, network: &Network, endpoints: &Endpoints) -> Balancer {
         match self.me.lb {
-            Engine::Ipvs => {
+            Engine::Ipvs | Engine::Ebpf => {
                 let endpoints = endpoints.values().map(Arc::as_ref);
                 lb::balancer(&self.me, &self.snapshot, self.dead.gone(), network, endpoints)
             }
             Engine::None | Engine::Missing => Balancer::refusing(&self.snapshot, network),
+        }
+    }
+
+    /// What the rules of a sandbox need to know of what is balanced there.
+    pub(super) fn rules_of<'a>(&self, balancer: &'a Balancer) -> Cow<'a, Balancer> {
+        match self.me.lb {
+            Engine::Ebpf => Cow::Owned(balancer.without_translation()),
+            Engine::Ipvs | Engine::None | Engine::Missing => Cow::Borrowed(balancer),
+        }
+    }
+
+    /// Removes what eBPF balances in networks that this node does not use any more.
+    pub(super) fn forget_balanced(&mut self) {
+        let Some(node) = self.ebpf.as_ref().filter(|_| self.synced && self.trusted) else { return };
+        let used = self.snapshot.members.keys().filter_map(|id| self.snapshot.networks.get(id));
+        let used: Vec<u32> = used.map(|network| network.value.vni.number()).collect();
+        if let Err(error) = node.borrow_mut().keep(&used) {
+            warn!(%error, "eBPF maps keep what is not used any more");
         }
     }
 
@@ -67,14 +86,14 @@ impl Worker {
     pub(super) fn balance(&mut self, id: NetworkId) {
         let Some(network) = self.network(id) else { return };
         let balancer = self.balancer(&network, &self.endpoints(id));
+        let rules = self.rules_of(&balancer);
         let Some(slot) = self.slots.get_mut(&id) else { return };
         if !slot.balances(&balancer) {
             self.changed.insert(id);
             return;
         }
-        if let Err(error) =
-            slot.balance(&overlay::sandbox_firewall(&network, self.settings.names, &balancer), &balancer)
-        {
+        let firewall = overlay::sandbox_firewall(&network, self.settings.names, &rules);
+        if let Err(error) = slot.balance(&firewall, &balancer) {
             warn!(network = %network.name, %error, "connections not balanced as they should be");
             self.settings.tally.failures.inc();
             self.failure = Some(error);
@@ -84,7 +103,7 @@ impl Worker {
 
     /// What each backend of a network has on this node; nothing where nothing is balanced.
     pub(super) fn loads(&mut self, id: NetworkId) -> Result<Vec<Load>, kernel::Error> {
-        if self.me.lb != Engine::Ipvs || self.network(id).is_none() {
+        if !self.me.lb.balances() || self.network(id).is_none() {
             return Ok(Vec::new());
         }
         let loads = self.slots.get_mut(&id).and_then(Slot::loads);
