@@ -210,6 +210,17 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
+fn settings(config: &Config, boot: String, names: &NameServer, tally: Tally) -> Settings {
+    Settings {
+        boot,
+        lease: config.lease,
+        connections: config.lb_connections,
+        names: names.service(),
+        resync: config.resync,
+        tally,
+    }
+}
+
 async fn start_agent(
     config: &Config,
     node: &Node,
@@ -223,14 +234,7 @@ async fn start_agent(
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
     let loads = tally.loads.clone();
-    let settings = Settings {
-        boot: boot.clone(),
-        lease: config.lease,
-        connections: config.lb_connections,
-        names: names.service(),
-        resync: config.resync,
-        tally,
-    };
+    let settings = settings(config, boot.clone(), &names, tally);
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let agent = Arc::new(Agent {

@@ -34,7 +34,7 @@ pub use packet::{ethernet, ipv4_udp, ipv6_udp, send_frame, vxlan};
 pub use probe::{Inbox, Stream, StreamReport, Transfer, connects, datagram, tcp_transfer};
 pub use process::{Output, Process, as_nobody, become_nobody, output};
 pub use seal::seal;
-pub use server::{has_sctp, Answer, Server, Session, Transport, ask, ask_udp};
+pub use server::{Answer, Server, Session, Transport, ask, ask_udp, has_sctp};
 pub use space::Space;
 pub use vm::{WithoutModule, in_vm};
 pub use wait::{DEADLINE, eventually, wait_for};

@@ -22,7 +22,8 @@ use crate::model::{Network, Subnet};
 ///   routed to: `fib` asks the very routes that deliver to that address, for both families.
 /// - Traffic within the network is not tracked; only what leaves is, to be masqueraded. Where it
 ///   goes to says which it is, because its source has been checked before.
-/// - Other nodes cannot leave through this node's uplink, and nobody comes in through it.
+/// - Other nodes cannot leave through this node's uplink, and nobody comes in through it. What belongs to
+///   no connection could not be translated, and would leave under the container's own address.
 ///
 /// Every packet between containers passes these rules: names of devices are costly to compare, so
 /// there are few, and none once a packet is known to stay within the network.
@@ -63,6 +64,7 @@ pub(super) fn sandbox(network: &Network, names: NameService, balancer: &Balancer
         ct state untracked accept
         iifname "vx0" oifname "up0" counter drop comment "remote-to-uplink"
         iifname "up0" ct state != { established, related } counter drop comment "unsolicited"
+        oifname "up0" ct state invalid counter drop comment "not-translated"
     }
 "#,
         );

@@ -29,10 +29,7 @@ fn one_machine_balances_until_its_backends_leave(world: &World) {
     let n1 = world.node("n1");
     let _agent = n1.agent(&Config::embedded().set("lb", &lb()));
     let shown = n1.ok("node inspect n1").stdout;
-    assert!(
-        shown.lines().any(|line| line.starts_with("Balancing") && line.ends_with(&lb())),
-        "{shown}"
-    );
+    assert!(shown.lines().any(|line| line.starts_with("Balancing") && line.ends_with(&lb())), "{shown}");
     let ports =
         [json!({"port": 80, "target": 8080}), json!({"port": 53, "target": 5000, "protocol": "udp"})];
     let vips = open(&n1, json!({"ports": ports}));

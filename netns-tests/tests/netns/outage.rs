@@ -1,9 +1,11 @@
-//! Services while agents, machines and tables fail. For a kernel that has IPVS.
+//! Services while agents, machines and tables fail, whichever engine balances.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use netctl::kernel::ebpf::{self, Maps};
 use serde_json::json;
 use world::Transport::Tcp;
 use world::{Config, Failure, Load, Node, Session, Space, World, ask, wait_for};
@@ -51,10 +53,11 @@ fn wait_in_hand(node: &Node) {
 fn an_agents_death_ends_no_connection_and_what_others_change_comes_back(world: &World) {
     let n1 = world.node("n1");
     // Another program balances on this machine too.
-    n1.space.sh(
-        "ipvsadm -A -t 192.168.50.99:80 -s rr && ipvsadm -a -t 192.168.50.99:80 -r 192.168.50.98:80 -m",
-    );
-    let hosts = saved(&n1.space);
+    if !is_ebpf() {
+        n1.space.sh("ipvsadm -A -t 192.168.50.99:80 -s rr
+                     ipvsadm -a -t 192.168.50.99:80 -r 192.168.50.98:80 -m");
+    }
+    let hosts = n1.space.try_sh("ipvsadm -Sn").stdout;
     let config = Config::embedded().set("lb", &lb()).set("resync", "1s");
     let agent = n1.agent(&config);
     let vips = open(&n1, json!({"ports": [{"port": 80, "target": 8080}]}));
@@ -82,28 +85,85 @@ fn an_agents_death_ends_no_connection_and_what_others_change_comes_back(world: &
     let (requests, failures) = load.finish();
     assert!(failures.is_empty(), "{} of {requests}: {failures:?}", failures.len());
 
-    for damage in DAMAGES {
-        let damage =
-            damage.replace("$VIP", &vips[0]).replace("$BACKEND", &backends[1].member.addresses[0]);
-        sandbox.sh(&damage);
-        wait_for(&format!("put right: {damage}"), || {
-            let timeouts = || sandbox.sh("ipvsadm -L --timeout").contains(": 900 120 300");
-            state(&sandbox) == before && timeouts()
+    let damages: Vec<(&str, Damage)> = match is_ebpf() {
+        true => EBPF_DAMAGES.to_vec(),
+        false => IPVS_DAMAGES.map(|script| (script, damage_ipvs as Damage)).to_vec(),
+    };
+    for (what, damage) in damages {
+        damage(what, &sandbox, &vips[0], &backends[1].member.addresses[0]);
+        wait_for(&format!("put right: {what}"), || {
+            state(&sandbox) == before
+                && has_timeouts(&sandbox, [900, 120, 300])
+                && ask(from, Tcp, &vips[0], 80).is_ok()
         });
     }
     assert_eq!(answers(from, &vips[0], 4), each(&[("b1", 2), ("b2", 2)]));
     assert_eq!(answers(from, &every_port[1], 1), each(&[("b3", 1)]));
-    assert_eq!(saved(&n1.space), hosts, "the host's own table is its own");
+    assert_eq!(n1.space.try_sh("ipvsadm -Sn").stdout, hosts, "the host's own table is its own");
 
     agent.terminate();
     let cleaned = n1.netctld(&config, &["--cleanup"]);
     assert!(cleaned.success(), "{cleaned}");
     assert_eq!(n1.kernel_state().namespaces(), ["b1", "b2", "b3", "client"]);
-    assert_eq!(saved(&n1.space), hosts, "the host's own table is its own");
+    assert_eq!(n1.space.try_sh("ipvsadm -Sn").stdout, hosts, "the host's own table is its own");
+    assert!(!n1.space.try_sh("ls /sys/fs/bpf/netctl").success(), "the pins are gone");
 }
 
-/// What another hand may do to a sandbox.
-const DAMAGES: [&str; 4] = [
+/// What another hand does to a sandbox: what it is called, the sandbox, an address of a service, and one
+/// of a backend.
+type Damage = fn(&str, &Space, &str, &str);
+
+fn damage_ipvs(script: &str, sandbox: &Space, vip: &str, backend: &str) {
+    sandbox.sh(&script.replace("$VIP", vip).replace("$BACKEND", backend));
+}
+
+const EBPF_DAMAGES: [(&str, Damage); 5] = [
+    ("all maps are emptied", |_, sandbox, _, _| {
+        sandbox.enter(|| {
+            let maps = Maps::of_agent().unwrap();
+            fn keys<K, V>(entries: Vec<(K, V)>) -> Vec<K> {
+                entries.into_iter().map(|(key, _)| key).collect()
+            }
+            let numbers = keys(maps.backends.entries().unwrap());
+            maps.counts.remove_all(&numbers).unwrap();
+            maps.backends.remove_all(&numbers).unwrap();
+            maps.addresses.remove_all(&keys(maps.addresses.entries().unwrap())).unwrap();
+            maps.gateways.remove_all(&keys(maps.gateways.entries().unwrap())).unwrap();
+            maps.fronts.remove_all(&keys(maps.fronts.entries().unwrap())).unwrap();
+            maps.slots.remove_all(&keys(maps.slots.entries().unwrap())).unwrap();
+            maps.timeouts.remove_all(&keys(maps.timeouts.entries().unwrap())).unwrap();
+            maps.connections.remove_all(&keys(maps.connections.entries().unwrap())).unwrap();
+        });
+    }),
+    ("what is counted is forgotten, weights are others, an address is added", |_, sandbox, _, _| {
+        sandbox.enter(|| {
+            let maps = Maps::of_agent().unwrap();
+            for (number, backend) in maps.backends.entries().unwrap() {
+                maps.counts.remove(&number).unwrap();
+                maps.backends.insert(&number, &ebpf::Backend { weight: 7, ..backend }).unwrap();
+            }
+            let (place, kind) = maps.addresses.entries().unwrap().remove(0);
+            let address = IpAddr::from([10, 9, 0, 99]).into();
+            maps.addresses.insert(&ebpf::Place { address, ..place }, &kind).unwrap();
+        });
+    }),
+    ("programs are detached", |_, sandbox, _, _| assert_eq!(detach_all(sandbox), 4)),
+    ("pins are removed", |_, sandbox, _, _| {
+        sandbox.sh("rm -r /sys/fs/bpf/netctl");
+    }),
+    ("rules are flushed", |_, sandbox, _, _| {
+        sandbox.sh("nft flush table inet netctl");
+    }),
+];
+
+/// Detaches the programs of all containers; tells of how many.
+fn detach_all(sandbox: &Space) -> usize {
+    let devices = sandbox.sh("ip -o link show | sed -n 's/^[0-9]*: \\(ve[^@]*\\)@.*/\\1/p'");
+    sandbox.enter(|| devices.lines().filter(|device| ebpf::detach(device).unwrap()).count())
+}
+
+/// What another hand may do to a table of IPVS.
+const IPVS_DAMAGES: [&str; 4] = [
     "ipvsadm -C",
     "ipvsadm -D -t $VIP:80
      ipvsadm -A -t $VIP:99 -s rr
@@ -179,9 +239,12 @@ fn what_another_machine_sends_to_a_service_is_refused(world: &World) {
     // The first machine sends on what it should balance itself.
     shop.cluster.kill(0);
     let (vip, there) = (&shop.vips[0], &shop.backends[1].member.addresses[0]);
+    match is_ebpf() {
+        true => assert_eq!(detach_all(&shop.sandboxes[0]), 2),
+        false => drop(shop.sandboxes[0].sh("ipvsadm -C")),
+    }
     shop.sandboxes[0].sh(&format!(
-        "ipvsadm -C
-         ip address del {vip}/32 dev lo
+        "ip address del {vip}/32 dev lo
          way=$(ip -o route get {there} | sed -n 's/.* \\(via .* dev vx0\\).*/\\1/p')
          ip route replace {vip}/32 $way onlink"
     ));

@@ -102,6 +102,20 @@ impl ByEbpf {
         })?
     }
 
+    /// Counts for backends for which somebody has taken that away: without it their connections end.
+    fn count_again(&self) -> Result<u64, kernel::Error> {
+        let node = self.node.borrow();
+        let counts = &node.ebpf.maps().counts;
+        let mut missing = Vec::new();
+        for number in self.table.backends.keys() {
+            if counts.get(number).map_err(map_error("read", "counts"))?.is_none() {
+                missing.push(*number);
+            }
+        }
+        counts.insert_all(&missing).map_err(map_error("change", "counts"))?;
+        Ok(missing.len() as u64)
+    }
+
     fn loads_of(&self) -> Result<Vec<Load>, kernel::Error> {
         let node = self.node.borrow();
         let maps = node.ebpf.maps();
@@ -147,6 +161,7 @@ impl Balancing for ByEbpf {
             warn!(sandbox = sandbox.name(), changed, "eBPF maps were changed: they are put back");
         }
         (self.drifted, self.table) = (changed, found);
+        self.mended += self.count_again()?;
         let unpinned = self.node.borrow().ebpf.pin_again()?;
         if unpinned > 0 {
             warn!(maps = unpinned, "eBPF maps were no longer pinned: they are again");
