@@ -23,7 +23,7 @@ fi
 # The test programs that run in the virtual machine (scripts/vm) too, with the tests that need its
 # kernel: there NETCTL_VM is set.
 # shellcheck disable=SC2034
-VM_TESTS=(netns ipvs)
+VM_TESTS=(netns ipvs ebpf)
 
 # The oldest Rust that builds netctl: rust-version in Cargo.toml.
 RUST_VERSION=1.95

@@ -4,6 +4,7 @@
 //! and for each network two programs of its own, which know the network's number. A program stays at a
 //! device until it is replaced, or the device goes: it needs no agent.
 
+mod clsact;
 mod layout;
 mod map;
 mod sys;
@@ -11,6 +12,7 @@ mod sys;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{EbpfError, EbpfLoader, include_bytes_aligned};
@@ -315,8 +317,11 @@ impl Programs {
                 [] => None,
                 [(_, replaced), ..] => Some(replaced.as_fd()),
             };
-            sys::attach(*way, interface, fd.as_fd(), replaced)
-                .map_err(attach_error("attach", device))?;
+            let attached = match has_tcx() {
+                true => sys::attach(*way, interface, fd.as_fd(), replaced),
+                false => clsact::attach(*way, interface, fd.as_fd(), name),
+            };
+            attached.map_err(attach_error("attach", device))?;
             changed = true;
         }
         Ok(changed)
@@ -356,13 +361,12 @@ pub fn detach(device: &str) -> Result<bool, Error> {
     let interface = index(device)?;
     let mut changed = false;
     for (name, _, way) in PROGRAMS {
-        let there = match ours(way, interface, name) {
-            // A kernel that attaches nothing in this way has nothing attached.
-            Err(Errno::EINVAL) => return Ok(false),
-            there => there.map_err(attach_error("look at", device))?,
-        };
-        for (_, program) in there {
-            sys::detach(way, interface, program.as_fd()).map_err(attach_error("detach", device))?;
+        for (_, program) in ours(way, interface, name).map_err(attach_error("look at", device))? {
+            let detached = match has_tcx() {
+                true => sys::detach(way, interface, program.as_fd()),
+                false => clsact::detach(way, interface),
+            };
+            detached.map_err(attach_error("detach", device))?;
             changed = true;
         }
     }
@@ -396,10 +400,21 @@ pub fn remove_pins() -> io::Result<()> {
     }
 }
 
+/// Whether programs can be attached to devices as such (TCX, Linux 6.6).
+fn has_tcx() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    // Every namespace has `lo`, as its first device.
+    *HAS.get_or_init(|| sys::attached(Way::In, 1) != Err(Errno::EINVAL))
+}
+
 /// The programs of ours with this name that are attached to a device, with their numbers.
 fn ours(way: Way, interface: u32, name: &str) -> Result<Vec<(u32, OwnedFd)>, Errno> {
     let mut ours = Vec::new();
-    for id in sys::attached(way, interface)? {
+    let attached = match has_tcx() {
+        true => sys::attached(way, interface)?,
+        false => clsact::attached(way, interface, name)?,
+    };
+    for id in attached {
         // One that has gone since then is none.
         let Ok(program) = sys::program(id) else { continue };
         if sys::describe(program.as_fd())?.1 == name {
