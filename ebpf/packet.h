@@ -35,6 +35,14 @@ struct packet {
     __be32 fragment_id;
 };
 
+// The common header of SCTP (RFC 9260, 3.1).
+struct sctp {
+    __be16 source;
+    __be16 destination;
+    __be32 tag;
+    __le32 checksum;
+};
+
 #define TCP_FIN 1
 #define TCP_SYN 2
 #define TCP_RST 4

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
 // Other addresses and ports for a packet, and checksums that are right (RFC 1624).
 #pragma once
-#include "packet.h"
+#include "crc.h"
 
 // Where the checksum of a transport is in its header; 0: it covers no addresses and is not ours to change.
 static __always_inline __u32 checksum_at(__u8 protocol) {
@@ -76,6 +76,13 @@ SEPARATE int rewrite(struct __sk_buff *skb, struct packet *packet, struct connec
     }
     if (!packet->whole)
         return 0;
+    if (old->protocol == IPPROTO_SCTP) {
+        // As they lie in the packet, the first in the lower half.
+        __u32 change = (__u32)(old->destination_port ^ connection->destination_port) << 16 |
+                       (__u16)(old->source_port ^ connection->source_port);
+        if (change && !packet->fragment && rewrite_crc(skb, packet, change))
+            return -1;
+    }
     // Ports are at the same place for all.
     return rewrite_port(skb, packet, 0, checksum, old->source_port, connection->source_port) ||
            rewrite_port(skb, packet, 2, checksum, old->destination_port, connection->destination_port);

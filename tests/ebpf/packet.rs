@@ -128,6 +128,10 @@ impl Packet {
                 transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
             }
         }
+        if self.protocol == SCTP && !self.is_later_fragment() && !self.no_checksum {
+            let sum = crc32c(&transport);
+            transport[8..12].copy_from_slice(&sum.to_le_bytes());
+        }
         let (to, from) = if self.is_back { (CONTAINER, SANDBOX) } else { (SANDBOX, CONTAINER) };
         let mut frame = [to, from].concat();
         match (self.source, self.destination) {
@@ -218,7 +222,8 @@ impl Packet {
             destination_port: ports[1],
             flags: 0,
             fragment,
-            no_checksum: protocol == UDP && transport[6..8] == [0, 0],
+            no_checksum: protocol == UDP && transport[6..8] == [0, 0]
+                || protocol == SCTP && transport[8..12] == [0; 4],
             is_back: frame[..12] == [CONTAINER, SANDBOX].concat(),
             data: Vec::new(),
         };
@@ -232,12 +237,25 @@ impl Packet {
             let sum = checksum(&[&packet.pseudo(transport.len() as u16), transport]);
             assert_eq!(sum, 0, "the checksum of the transport: {transport:x?}");
         }
+        if protocol == SCTP && !packet.no_checksum && fragment.is_none() {
+            let mut without = transport.to_vec();
+            without[8..12].copy_from_slice(&[0; 4]);
+            assert_eq!(crc32c(&without).to_le_bytes(), transport[8..12], "the checksum of SCTP");
+        }
         if matches!(protocol, ICMP | ICMPV6) {
             // It is made when it is written.
             packet.data[2..4].copy_from_slice(&[0, 0]);
         }
         packet
     }
+}
+
+/// CRC-32C (RFC 9260, appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8)
+            .fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+    })
 }
 
 /// The checksum of the Internet (RFC 1071).
