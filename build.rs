@@ -30,7 +30,7 @@ fn compile(program: &str) -> Result<(), String> {
     let mut tried = String::new();
     for compiler in compilers {
         let mut command = Command::new(compiler);
-        // With -g there is BTF, which says what the maps are; -mcpu=v3 is what Linux 5.1 understands.
+        // With -g there is BTF, which says what the maps are; -mcpu=v3 is what Linux 5.12 understands.
         command.args(["-std=gnu11", "-g", "-O2", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"]);
         command.args(["-target", "bpf", "-c", &headers, "-o"]).arg(&target);
         match command.arg(format!("ebpf/{program}.c")).output() {

@@ -75,7 +75,7 @@ static __always_inline __u32 scheduled(struct front *front, const struct address
 // The backend that a client keeps.
 static __always_inline __u32 kept(const struct front *front, const struct client_key *key) {
     struct client *client = bpf_map_lookup_elem(&clients, key);
-    if (!client || seconds() - client->seen >= front->affinity)
+    if (!client || (__s32)(seconds() - client->seen) >= (__s32)front->affinity)
         return 0;
     __u32 number = client->backend;
     struct backend *backend = bpf_map_lookup_elem(&backends, &number);

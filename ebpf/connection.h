@@ -46,14 +46,14 @@ static __always_inline void other_way(struct tuple *other, const struct tuple *t
 static __always_inline bool
 has_expired(const struct tuple *tuple, const struct connection *connection, const struct tuple *other) {
     __u32 now = seconds(), quiet = now - connection->seen;
-    // No timeout is that short.
-    if (!quiet)
+    // No timeout is that short; another processor's clock may be ahead.
+    if ((__s32)quiet <= 0)
         return false;
     __u32 timeout = timeout_of(connection, tuple->protocol);
     if (quiet < timeout)
         return false;
     struct connection *back = bpf_map_lookup_elem(&connections, other);
-    return !back || now - back->seen >= timeout;
+    return !back || (__s32)(now - back->seen) >= (__s32)timeout;
 }
 
 static __always_inline void forget(const struct tuple *tuple, const struct tuple *other) {
@@ -76,11 +76,13 @@ find(const struct tuple *tuple, struct tuple *other, struct counts **counted) {
     return NULL;
 }
 
-// One connection less at a backend.
+// One connection less at a backend. Where others count at the same time it may be left undone: the agent
+// puts that right.
 static __always_inline void leave(__u32 number) {
     struct backend *backend = bpf_map_lookup_elem(&backends, &number);
-    if (backend && backend->open)
-        __sync_fetch_and_sub(&backend->open, 1);
+    __u32 open = backend ? backend->open : 0;
+    if (open)
+        __sync_val_compare_and_swap(&backend->open, open, open - 1);
 }
 
 // Notes what a packet means for its connection, in both entries.
@@ -96,8 +98,12 @@ follow(struct connection *connection, const struct tuple *other, const struct pa
         state |= is_answer ? STATE_SERVER_ENDED : STATE_CLIENT_ENDED;
     __u32 now = seconds();
     // Most packets write nothing here: another processor may read the same.
-    if (connection->seen != now)
+    if (connection->seen != now) {
         connection->seen = now;
+        // The other way's entry may have left a full table: the next packet begins anew.
+        if (!bpf_map_lookup_elem(&connections, other))
+            bpf_map_delete_elem(&connections, &packet->tuple);
+    }
     if (connection->state == state)
         return;
     bool was_closed = is_closed(connection);

@@ -29,7 +29,7 @@ send_on(struct __sk_buff *skb, struct packet *packet, struct connection *connect
 }
 
 SEC("classifier")
-int from_container(struct __sk_buff *skb) {
+int netctl_from(struct __sk_buff *skb) {
     struct packet packet = {};
     struct tuple other;
     struct counts *counted;
@@ -48,15 +48,20 @@ int from_container(struct __sk_buff *skb) {
     struct connection *connection = find(&packet.tuple, &other, &counted);
     bool begins =
         packet.tuple.protocol != IPPROTO_TCP || (packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-    // A client's port that comes again is a new connection.
-    if (connection && packet.tuple.protocol == IPPROTO_TCP && begins && is_closed(connection)) {
+    bool is_moved = connection && connection->interface != skb->ifindex;
+    // Where somebody else speaks for the client the kernel drops that.
+    if (is_moved && !is_own_source(skb, &packet)) {
+        note(EVENT_FOREIGN_SOURCE);
+        return PASS;
+    }
+    // A client's port that comes again is a new connection, and so is all of a client that was made anew.
+    bool is_reused = packet.tuple.protocol == IPPROTO_TCP && begins;
+    if (connection && (is_moved || (is_reused && is_closed(connection)))) {
         forget(&packet.tuple, &other);
         connection = NULL;
     }
     if (connection) {
-        // Somebody else speaks for the client: the kernel drops that.
-        if (connection->interface != skb->ifindex)
-            return PASS;
+        remember_fragment(skb, &packet);
         if (packet.tuple.reply) {
             counted->outgoing_packets += 1;
             counted->outgoing_bytes += skb->len - ETH_HLEN;
@@ -72,6 +77,7 @@ int from_container(struct __sk_buff *skb) {
     struct connection new = {.interface = skb->ifindex, .seen = seconds()};
     if (!open_connection(skb, &packet, &new))
         return PASS;
+    remember_fragment(skb, &packet);
     counted = bpf_map_lookup_elem(&counts, &new.backend);
     if (counted) {
         counted->incoming_packets += 1;

@@ -76,10 +76,12 @@ SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 nu
             return EVENT_TABLE_FULL;
         // One of the same service's, or one that is left over from before, is not in the way.
         bool is_same = same(&there->source, &back->source) && there->source_port == back->source_port;
-        if (!is_same && !is_closed(there)) {
+        if (!is_same) {
             other_way(&scratch->theirs, other, there);
-            if (!has_expired(other, there, &scratch->theirs))
+            if (!is_closed(there) && !has_expired(other, there, &scratch->theirs))
                 return EVENT_PORT_TAKEN;
+            // Nothing of it may be taken for a part of this one.
+            bpf_map_delete_elem(&connections, &scratch->theirs);
         }
         if (bpf_map_update_elem(&connections, other, back, BPF_ANY))
             return EVENT_TABLE_FULL;

@@ -64,6 +64,11 @@ static __always_inline void copy_ipv6(struct address *to, const struct in6_addr 
     __builtin_memcpy(to, from, sizeof *to);
 }
 
+// Whether an address stands for one of IPv4: such are in no packet of IPv6 (RFC 4942, 2.2).
+static __always_inline bool is_mapped(const struct address *address) {
+    return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
+}
+
 static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet) {
     struct iphdr ip;
     if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5)
@@ -95,6 +100,8 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packe
         return -1;
     copy_ipv6(&packet->tuple.source, &ip.saddr);
     copy_ipv6(&packet->tuple.destination, &ip.daddr);
+    if (is_mapped(&packet->tuple.source) || is_mapped(&packet->tuple.destination))
+        return -1;
     packet->whole = true;
     __u32 at = ETH_HLEN + sizeof ip;
     __u8 next = ip.nexthdr;
@@ -121,20 +128,31 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packe
     return 0;
 }
 
-// Of a fragment that has no ports: those that the first one had.
-static __always_inline int follow_fragments(struct packet *packet) {
-    struct tuple *tuple = &packet->tuple;
-    struct fragment_key key = {
+static __always_inline struct fragment_key
+fragment_key(struct __sk_buff *skb, const struct packet *packet) {
+    return (struct fragment_key){
         .network = network,
-        .source = tuple->source,
-        .destination = tuple->destination,
+        .interface = skb->ifindex,
+        .source = packet->tuple.source,
+        .destination = packet->tuple.destination,
         .id = packet->fragment_id,
-        .protocol = tuple->protocol,
+        .protocol = packet->tuple.protocol,
     };
-    if (packet->whole) {
-        struct ports ports = {tuple->source_port, tuple->destination_port};
-        return bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
-    }
+}
+
+// Remembers the ports of a first fragment that belongs to a connection.
+static __always_inline void remember_fragment(struct __sk_buff *skb, const struct packet *packet) {
+    if (!packet->fragment || !packet->whole)
+        return;
+    struct fragment_key key = fragment_key(skb, packet);
+    struct ports ports = {packet->tuple.source_port, packet->tuple.destination_port};
+    bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+}
+
+// Of a fragment that has no ports: those that the first one had.
+static __always_inline int follow_fragment(struct __sk_buff *skb, struct packet *packet) {
+    struct tuple *tuple = &packet->tuple;
+    struct fragment_key key = fragment_key(skb, packet);
     struct ports *ports = bpf_map_lookup_elem(&fragments, &key);
     if (!ports)
         return -1;
@@ -173,5 +191,5 @@ SEPARATE int read_ports(struct __sk_buff *skb, struct packet *packet) {
             bpf_skb_load_bytes(skb, packet->transport + 13, &packet->tcp_flags, 1))
             return -1;
     }
-    return packet->fragment ? follow_fragments(packet) : 0;
+    return packet->whole ? 0 : follow_fragment(skb, packet);
 }

@@ -5,7 +5,7 @@
 #include "rewrite.h"
 
 SEC("classifier")
-int to_container(struct __sk_buff *skb) {
+int netctl_to(struct __sk_buff *skb) {
     struct packet packet = {};
     struct tuple other;
     struct counts *counted;
@@ -19,6 +19,7 @@ int to_container(struct __sk_buff *skb) {
     struct connection *connection = find(&packet.tuple, &other, &counted);
     if (!connection || connection->loops)
         return PASS;
+    remember_fragment(skb, &packet);
     counted->outgoing_packets += 1;
     counted->outgoing_bytes += skb->len - ETH_HLEN;
     follow(connection, &other, &packet);

@@ -64,7 +64,7 @@ struct backend {
     __u32 front;
     // 0: it gets no new connections.
     __u32 weight;
-    // How many connections it has, about: the agent counts them again.
+    // How many connections it has, about: the programs count what they see, the agent puts it right.
     __u32 open;
 };
 
@@ -134,6 +134,8 @@ struct client {
 // A datagram in fragments, of which only the first has ports; the key of `fragments`.
 struct fragment_key {
     __u32 network;
+    // The container's device: nobody else sends, or gets, its fragments.
+    __u32 interface;
     struct address source;
     struct address destination;
     __be32 id;

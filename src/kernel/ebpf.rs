@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{EbpfError, EbpfLoader, include_bytes_aligned};
+use bytemuck::Pod;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
@@ -35,9 +36,10 @@ pub const CONNECTIONS: u32 = 131_072;
 
 static FROM_CONTAINER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/from_container.o"));
 static TO_CONTAINER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/to_container.o"));
-/// The programs, by the way on which each sees packets.
+/// The programs, by the way on which each sees packets. They are attached in this order: where connections
+/// are opened their answers are known.
 const PROGRAMS: [(&str, &[u8], Way); 2] =
-    [("from_container", FROM_CONTAINER, Way::In), ("to_container", TO_CONTAINER, Way::Out)];
+    [("netctl_to", TO_CONTAINER, Way::Out), ("netctl_from", FROM_CONTAINER, Way::In)];
 
 /// What eBPF could not do.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +161,13 @@ pub struct Ebpf {
     maps: Maps,
 }
 
+impl Error {
+    /// Whether a device is not there any more.
+    pub fn device_is_gone(&self) -> bool {
+        matches!(self, Self::Attach { source, .. } if source.raw_os_error() == Some(libc::ENODEV))
+    }
+}
+
 impl Ebpf {
     /// Opens the node's maps, and makes those that are missing. There is room for so many connections.
     ///
@@ -278,27 +287,35 @@ impl Maps {
     }
 
     fn open(directory: &Path) -> Result<Self, Error> {
-        let fd = |map: &'static str| {
-            let failed = |source| Error::Map { action: "open", map, source };
-            let data = aya::maps::MapData::from_pin(directory.join(map));
-            let data = data.map_err(|error| failed(io::Error::other(error)))?;
-            data.fd().as_fd().try_clone_to_owned().map_err(failed)
-        };
         let cpus = |map| move |source| Error::Map { action: "open", map, source };
         Ok(Self {
-            addresses: Map::new(fd("addresses")?),
-            fronts: Map::new(fd("fronts")?),
-            slots: Map::new(fd("slots")?),
-            backends: Map::new(fd("backends")?),
-            counts: CpuMap::new(fd("counts")?).map_err(cpus("counts"))?,
-            gateways: Map::new(fd("gateways")?),
-            timeouts: Map::new(fd("timeouts")?),
-            connections: Map::new(fd("connections")?),
-            clients: Map::new(fd("clients")?),
-            fragments: Map::new(fd("fragments")?),
-            events: CpuMap::new(fd("events")?).map_err(cpus("events"))?,
+            addresses: open_map(directory, "addresses")?,
+            fronts: open_map(directory, "fronts")?,
+            slots: open_map(directory, "slots")?,
+            backends: open_map(directory, "backends")?,
+            counts: CpuMap::new(open_map(directory, "counts")?).map_err(cpus("counts"))?,
+            gateways: open_map(directory, "gateways")?,
+            timeouts: open_map(directory, "timeouts")?,
+            connections: open_map(directory, "connections")?,
+            clients: open_map(directory, "clients")?,
+            fragments: open_map(directory, "fragments")?,
+            events: CpuMap::new(open_map(directory, "events")?).map_err(cpus("events"))?,
         })
     }
+}
+
+/// Opens a pinned map, whose keys and values must be of these types.
+fn open_map<K: Pod, V: Pod>(directory: &Path, map: &'static str) -> Result<Map<K, V>, Error> {
+    let failed = |source| Error::Map { action: "open", map, source };
+    let data = aya::maps::MapData::from_pin(directory.join(map));
+    let data = data.map_err(|error| failed(io::Error::other(error)))?;
+    let info = data.info().map_err(|error| failed(io::Error::other(error)))?;
+    if (info.key_size() as usize, info.value_size() as usize) != (size_of::<K>(), size_of::<V>()) {
+        let path = directory.join(map);
+        let text = format!("{} is of another layout: remove it", path.display());
+        return Err(failed(io::Error::other(text)));
+    }
+    data.fd().as_fd().try_clone_to_owned().map(Map::new).map_err(failed)
 }
 
 impl Programs {
@@ -360,8 +377,13 @@ pub fn now() -> io::Result<u32> {
 pub fn detach(device: &str) -> Result<bool, Error> {
     let interface = index(device)?;
     let mut changed = false;
-    for (name, _, way) in PROGRAMS {
-        for (_, program) in ours(way, interface, name).map_err(attach_error("look at", device))? {
+    for (name, _, way) in PROGRAMS.into_iter().rev() {
+        let there = match ours(way, interface, name) {
+            // Where the kernel has no eBPF, or gives none to us, nothing is attached.
+            Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
+            there => there.map_err(attach_error("look at", device))?,
+        };
+        for (_, program) in there {
             let detached = match has_tcx() {
                 true => sys::detach(way, interface, program.as_fd()),
                 false => clsact::detach(way, interface),

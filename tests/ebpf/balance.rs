@@ -52,14 +52,13 @@ pub fn what_is_for_nobody_we_know_passes_as_it_is() {
         // Cut off in the middle of its header.
         let header = if family.client.contains(':') { 40 } else { 20 };
         let short = &Packet::tcp(SYN, from, (family.service, 80)).bytes()[..14 + header + 2];
-        let (verdict, bytes) =
-            ground.programs.run("from_container", crate::ground::DEVICE, short).unwrap();
+        let (verdict, bytes) = ground.programs.run("netctl_from", crate::ground::DEVICE, short).unwrap();
         assert_eq!((verdict, bytes.as_slice()), (PASS, short));
     }
     assert_eq!(ground.connections().len(), 0);
     // What is no IP at all.
     let arp = [&[255; 6][..], &[2; 6], &[8, 6], &[0; 28]].concat();
-    let (verdict, bytes) = ground.programs.run("from_container", crate::ground::DEVICE, &arp).unwrap();
+    let (verdict, bytes) = ground.programs.run("netctl_from", crate::ground::DEVICE, &arp).unwrap();
     assert_eq!((verdict, bytes), (PASS, arp));
 }
 
@@ -247,6 +246,90 @@ pub fn who_speaks_for_another_opens_nothing() {
     }
 }
 
+/// Moves the client's addresses behind another device, as when its container is started again.
+fn move_client(to: &str) {
+    for family in FAMILIES {
+        let status = std::process::Command::new("ip")
+            .args(["route", "replace", family.client, "dev", to])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+}
+
+pub fn a_client_that_was_made_anew_begins_anew() {
+    let ground = Ground::new(64);
+    for family in FAMILIES {
+        ground.web(family);
+    }
+    let queries = FAMILIES.map(|family| {
+        let id = if family.client.contains(':') { 6 } else { 4 };
+        let all = [(id, Backend { front: id, ..backend(family.backends[0], 53) })];
+        ground.balance(&front(family.service, 53, UDP), Front { id, ..turns() }, &all, &[id]);
+        let query = Packet::new(UDP, (family.client, 4000), (family.service, 53));
+        let syn = Packet::tcp(SYN, (family.client, 4000), (family.service, 80));
+        (query, syn, family)
+    });
+    let before = queries.clone().map(|(query, syn, _)| (ground.send(&query), ground.send(&syn)));
+    move_client(OTHER);
+    for ((query, syn, family), before) in queries.iter().zip(before) {
+        assert_eq!(ground.send_by(OTHER, query), before.0);
+        let (verdict, new) = ground.send_by(OTHER, syn);
+        assert_eq!(verdict, PASS);
+        assert_ne!(new.destination.to_string(), family.service);
+        let ack = Packet { flags: ACK, ..syn.clone() };
+        assert_eq!(ground.send_by(OTHER, &ack).1.destination, new.destination);
+    }
+}
+
+pub fn a_connection_that_lost_one_way_begins_anew() {
+    let ground = Ground::new(64);
+    for family in FAMILIES {
+        let all = [1, 2].map(|number| (number, backend(family.backends[number as usize - 1], 53)));
+        ground.balance(&front(family.service, 53, UDP), turns(), &all, &[1, 2]);
+        let query = Packet::new(UDP, (family.client, 4000), (family.service, 53));
+        ground.send(&query);
+        let back: Vec<Tuple> = keys(&ground).into_iter().filter(|tuple| tuple.reply == 1).collect();
+        assert_eq!(back.len(), 1);
+        ground.ebpf.maps().connections.remove_all(&back).unwrap();
+        ground.change_connections(|one| one.seen -= 2);
+        ground.send(&query);
+        assert_eq!(ground.connections().len(), 0, "it is noticed within a second");
+        let (_, sent) = ground.send(&query);
+        assert_eq!(ground.answer(&sent.back(0)), (PASS, query.back(0)));
+        ground.ebpf.maps().connections.remove_all(&keys(&ground)).unwrap();
+    }
+}
+
+pub fn a_port_that_is_taken_is_not_given_twice() {
+    let ground = Ground::new(64);
+    for family in FAMILIES {
+        // Two ports of the service lead to the same one of the same backend.
+        let target = [(1, backend(family.backends[0], 8080))];
+        ground.balance(&front(family.service, 80, TCP), turns(), &target, &[1]);
+        let other = [(2, Backend { front: 2, ..target[0].1 })];
+        ground.balance(&front(family.service, 81, TCP), Front { id: 2, ..turns() }, &other, &[2]);
+        let to = |port, flags| Packet::tcp(flags, (family.client, 4000), (family.service, port));
+        let (_, first) = ground.send(&to(80, SYN));
+        let taken = ground.event(2);
+        assert_eq!(
+            ground.send(&to(81, SYN)),
+            (PASS, to(81, SYN)),
+            "its answers could not be told apart"
+        );
+        assert_eq!(ground.event(2), taken + 1);
+        assert_eq!(ground.answer(&first.back(SYN | ACK)), (PASS, to(80, SYN).back(SYN | ACK)));
+        // The first has ended: the second may have it, and late packets of the first hurt nobody.
+        ground.send(&to(80, RST));
+        let (_, second) = ground.send(&to(81, SYN));
+        assert_eq!(second.destination, first.destination);
+        assert_eq!(ground.send(&to(80, RST)), (PASS, to(80, RST)));
+        assert_eq!(ground.answer(&second.back(SYN | ACK)), (PASS, to(81, SYN).back(SYN | ACK)));
+        assert_eq!(ground.send(&to(81, ACK)).1.destination, second.destination);
+        ground.ebpf.maps().connections.remove_all(&keys(&ground)).unwrap();
+    }
+}
+
 fn keys(ground: &Ground) -> Vec<Tuple> {
     ground.connections().into_iter().map(|(tuple, _)| tuple).collect()
 }
@@ -341,6 +424,10 @@ pub fn fragments_follow_the_first() {
         let from: IpAddr = family.service.parse().unwrap();
         assert_eq!(ground.answer(&answer).1.source, from);
         assert_eq!(ground.answer(&rest), (PASS, Packet { source: from, ..rest.clone() }));
+        // Another container that speaks for the client changes nothing.
+        let forged = Packet { source_port: 9, ..first.clone() };
+        ground.send_by(OTHER, &forged);
+        assert_eq!(ground.send(&later).1.destination, to);
         // Another datagram's.
         let other = Packet { fragment: Some((78, 4, false)), ..later };
         assert_eq!(ground.send(&other), (PASS, other.clone()));

@@ -108,14 +108,14 @@ impl Ground {
     /// The same of a packet that comes by another device.
     #[track_caller]
     pub fn send_by(&self, device: &str, packet: &Packet) -> (i32, Packet) {
-        let (verdict, bytes) = self.programs.run("from_container", device, &packet.bytes()).unwrap();
+        let (verdict, bytes) = self.programs.run("netctl_from", device, &packet.bytes()).unwrap();
         (verdict, Packet::read(&bytes))
     }
 
     /// What becomes of a packet to the client.
     #[track_caller]
     pub fn answer(&self, packet: &Packet) -> (i32, Packet) {
-        let (verdict, bytes) = self.programs.run("to_container", DEVICE, &packet.bytes()).unwrap();
+        let (verdict, bytes) = self.programs.run("netctl_to", DEVICE, &packet.bytes()).unwrap();
         (verdict, Packet::read(&bytes))
     }
 

@@ -40,7 +40,8 @@ fn main() {
             backends_take_turns_by_their_weights, a_hash_keeps_a_client_at_its_backend,
             the_backend_with_the_fewest_connections_is_next, a_client_keeps_its_backend,
             a_backend_meets_itself_by_the_gateway, all_ports_are_balanced_as_they_are,
-            who_speaks_for_another_opens_nothing, a_backend_that_is_gone_takes_its_connections_along,
+            who_speaks_for_another_opens_nothing, a_client_that_was_made_anew_begins_anew,
+            a_connection_that_lost_one_way_begins_anew, a_port_that_is_taken_is_not_given_twice, a_backend_that_is_gone_takes_its_connections_along,
             a_reset_connection_begins_anew, silence_ends_a_connection,
             fragments_follow_the_first, the_oldest_connections_leave_a_full_table;
         errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,

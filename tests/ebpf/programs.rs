@@ -9,7 +9,7 @@ use crate::packet::{Packet, SYN};
 
 /// How many instructions the verifier may follow in each: what it took when it was written, and a bit,
 /// since kernels differ. Who needs more changes it here, and says why.
-const INSTRUCTIONS: [(&str, u32); 2] = [("from_container", 16_000), ("to_container", 12_000)];
+const INSTRUCTIONS: [(&str, u32); 2] = [("netctl_from", 16_000), ("netctl_to", 12_000)];
 
 pub fn the_verifier_follows_no_more_instructions_than_before() {
     let ground = Ground::new(16);

@@ -132,7 +132,7 @@ pub(crate) fn is_established(sandbox: &Space, session: &Session) -> bool {
                 let (from, to) = (tuple.source_port.into(), tuple.destination_port.into());
                 [from, to].contains(&port)
                     && connection.state == STATE_ANSWERED
-                    && now - connection.seen < timeout
+                    && now.saturating_sub(connection.seen) < timeout
             })
         });
     }

@@ -1,5 +1,6 @@
 //! What balances one sandbox's connections, whichever engine does it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::kernel::{self, Sandbox};
@@ -32,8 +33,13 @@ pub(super) trait Balancing {
     /// What it balances.
     fn balancer(&self) -> &Balancer;
 
-    /// Reads what the kernel has again: somebody may have changed it. Gives what the backends have.
-    fn reread(&mut self, sandbox: &Sandbox) -> Result<Vec<Load>, kernel::Error>;
+    /// Reads what the kernel has again: somebody may have changed it. These containers are there by now.
+    /// Gives what the backends have.
+    fn reread(
+        &mut self,
+        sandbox: &Sandbox,
+        containers: &BTreeSet<EndpointId>,
+    ) -> Result<Vec<Load>, kernel::Error>;
 
     /// How many entries that somebody else had changed were put right since this was asked last.
     fn repaired(&mut self) -> u64;
@@ -42,7 +48,14 @@ pub(super) trait Balancing {
     fn converge(&mut self, sandbox: &Sandbox, balancer: &Balancer) -> Result<(), kernel::Error>;
 
     /// Has the connections of these containers, whose devices are there, balanced.
-    fn follow(&mut self, sandbox: &Sandbox, containers: &[EndpointId]) -> Result<(), kernel::Error>;
+    fn follow(
+        &mut self,
+        sandbox: &Sandbox,
+        containers: BTreeSet<EndpointId>,
+    ) -> Result<(), kernel::Error>;
+
+    /// The devices of these containers are others by now, or none.
+    fn unfollow(&mut self, containers: &[EndpointId]);
 
     /// What each backend has of each front, as the kernel counts now.
     fn loads(&mut self, sandbox: &Sandbox) -> Result<Vec<Load>, kernel::Error>;

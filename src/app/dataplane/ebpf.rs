@@ -3,19 +3,21 @@
 mod table;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Connection, Counts, Ebpf, Error, Maps, Programs, STATE_ANSWERED, STATE_CLIENT_ENDED, STATE_RESET,
-    STATE_SERVER_ENDED, Tuple,
+    Backend, ClientKey, Connection, Counts, Ebpf, Error, Front, FrontKey, Maps, Programs,
+    SCHEDULER_LEAST, STATE_ANSWERED, STATE_CLIENT_ENDED, STATE_RESET, STATE_SERVER_ENDED, Timeouts,
+    Tuple,
 };
 use crate::kernel::{self, Sandbox};
-use crate::lb::{Balancer, Timeouts};
+use crate::lb::Balancer;
 use crate::model::EndpointId;
 use crate::model::object::Device;
 use table::{Numbers, Table, difference, key_of};
@@ -26,7 +28,21 @@ pub(super) struct Node {
     numbers: Numbers,
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Table>,
+    scan: Option<Scan>,
 }
+
+/// What the maps held at a moment, of all networks: what each of them looks at is read once.
+struct Scan {
+    at: Instant,
+    /// Of networks that have not looked yet.
+    tables: BTreeMap<u32, Table>,
+    looked: BTreeSet<u32>,
+    /// How many connections each backend has: established ones, and others.
+    open: BTreeMap<u32, (u32, u32)>,
+}
+
+/// For how long a scan will do.
+const FRESH: Duration = Duration::from_millis(300);
 
 impl Node {
     /// Opens the maps, and reads what is in them.
@@ -35,11 +51,28 @@ impl Node {
         if let Err(error) = kernel::ebpf::remove_other_layouts() {
             warn!(%error, "maps of another version's eBPF programs are not removed");
         }
-        let mut node = Self { left: read(ebpf.maps())?, ebpf, numbers: Numbers::default() };
+        let left = read(ebpf.maps())?;
+        let mut node = Self { left, ebpf, numbers: Numbers::default(), scan: None };
         for table in node.left.values() {
             node.numbers.take(table);
         }
+        node.forget_connections()?;
         Ok(node)
+    }
+
+    /// Removes connections, and clients that keep a backend, whose backend is gone: another one may get its
+    /// number.
+    fn forget_connections(&self) -> Result<(), kernel::Error> {
+        let maps = self.ebpf.maps();
+        let is_gone = |number| !self.left.values().any(|table| table.backends.contains_key(&number));
+        let connections = maps.connections.entries().map_err(map_error("read", "connections"))?;
+        let gone = connections.into_iter().filter(|(_, connection)| is_gone(connection.backend));
+        let gone: Vec<Tuple> = gone.map(|(tuple, _)| tuple).collect();
+        maps.connections.remove_all(&gone).map_err(map_error("change", "connections"))?;
+        let clients = maps.clients.entries().map_err(map_error("read", "clients"))?;
+        let gone = clients.into_iter().filter(|(_, client)| is_gone(client.backend));
+        let gone: Vec<ClientKey> = gone.map(|(key, _)| key).collect();
+        maps.clients.remove_all(&gone).map_err(map_error("change", "clients"))
     }
 
     /// Removes what is left of all networks but these.
@@ -47,11 +80,35 @@ impl Node {
         let unwanted: Vec<u32> =
             self.left.keys().filter(|network| !networks.contains(network)).copied().collect();
         for network in unwanted {
-            if let Some(table) = self.left.remove(&network) {
-                apply(self.ebpf.maps(), &table, &Table::default())?;
+            if let Some(table) = self.left.get(&network) {
+                apply(self.ebpf.maps(), table, &Table::default())?;
+                self.left.remove(&network);
             }
         }
         Ok(())
+    }
+
+    /// The table that the kernel has of a network now.
+    fn look(&mut self, network: u32) -> Result<Table, kernel::Error> {
+        let has_looked = self.scan.as_ref().is_none_or(|scan| scan.looked.contains(&network));
+        if has_looked {
+            self.scan = None;
+        }
+        let scan = self.scan()?;
+        scan.looked.insert(network);
+        Ok(scan.tables.remove(&network).unwrap_or_default())
+    }
+
+    fn scan(&mut self) -> Result<&mut Scan, kernel::Error> {
+        let scan = match self.scan.take().filter(|scan| scan.at.elapsed() < FRESH) {
+            Some(scan) => scan,
+            None => {
+                let maps = self.ebpf.maps();
+                let (tables, open) = (read(maps)?, open_connections(maps)?);
+                Scan { at: Instant::now(), tables, looked: BTreeSet::new(), open }
+            }
+        };
+        Ok(self.scan.insert(scan))
     }
 
     /// Whether an earlier agent has left something of a network.
@@ -69,7 +126,7 @@ pub(super) struct ByEbpf {
     table: Table,
     balancer: Balancer,
     /// The containers whose devices have the programs.
-    followed: Vec<EndpointId>,
+    followed: BTreeSet<EndpointId>,
     /// How many entries somebody else changed that are not put right yet.
     drifted: u64,
     mended: u64,
@@ -82,21 +139,30 @@ impl ByEbpf {
         let programs = open.ebpf.load(network)?;
         let table = match open.left.remove(&network) {
             Some(table) => table,
-            None => read(open.ebpf.maps())?.remove(&network).unwrap_or_default(),
+            None => open.look(network)?,
         };
         drop(open);
-        let (balancer, followed) = (Balancer::default(), Vec::new());
+        let (balancer, followed) = (Balancer::default(), BTreeSet::new());
         let node = node.clone();
         Ok(Self { node, network, programs, table, balancer, followed, drifted: 0, mended: 0 })
     }
 
-    /// Has the devices of containers run the programs; tells how many did not.
-    fn attach(&self, sandbox: &Sandbox, containers: &[EndpointId]) -> Result<u64, kernel::Error> {
+    /// Has the devices of containers run the programs; tells how many did not. One that is gone by now is
+    /// passed over.
+    fn attach<'a>(
+        &self,
+        sandbox: &Sandbox,
+        containers: impl Iterator<Item = &'a EndpointId>,
+    ) -> Result<u64, kernel::Error> {
         sandbox.netns().enter(|| {
             let mut missing = 0;
             for container in containers {
                 let device = Device::Endpoint(*container).to_string();
-                missing += u64::from(self.programs.attach(&device)?);
+                match self.programs.attach(&device) {
+                    Ok(changed) => missing += u64::from(changed),
+                    Err(error) if error.device_is_gone() => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
             Ok(missing)
         })?
@@ -116,10 +182,36 @@ impl ByEbpf {
         Ok(missing.len() as u64)
     }
 
-    fn loads_of(&self) -> Result<Vec<Load>, kernel::Error> {
+    /// Puts right how many connections backends have, where that decides who is next. The programs count
+    /// only what they see: not what silence ended, or what left a full table.
+    fn correct(&self, loads: &[Load]) -> Result<(), kernel::Error> {
         let node = self.node.borrow();
         let maps = node.ebpf.maps();
-        let open = open_connections(maps, self.network, self.balancer.timeouts)?;
+        let least = |front: &&Front| front.scheduler == SCHEDULER_LEAST;
+        let fronts: BTreeSet<u32> = self.table.fronts.values().filter(least).map(|f| f.id).collect();
+        let mut open: BTreeMap<(FrontKey, SocketAddr), u32> = BTreeMap::new();
+        for load in loads {
+            let key = (key_of(self.network, &load.front), load.backend);
+            open.insert(key, load.active + load.inactive);
+        }
+        let keys: BTreeMap<u32, FrontKey> =
+            self.table.fronts.iter().map(|(key, front)| (front.id, *key)).collect();
+        for (number, known) in self.table.backends.iter().filter(|(_, b)| fronts.contains(&b.front)) {
+            let Some(key) = keys.get(&known.front) else { continue };
+            let open = open.get(&(*key, known.socket())).copied().unwrap_or(0);
+            let there = maps.backends.get(number).map_err(map_error("read", "backends"))?;
+            if let Some(there) = there.filter(|there| there.open != open) {
+                let right = Backend { open, ..there };
+                maps.backends.insert(number, &right).map_err(map_error("change", "backends"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn loads_of(&self) -> Result<Vec<Load>, kernel::Error> {
+        let mut node = self.node.borrow_mut();
+        let open = node.scan()?.open.clone();
+        let maps = node.ebpf.maps();
         let mut numbers: BTreeMap<(u32, SocketAddr), u32> = BTreeMap::new();
         for (number, backend) in &self.table.backends {
             numbers.insert((backend.front, backend.socket()), *number);
@@ -153,25 +245,30 @@ impl Balancing for ByEbpf {
         &self.balancer
     }
 
-    fn reread(&mut self, sandbox: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
-        let mut all = read(self.node.borrow().ebpf.maps())?;
-        let found = all.remove(&self.network).unwrap_or_default();
+    fn reread(
+        &mut self,
+        sandbox: &Sandbox,
+        containers: &BTreeSet<EndpointId>,
+    ) -> Result<Vec<Load>, kernel::Error> {
+        let found = self.node.borrow_mut().look(self.network)?;
         let changed = changes(&found, &self.table);
         if changed > 0 {
             warn!(sandbox = sandbox.name(), changed, "eBPF maps were changed: they are put back");
         }
         (self.drifted, self.table) = (changed, found);
-        self.mended += self.count_again()?;
+        let uncounted = self.count_again()?;
         let unpinned = self.node.borrow().ebpf.pin_again()?;
         if unpinned > 0 {
             warn!(maps = unpinned, "eBPF maps were no longer pinned: they are again");
         }
-        let detached = self.attach(sandbox, &self.followed)?;
+        let detached = self.attach(sandbox, self.followed.intersection(containers))?;
         if detached > 0 {
             warn!(sandbox = sandbox.name(), detached, "eBPF programs were detached: they are back");
         }
-        self.mended += unpinned + detached;
-        self.loads_of()
+        self.mended += uncounted + unpinned + detached;
+        let loads = self.loads_of()?;
+        self.correct(&loads)?;
+        Ok(loads)
     }
 
     fn repaired(&mut self) -> u64 {
@@ -184,23 +281,33 @@ impl Balancing for ByEbpf {
         self.balancer = balancer.clone();
         if let Err(error) = apply(node.ebpf.maps(), &self.table, &wanted) {
             // What it has now is not certain.
-            self.table = read(node.ebpf.maps())?.remove(&self.network).unwrap_or_default();
+            node.scan = None;
+            self.table = node.look(self.network)?;
             return Err(error);
         }
         self.table = wanted;
+        // What was read before is another by now.
+        if let Some(scan) = &mut node.scan {
+            scan.looked.insert(self.network);
+        }
         self.mended += std::mem::take(&mut self.drifted);
         Ok(())
     }
 
-    fn follow(&mut self, sandbox: &Sandbox, containers: &[EndpointId]) -> Result<(), kernel::Error> {
-        let new: Vec<EndpointId> =
-            containers.iter().filter(|container| !self.followed.contains(container)).copied().collect();
-        let attached = self.attach(sandbox, &new);
-        self.followed = containers.to_vec();
-        if attached.is_err() {
-            self.followed.retain(|container| !new.contains(container));
+    fn follow(
+        &mut self,
+        sandbox: &Sandbox,
+        containers: BTreeSet<EndpointId>,
+    ) -> Result<(), kernel::Error> {
+        self.attach(sandbox, containers.difference(&self.followed))?;
+        self.followed = containers;
+        Ok(())
+    }
+
+    fn unfollow(&mut self, containers: &[EndpointId]) {
+        for container in containers {
+            self.followed.remove(container);
         }
-        attached.map(drop)
     }
 
     fn loads(&mut self, _: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
@@ -310,9 +417,8 @@ fn read(maps: &Maps) -> Result<BTreeMap<u32, Table>, kernel::Error> {
 }
 
 /// Makes one table of another. What is pointed at comes before what points at it, and goes after it: at
-/// every moment a connection finds a whole.
+/// every moment a connection finds a whole. Goes on after a failure, and returns the last one.
 fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kernel::Error> {
-    let write = |map| map_error("change", map);
     let (mut backends, lost_backends) = difference(&now.backends, &wanted.backends);
     let (mut fronts, lost_fronts) = difference(&now.fronts, &wanted.fronts);
     let (slots, lost_slots) = difference(&now.slots, &wanted.slots);
@@ -331,37 +437,38 @@ fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kernel::Error> 
         let there = maps.fronts.get(key).map_err(map_error("read", "fronts"))?;
         front.turn = there.map_or(0, |there| there.turn);
     }
-    maps.timeouts.insert_all(&timeouts).map_err(write("timeouts"))?;
-    maps.counts.insert_all(&new).map_err(write("counts"))?;
-    maps.backends.insert_all(&backends).map_err(write("backends"))?;
-    maps.slots.insert_all(&slots).map_err(write("slots"))?;
-    maps.gateways.insert_all(&gateways).map_err(write("gateways"))?;
-    maps.fronts.insert_all(&fronts).map_err(write("fronts"))?;
-    maps.addresses.insert_all(&addresses).map_err(write("addresses"))?;
-    maps.addresses.remove_all(&lost_addresses).map_err(write("addresses"))?;
-    maps.fronts.remove_all(&lost_fronts).map_err(write("fronts"))?;
-    maps.gateways.remove_all(&lost_gateways).map_err(write("gateways"))?;
-    maps.slots.remove_all(&lost_slots).map_err(write("slots"))?;
+    let mut outcome = Ok(());
+    let mut done = |map, result: std::io::Result<()>| {
+        if let Err(error) = result {
+            outcome = Err(map_error("change", map)(error));
+        }
+    };
+    done("timeouts", maps.timeouts.insert_all(&timeouts));
+    done("counts", maps.counts.insert_all(&new));
+    done("backends", maps.backends.insert_all(&backends));
+    done("slots", maps.slots.insert_all(&slots));
+    done("gateways", maps.gateways.insert_all(&gateways));
+    done("fronts", maps.fronts.insert_all(&fronts));
+    done("addresses", maps.addresses.insert_all(&addresses));
+    done("addresses", maps.addresses.remove_all(&lost_addresses));
+    done("fronts", maps.fronts.remove_all(&lost_fronts));
+    done("gateways", maps.gateways.remove_all(&lost_gateways));
+    done("slots", maps.slots.remove_all(&lost_slots));
     // With what is counted for it a backend's connections end.
-    maps.counts.remove_all(&lost_backends).map_err(write("counts"))?;
-    maps.backends.remove_all(&lost_backends).map_err(write("backends"))?;
-    maps.timeouts.remove_all(&lost_timeouts).map_err(write("timeouts"))
+    done("counts", maps.counts.remove_all(&lost_backends));
+    done("backends", maps.backends.remove_all(&lost_backends));
+    done("timeouts", maps.timeouts.remove_all(&lost_timeouts));
+    outcome
 }
 
-/// How many connections of a network each backend has: established ones, and others.
-fn open_connections(
-    maps: &Maps,
-    network: u32,
-    timeouts: Timeouts,
-) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
+/// How many connections each backend has: established ones, and others.
+fn open_connections(maps: &Maps) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
     let now = kernel::ebpf::now().map_err(map_error("read the time for", "connections"))?;
+    let timeouts = maps.timeouts.entries().map_err(map_error("read", "timeouts"))?;
+    let timeouts: BTreeMap<u32, Timeouts> = timeouts.into_iter().collect();
     let mut open: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
-    let mut seen: BTreeMap<Tuple, Connection> = BTreeMap::new();
-    for (tuple, connection) in maps.connections.entries().map_err(map_error("read", "connections"))? {
-        if tuple.network == network {
-            seen.insert(tuple, connection);
-        }
-    }
+    let seen = maps.connections.entries().map_err(map_error("read", "connections"))?;
+    let seen: HashMap<Tuple, Connection> = seen.into_iter().collect();
     for (tuple, connection) in seen.iter().filter(|(tuple, _)| tuple.reply == 0) {
         let back = Tuple {
             source: connection.destination,
@@ -372,6 +479,7 @@ fn open_connections(
             ..*tuple
         };
         let last = seen.get(&back).map_or(connection.seen, |back| back.seen.max(connection.seen));
+        let timeouts = timeouts.get(&tuple.network).copied().unwrap_or_default();
         let (is_open, timeout) = standing(tuple.protocol, connection.state, timeouts);
         if now.saturating_sub(last) >= timeout {
             continue;

@@ -2,7 +2,7 @@
 
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use tracing::{debug, warn};
@@ -80,7 +80,11 @@ impl ByIpvs {
 }
 
 impl Balancing for ByIpvs {
-    fn reread(&mut self, sandbox: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
+    fn reread(
+        &mut self,
+        sandbox: &Sandbox,
+        _: &BTreeSet<EndpointId>,
+    ) -> Result<Vec<Load>, kernel::Error> {
         let (entries, timeouts) = read(sandbox, &mut self.ipvs)?;
         let (table, loads) = (table::observed(&entries), self.loads_of(&entries));
         let changed = table::changes(&table, &self.table).len() as u64;
@@ -133,10 +137,12 @@ impl Balancing for ByIpvs {
         Ok(self.loads_of(&entries))
     }
 
-    fn follow(&mut self, _: &Sandbox, _: &[EndpointId]) -> Result<(), kernel::Error> {
+    fn follow(&mut self, _: &Sandbox, _: BTreeSet<EndpointId>) -> Result<(), kernel::Error> {
         // It balances what is routed to its addresses, wherever it comes from.
         Ok(())
     }
+
+    fn unfollow(&mut self, _: &[EndpointId]) {}
 
     fn has_rules_for(&self, balancer: &Balancer) -> bool {
         self.balancer.has_rules_for(balancer)

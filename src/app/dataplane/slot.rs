@@ -116,7 +116,12 @@ impl Slot {
                 if sandbox.has_ipvs_services()? {
                     ByIpvs::open(&sandbox)?.converge(&sandbox, &Balancer::default())?;
                 }
-                node.borrow().has(*number)
+                let has = node.borrow().has(*number);
+                if !has {
+                    // What is attached knows other maps than ours, or a network of before.
+                    ebpf::remove(&sandbox, endpoints(&observed));
+                }
+                has
             }
         };
         Ok(Self {
@@ -167,7 +172,8 @@ impl Slot {
             self.mended += 1;
         }
         let Some(balancing) = &mut self.balancing else { return Ok(Vec::new()) };
-        Ok(balancing.reread(&self.sandbox).unwrap_or_else(|error| {
+        let containers = endpoints(&self.observed).collect();
+        Ok(balancing.reread(&self.sandbox, &containers).unwrap_or_else(|error| {
             warn!(sandbox = self.sandbox.name(), %error, "balancing cannot be read: it is opened anew");
             (self.balancing, self.unread) = (None, true);
             Vec::new()
@@ -230,10 +236,16 @@ impl Slot {
         self.follow()
     }
 
+    fn unfollow(&mut self, containers: &[EndpointId]) {
+        if let Some(balancing) = &mut self.balancing {
+            balancing.unfollow(containers);
+        }
+    }
+
     /// Has what balances follow the containers that are here.
     fn follow(&mut self) -> Result<(), kernel::Error> {
         let Some(balancing) = &mut self.balancing else { return Ok(()) };
-        balancing.follow(&self.sandbox, &endpoints(&self.observed).collect::<Vec<_>>())
+        balancing.follow(&self.sandbox, endpoints(&self.observed).collect())
     }
 
     /// What each backend has; `None`: it is not open, although something is or was balanced.
@@ -333,6 +345,8 @@ impl Slot {
                 reconcile::record(&mut self.observed, &Step::Add(Object::Link(link)));
             }
         }
+        let plugged: Vec<EndpointId> = plugs.iter().map(|plug| plug.endpoint).collect();
+        self.unfollow(&plugged);
         if let Err(error) = self.follow() {
             // It is tried again with the next change, and at every check.
             warn!(sandbox = self.sandbox.name(), %error, "connections of containers are not balanced");
@@ -362,6 +376,7 @@ impl Slot {
             return Ok(());
         }
         let unplugged = self.sandbox.unplug_all(endpoints);
+        self.unfollow(endpoints);
         if let Err(error) = &unplugged {
             warn!(sandbox = self.sandbox.name(), %error, "endpoints not unplugged");
         } else {

@@ -154,7 +154,7 @@ pub struct Counts {
 }
 
 /// A packet of a connection as it arrives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Tuple {
     /// The network's number.
@@ -248,6 +248,8 @@ pub struct Client {
 pub struct FragmentKey {
     /// The network's number.
     pub network: u32,
+    /// The container's device.
+    pub interface: u32,
     /// Where it comes from.
     pub source: Address,
     /// Where it goes to.

@@ -190,9 +190,9 @@ pub struct CpuMap<K, V> {
 }
 
 impl<K: Pod, V: Pod> CpuMap<K, V> {
-    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(map: Map<K, V>) -> io::Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-        Ok(Self { map: Map::new(fd), cpus })
+        Ok(Self { map, cpus })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

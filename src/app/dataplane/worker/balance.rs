@@ -73,7 +73,9 @@ impl Worker {
 
     /// Removes what eBPF balances in networks that this node does not use any more.
     pub(super) fn forget_balanced(&mut self) {
-        let Some(node) = self.ebpf.as_ref().filter(|_| self.synced && self.trusted) else { return };
+        // A network whose record cannot be read may be any.
+        let is_certain = self.synced && self.trusted && self.snapshot.unreadable.is_empty();
+        let Some(node) = self.ebpf.as_ref().filter(|_| is_certain) else { return };
         let used = self.snapshot.members.keys().filter_map(|id| self.snapshot.networks.get(id));
         let used: Vec<u32> = used.map(|network| network.value.vni.number()).collect();
         if let Err(error) = node.borrow_mut().keep(&used) {
