@@ -17,7 +17,7 @@ fi
     VM_PACKAGES=(qemu-system-x86 cpio kmod busybox-static ipvsadm)
     DEMO_PACKAGES=(etcd-server etcd-client iputils-ping iperf3 procps)
     BENCH_PACKAGES=(iperf3 tcpdump containernetworking-plugins kmod knot nsd unbound dnsmasq-base
-        aardvark-dns dnsperf)
+        aardvark-dns dnsperf iptables)
 }
 
 # The test programs that run in the virtual machine (scripts/vm) too, with the tests that need its

@@ -19,7 +19,7 @@ pub struct Tally {
     pub(super) failures: Counter,
     /// Objects that somebody else changed and that are as they were again.
     pub(super) repairs: Counter,
-    /// What backends had when the tables of IPVS were read last.
+    /// What backends had when what is balanced was read last.
     pub loads: Loads,
 }
 

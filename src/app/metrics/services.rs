@@ -15,7 +15,7 @@ use crate::app::dataplane::{Load, Loads};
 use crate::lb::Front;
 use crate::model::{External, Service, Snapshot};
 
-/// What IPVS counted on the networks that this node uses, when it was read last.
+/// What the balancing engine counted on the networks that this node uses, when it was read last.
 pub(in crate::app) struct Services(pub(in crate::app) Arc<Agent>, pub(in crate::app) Loads);
 
 impl fmt::Debug for Services {

@@ -18,6 +18,7 @@ mod configure;
 mod crowd;
 mod dns;
 mod ipam;
+mod lb_scale;
 mod overlay;
 mod plan;
 mod report;
@@ -43,13 +44,14 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
     Bench { name: "plan", help: plan::HELP, run: plan::run },
     Bench { name: "ipam", help: ipam::HELP, run: ipam::run },
     Bench { name: "dns", help: dns::HELP, run: dns::run },
+    Bench { name: "lb-scale", help: lb_scale::HELP, run: lb_scale::run },
     Bench { name: "services", help: services::HELP, run: services::run },
 ];
 

@@ -40,7 +40,7 @@ connections straight to a backend on another node and through the service's addr
   rr32_per_s              round trips of 64 bytes on 32 connections, one outstanding on each";
 
 const IPVSADM: &str = "ipvsadm";
-const NETWORK: &str = "bench";
+pub const NETWORK: &str = "bench";
 /// The network of the two nodes between which connections are measured.
 const PAIR: &str = "pair";
 const BACKENDS: u16 = 10;
@@ -157,7 +157,7 @@ fn in_turn(turn: usize, ours: &mut impl FnMut() -> f64, theirs: impl Fn() -> f64
     (ours(), theirs)
 }
 
-fn milliseconds(start: Instant) -> f64 {
+pub fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
@@ -198,7 +198,7 @@ fn agent(ground: &Ground, report: &mut Report) {
     let runtime = runtime.expect("a runtime can be made");
     let store = Arc::new(store_of(&etcd));
     let cluster = Arc::new(node.space.enter(|| runtime.block_on(remote(store))));
-    let filled = node.space.enter(|| runtime.block_on(fill(&cluster, services)));
+    let filled = node.space.enter(|| runtime.block_on(fill(&cluster, services, BACKENDS)));
     let sandbox = node.sandbox(NETWORK);
     let all = services as usize * usize::from(BACKENDS + 1);
     let complete = || sandbox.enter(entries) == all;
@@ -241,7 +241,7 @@ fn key_of(state: &netctl::kernel::ipvs::DestinationState) -> DestinationKey {
     state.destination.key
 }
 
-fn wait(what: &str, condition: &impl Fn() -> bool) {
+pub fn wait(what: &str, condition: &impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < LIMIT, "not so after {LIMIT:?}: {what}");
@@ -250,10 +250,10 @@ fn wait(what: &str, condition: &impl Fn() -> bool) {
 }
 
 /// An endpoint with an address of its service and its network.
-type Filled = (IpAddr, NetworkId, Endpoint);
+pub type Filled = (IpAddr, NetworkId, Endpoint);
 
 /// Joins as a node that is not there, and is taken for alive as long as this lasts.
-async fn remote(store: Arc<Etcd>) -> Cluster {
+pub async fn remote(store: Arc<Etcd>) -> Cluster {
     let name: NodeName = "remote".parse().expect("it is a name");
     let cluster = Cluster::new(store, name.clone(), Duration::ZERO).await.expect("etcd answers");
     let node = stranger(name, IpAddr::from([192, 168, 60, 1]));
@@ -263,13 +263,13 @@ async fn remote(store: Arc<Etcd>) -> Cluster {
 }
 
 /// Writes services and their endpoints, as if they were all on one node.
-async fn fill(cluster: &Arc<Cluster>, services: u32) -> Vec<Filled> {
+pub async fn fill(cluster: &Arc<Cluster>, services: u32, backends: u16) -> Vec<Filled> {
     let network = Arc::new(cluster.network(NETWORK).await.expect("the network was made"));
     // Services of one network come one after the other: each compares what the others keep.
     let mut vips = Vec::new();
     for number in 0..services {
         let spec: ServiceSpec = serde_json::from_value(serde_json::json!({
-            "name": service_name(number), "networks": [NETWORK], "replicas": BACKENDS,
+            "name": service_name(number), "networks": [NETWORK], "replicas": backends,
             "balancing": {"ports": [{"port": 80, "target": 8080}]},
         }))
         .expect("it is a service");
@@ -283,7 +283,7 @@ async fn fill(cluster: &Arc<Cluster>, services: u32) -> Vec<Filled> {
         }
         let (cluster, network) = (Arc::clone(cluster), Arc::clone(&network));
         writers.spawn(async move {
-            let endpoints = populate(&cluster, &network, number).await;
+            let endpoints = populate(&cluster, &network, number, backends).await;
             endpoints.into_iter().map(|endpoint| (vip, network.id, endpoint)).collect::<Vec<Filled>>()
         });
     }
@@ -296,10 +296,15 @@ fn service_name(number: u32) -> String {
 }
 
 /// Writes a service's endpoints.
-async fn populate(cluster: &Cluster, network: &Versioned<Network>, number: u32) -> Vec<Endpoint> {
+async fn populate(
+    cluster: &Cluster,
+    network: &Versioned<Network>,
+    number: u32,
+    backends: u16,
+) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
-    for index in 0..u32::from(BACKENDS) {
-        let index = number * u32::from(BACKENDS) + index;
+    for index in 0..u32::from(backends) {
+        let index = number * u32::from(backends) + index;
         let request = EndpointRequest {
             name: Some(format!("e{index}").parse().expect("it is a name")),
             addresses: vec![Ipv4Addr::from(FIRST_BACKEND + index).into()],
