@@ -32,6 +32,7 @@ fn main() {
     }
     let tests = facts! {
         maps: entries_are_written_read_and_removed_by_the_thousand, a_full_map_says_so,
+            what_is_counted_on_each_processor_comes_by_the_ten_thousand,
             maps_outlive_who_opened_them_and_grow_when_they_are_to;
         programs: the_verifier_follows_no_more_instructions_than_before,
             a_program_is_attached_once_replaced_and_detached;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use netctl::kernel::ebpf::{Ebpf, Place, SlotKey};
+use netctl::kernel::ebpf::{Counts, Ebpf, Place, SlotKey};
 
 use crate::ground::{NETWORK, address, directory};
 
@@ -25,6 +25,21 @@ pub fn entries_are_written_read_and_removed_by_the_thousand() {
     slots.remove_all(&keys).unwrap();
     let left: BTreeMap<SlotKey, u32> = slots.entries().unwrap().into_iter().collect();
     assert_eq!(left, (9_000..10_000).map(|slot| (key(slot), slot * 3)).collect());
+}
+
+pub fn what_is_counted_on_each_processor_comes_by_the_ten_thousand() {
+    let ebpf = Ebpf::open_in(&directory(), 16).unwrap();
+    let counts = &ebpf.maps().counts;
+    // More at once than the kernel keeps ready.
+    let numbers: Vec<u32> = (1..=60_000).collect();
+    counts.insert_all(&numbers).unwrap();
+    for number in numbers.iter().step_by(997).chain(&[60_000]) {
+        let values = counts.get(number).unwrap().unwrap();
+        assert!(values.iter().all(|value| *value == Counts::default()), "{number}");
+    }
+    assert_eq!(counts.get(&0).unwrap(), None);
+    counts.remove_all(&numbers).unwrap();
+    assert_eq!(counts.get(&60_000).unwrap(), None);
 }
 
 pub fn a_full_map_says_so() {

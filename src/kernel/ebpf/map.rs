@@ -12,6 +12,9 @@ use super::sys;
 /// How many entries go with one call.
 const AT_ONCE: usize = 4096;
 
+/// How often the kernel is asked again where it had no memory for a single entry.
+const ATTEMPTS: u32 = 100;
+
 /// A map with keys and values of these types.
 #[derive(Debug)]
 pub struct Map<K, V> {
@@ -110,9 +113,32 @@ impl<K: Pod, V: Pod> Map<K, V> {
     pub fn insert_all(&self, entries: &[(K, V)]) -> io::Result<()> {
         for entries in entries.chunks(AT_ONCE) {
             let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-            let mut batch = self.batch(keys.as_ptr() as u64, values.as_ptr() as u64, keys.len());
-            // SAFETY: as many keys and values as it says, of the map's sizes, live until it returns.
-            unsafe { sys::call(sys::MAP_UPDATE_BATCH, &mut batch) }?;
+            // SAFETY: there is a value of the map's size for each key.
+            unsafe { self.update_all(&keys, values.as_ptr().cast(), size_of::<V>()) }?;
+        }
+        Ok(())
+    }
+
+    /// Gives keys their values, which lie one after the other.
+    ///
+    /// # Safety
+    /// There is a value for each key, and it has so many bytes, as many as the map's.
+    unsafe fn update_all(&self, keys: &[K], values: *const u8, size: usize) -> io::Result<()> {
+        let (mut done, mut attempts) = (0, 0);
+        while let Some(rest @ [_, ..]) = keys.get(done..) {
+            let values = values.wrapping_add(done * size) as u64;
+            let mut batch = self.batch(rest.as_ptr() as u64, values, rest.len());
+            // SAFETY: as the caller says; they live until it returns.
+            match unsafe { sys::call(sys::MAP_UPDATE_BATCH, &mut batch) } {
+                Ok(_) => return Ok(()),
+                // Its store of free entries is filled up between two calls.
+                Err(Errno::ENOMEM) if batch.count > 0 || attempts < ATTEMPTS => {
+                    attempts = if batch.count > 0 { 0 } else { attempts + 1 };
+                    done += batch.count as usize;
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
@@ -233,9 +259,8 @@ impl<K: Pod, V: Pod> CpuMap<K, V> {
     pub fn insert_all(&self, keys: &[K]) -> io::Result<()> {
         for keys in keys.chunks(AT_ONCE) {
             let values = vec![V::zeroed(); self.cpus * keys.len()];
-            let mut batch = self.map.batch(keys.as_ptr() as u64, values.as_ptr() as u64, keys.len());
-            // SAFETY: there are as many keys as it says, and a value for each of them and each processor.
-            unsafe { sys::call(sys::MAP_UPDATE_BATCH, &mut batch) }?;
+            // SAFETY: there is a value for each key and each processor, whose size is a multiple of 8.
+            unsafe { self.map.update_all(keys, values.as_ptr().cast(), self.cpus * size_of::<V>()) }?;
         }
         Ok(())
     }

@@ -141,7 +141,12 @@ struct Peer {
 }
 
 const PEERS: &[Peer] = &[
-    Peer { name: "nft_chains", program: &["nft", "-f", "-"], added: &["nft", "-f", "-"], text: nft_chains },
+    Peer {
+        name: "nft_chains",
+        program: &["nft", "-f", "-"],
+        added: &["nft", "-f", "-"],
+        text: nft_chains,
+    },
     Peer { name: "nft_map", program: &["nft", "-f", "-"], added: &["nft", "-f", "-"], text: nft_map },
     Peer {
         name: "iptables",
@@ -227,7 +232,9 @@ fn iptables(services: std::ops::Range<u32>, begins: bool) -> String {
         for slot in 0..BACKENDS {
             let chance = match BACKENDS - slot {
                 1 => String::new(),
-                left => format!("-m statistic --mode random --probability {:.8} ", 1.0 / f64::from(left)),
+                left => {
+                    format!("-m statistic --mode random --probability {:.8} ", 1.0 / f64::from(left))
+                }
             };
             let _ = writeln!(text, "-A SVC-{service} {chance}-j SEP-{service}-{slot}");
             let _ = writeln!(
