@@ -3,6 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
@@ -13,7 +14,9 @@ use super::sys;
 const AT_ONCE: usize = 4096;
 
 /// How often the kernel is asked again where it had no memory for a single entry.
-const ATTEMPTS: u32 = 100;
+const ATTEMPTS: u32 = 500;
+/// How long it is given before that.
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// A map with keys and values of these types.
 #[derive(Debug)]
@@ -131,11 +134,11 @@ impl<K: Pod, V: Pod> Map<K, V> {
             // SAFETY: as the caller says; they live until it returns.
             match unsafe { sys::call(sys::MAP_UPDATE_BATCH, &mut batch) } {
                 Ok(_) => return Ok(()),
-                // Its store of free entries is filled up between two calls.
+                // Its store of free entries is filled up meanwhile, for each processor by a worker.
                 Err(Errno::ENOMEM) if batch.count > 0 || attempts < ATTEMPTS => {
                     attempts = if batch.count > 0 { 0 } else { attempts + 1 };
                     done += batch.count as usize;
-                    std::thread::yield_now();
+                    std::thread::sleep(PAUSE);
                 }
                 Err(error) => return Err(error.into()),
             }
