@@ -80,6 +80,7 @@ int netctl_from(struct __sk_buff *skb) {
     remember_fragment(skb, &packet);
     counted = bpf_map_lookup_elem(&counts, &new.backend);
     if (counted) {
+        counted->connections += 1;
         counted->incoming_packets += 1;
         counted->incoming_bytes += skb->len - ETH_HLEN;
     }

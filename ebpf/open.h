@@ -126,8 +126,5 @@ open_connection(struct __sk_buff *skb, struct packet *packet, struct connection 
         struct client client = {.backend = number, .seen = seconds()};
         bpf_map_update_elem(&clients, &key, &client, BPF_ANY);
     }
-    struct counts *counted = bpf_map_lookup_elem(&counts, &number);
-    if (counted)
-        counted->connections += 1;
     return true;
 }

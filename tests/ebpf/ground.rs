@@ -121,14 +121,7 @@ impl Ground {
 
     /// What is counted for a backend, on all processors.
     pub fn counts(&self, number: u32) -> Counts {
-        let all = self.ebpf.maps().counts.get(&number).unwrap().unwrap();
-        all.into_iter().fold(Counts::default(), |sum, each| Counts {
-            connections: sum.connections + each.connections,
-            incoming_packets: sum.incoming_packets + each.incoming_packets,
-            incoming_bytes: sum.incoming_bytes + each.incoming_bytes,
-            outgoing_packets: sum.outgoing_packets + each.outgoing_packets,
-            outgoing_bytes: sum.outgoing_bytes + each.outgoing_bytes,
-        })
+        self.ebpf.maps().counts.get(&number).unwrap().unwrap().into_iter().sum()
     }
 
     /// What is counted of the node at a position.

@@ -9,26 +9,18 @@ mod ground;
 mod maps;
 mod packet;
 mod programs;
+#[path = "../support/trials.rs"]
+mod trials;
 
-use libtest_mimic::{Arguments, Failed, Trial};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use libtest_mimic::{Arguments, Failed};
 
-/// Collects functions as tests by their names.
-macro_rules! facts {
-    ($($module:ident: $($name:ident),+ $(,)?);+ $(;)?) => {
-        vec![$($(Trial::test(
-            concat!(stringify!($module), "::", stringify!($name)),
-            || run($module::$name),
-        )),+),+]
-    };
-}
+use trials::facts;
 
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     if !arguments.list {
-        isolate();
+        trials::isolate();
     }
     let tests = facts! {
         maps: entries_are_written_read_and_removed_by_the_thousand, a_full_map_says_so,
@@ -42,7 +34,8 @@ fn main() {
             the_backend_with_the_fewest_connections_is_next, a_client_keeps_its_backend,
             a_backend_meets_itself_by_the_gateway, all_ports_are_balanced_as_they_are,
             who_speaks_for_another_opens_nothing, a_client_that_was_made_anew_begins_anew,
-            a_connection_that_lost_one_way_begins_anew, a_port_that_is_taken_is_not_given_twice, a_backend_that_is_gone_takes_its_connections_along,
+            a_connection_that_lost_one_way_begins_anew, a_port_that_is_taken_is_not_given_twice,
+            a_backend_that_is_gone_takes_its_connections_along,
             a_reset_connection_begins_anew, silence_ends_a_connection,
             fragments_follow_the_first, the_oldest_connections_leave_a_full_table;
         errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,
@@ -52,18 +45,5 @@ fn main() {
 }
 
 fn run(test: fn()) -> Result<(), Failed> {
-    // A thread for each: a namespace is a thread's.
-    let thread = std::thread::spawn(test);
-    thread.join().map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        Failed::from(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked"))
-    })
-}
-
-/// Leaves the system's namespaces while there is only one thread.
-fn isolate() {
-    let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of our own");
+    trials::in_thread(test)
 }

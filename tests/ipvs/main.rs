@@ -7,30 +7,22 @@
 mod refusals;
 mod table;
 mod traffic;
+#[path = "../support/trials.rs"]
+mod trials;
 mod volume;
 mod world;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use netctl::kernel::ipvs::{Error, Ipvs};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 
-/// Collects functions as tests by their names.
-macro_rules! facts {
-    ($($module:ident: $($name:ident),+ $(,)?);+ $(;)?) => {
-        vec![$($(Trial::test(
-            concat!(stringify!($module), "::", stringify!($name)),
-            || run($module::$name),
-        )),+),+]
-    };
-}
+use trials::facts;
 
 fn main() {
     let mut arguments = Arguments::from_args();
     // They share the machine's modules, and one of them measures.
     arguments.test_threads = Some(1);
     if !arguments.list {
-        isolate();
+        trials::isolate();
     }
     let in_vm = std::env::var_os("NETCTL_VM").is_some_and(|value| value == "1");
     let mut tests = if in_vm || Ipvs::open().is_ok() { all() } else { without_ipvs() };
@@ -72,21 +64,8 @@ fn without_ipvs() -> Vec<Trial> {
 }
 
 fn run(test: fn()) -> Result<(), Failed> {
-    // A thread for each: a namespace is a thread's.
-    let thread = std::thread::spawn(move || {
+    trials::in_thread(move || {
         world::fresh_namespace();
         test();
-    });
-    thread.join().map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        Failed::from(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked"))
     })
-}
-
-/// Leaves the system's namespaces while there is only one thread.
-fn isolate() {
-    let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of our own");
 }

@@ -7,29 +7,22 @@ mod connect;
 mod facts;
 mod host;
 mod names;
+#[path = "../support/trials.rs"]
+mod trials;
 mod watch;
 mod world;
 
-use libtest_mimic::{Arguments, Failed, Trial};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use libtest_mimic::{Arguments, Failed};
 
-/// Collects functions as tests by their names.
-macro_rules! facts {
-    ($($module:ident: $($name:ident),+ $(,)?);+ $(;)?) => {
-        vec![$($(Trial::test(
-            concat!(stringify!($module), "::", stringify!($name)),
-            || run($module::$name),
-        )),+),+]
-    };
-}
+use trials::facts;
 
 fn main() {
     let mut arguments = Arguments::from_args();
     // They share /run/netns, and one of them empties it.
     arguments.test_threads = Some(1);
     if !arguments.list {
-        isolate();
+        trials::isolate();
+        world::sh("ip link set lo up");
     }
     let tests = facts! {
         connect: containers_reach_each_other_over_ipv4, containers_reach_each_other_over_ipv6,
@@ -58,18 +51,6 @@ fn main() {
 }
 
 fn run(test: fn()) -> Result<(), Failed> {
-    // A thread for each, so that one that fails half-way inside a namespace spoils no other.
-    std::thread::spawn(test).join().map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        Failed::from(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked"))
-    })
-}
-
-/// Leaves the system's namespaces while there is only one thread.
-fn isolate() {
-    let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("a /run of our own");
-    world::sh("ip link set lo up");
+    // So one that fails half-way inside a namespace spoils no other.
+    trials::in_thread(test)
 }

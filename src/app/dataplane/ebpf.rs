@@ -4,7 +4,6 @@ mod table;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,8 @@ use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Backend, ClientKey, Connection, Counts, Ebpf, Error, Front, FrontKey, Maps, Programs,
-    SCHEDULER_LEAST, STATE_ANSWERED, STATE_CLIENT_ENDED, STATE_RESET, STATE_SERVER_ENDED, Timeouts,
-    Tuple,
+    Backend, ClientKey, Connection, Counts, Ebpf, Error, Front, Maps, Programs, SCHEDULER_LEAST,
+    STATE_ANSWERED, STATE_CLIENT_ENDED, STATE_RESET, STATE_SERVER_ENDED, Timeouts, Tuple,
 };
 use crate::kernel::{self, Sandbox};
 use crate::lb::Balancer;
@@ -64,7 +62,9 @@ impl Node {
     /// number.
     fn forget_connections(&self) -> Result<(), kernel::Error> {
         let maps = self.ebpf.maps();
-        let is_gone = |number| !self.left.values().any(|table| table.backends.contains_key(&number));
+        let known: BTreeSet<u32> =
+            self.left.values().flat_map(|table| table.backends.keys().copied()).collect();
+        let is_gone = |number| !known.contains(&number);
         let connections = maps.connections.entries().map_err(map_error("read", "connections"))?;
         let gone = connections.into_iter().filter(|(_, connection)| is_gone(connection.backend));
         let gone: Vec<Tuple> = gone.map(|(tuple, _)| tuple).collect();
@@ -184,21 +184,14 @@ impl ByEbpf {
 
     /// Puts right how many connections backends have, where that decides who is next. The programs count
     /// only what they see: not what silence ended, or what left a full table.
-    fn correct(&self, loads: &[Load]) -> Result<(), kernel::Error> {
-        let node = self.node.borrow();
-        let maps = node.ebpf.maps();
+    fn correct(&self) -> Result<(), kernel::Error> {
         let least = |front: &&Front| front.scheduler == SCHEDULER_LEAST;
         let fronts: BTreeSet<u32> = self.table.fronts.values().filter(least).map(|f| f.id).collect();
-        let mut open: BTreeMap<(FrontKey, SocketAddr), u32> = BTreeMap::new();
-        for load in loads {
-            let key = (key_of(self.network, &load.front), load.backend);
-            open.insert(key, load.active + load.inactive);
-        }
-        let keys: BTreeMap<u32, FrontKey> =
-            self.table.fronts.iter().map(|(key, front)| (front.id, *key)).collect();
-        for (number, known) in self.table.backends.iter().filter(|(_, b)| fronts.contains(&b.front)) {
-            let Some(key) = keys.get(&known.front) else { continue };
-            let open = open.get(&(*key, known.socket())).copied().unwrap_or(0);
+        let mut node = self.node.borrow_mut();
+        let counted = node.scan()?.open.clone();
+        let maps = node.ebpf.maps();
+        for (number, _) in self.table.backends.iter().filter(|(_, b)| fronts.contains(&b.front)) {
+            let open = counted.get(number).map_or(0, |(active, inactive)| active + inactive);
             let there = maps.backends.get(number).map_err(map_error("read", "backends"))?;
             if let Some(there) = there.filter(|there| there.open != open) {
                 let right = Backend { open, ..there };
@@ -212,17 +205,14 @@ impl ByEbpf {
         let mut node = self.node.borrow_mut();
         let open = node.scan()?.open.clone();
         let maps = node.ebpf.maps();
-        let mut numbers: BTreeMap<(u32, SocketAddr), u32> = BTreeMap::new();
-        for (number, backend) in &self.table.backends {
-            numbers.insert((backend.front, backend.socket()), *number);
-        }
+        let numbers = self.table.numbers();
         let mut loads = Vec::new();
         for (front, spread) in &self.balancer.fronts {
             let Some(id) = self.table.fronts.get(&key_of(self.network, front)) else { continue };
             for (backend, weight) in &spread.backends {
                 let Some(number) = numbers.get(&(id.id, *backend)) else { continue };
                 let counted = maps.counts.get(number).map_err(map_error("read", "counts"))?;
-                let sum = counted.into_iter().flatten().fold(Counts::default(), add);
+                let sum: Counts = counted.into_iter().flatten().sum();
                 let (active, inactive) = open.get(number).copied().unwrap_or_default();
                 loads.push(Load {
                     front: *front,
@@ -266,9 +256,8 @@ impl Balancing for ByEbpf {
             warn!(sandbox = sandbox.name(), detached, "eBPF programs were detached: they are back");
         }
         self.mended += uncounted + unpinned + detached;
-        let loads = self.loads_of()?;
-        self.correct(&loads)?;
-        Ok(loads)
+        self.correct()?;
+        self.loads_of()
     }
 
     fn repaired(&mut self) -> u64 {
@@ -354,16 +343,6 @@ fn map_error(action: &'static str, map: &'static str) -> impl Fn(std::io::Error)
     move |source| Error::Map { action, map, source }.into()
 }
 
-fn add(sum: Counts, each: Counts) -> Counts {
-    Counts {
-        connections: sum.connections + each.connections,
-        incoming_packets: sum.incoming_packets + each.incoming_packets,
-        incoming_bytes: sum.incoming_bytes + each.incoming_bytes,
-        outgoing_packets: sum.outgoing_packets + each.outgoing_packets,
-        outgoing_bytes: sum.outgoing_bytes + each.outgoing_bytes,
-    }
-}
-
 /// How many entries differ.
 fn changes(found: &Table, known: &Table) -> u64 {
     fn count<K: Ord + Copy, V: PartialEq + Copy>(found: &BTreeMap<K, V>, known: &BTreeMap<K, V>) -> u64 {
@@ -425,8 +404,8 @@ fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kernel::Error> 
     let (gateways, lost_gateways) = difference(&now.gateways, &wanted.gateways);
     let (addresses, lost_addresses) = difference(&now.addresses, &wanted.addresses);
     let (timeouts, lost_timeouts) = difference(&now.timeouts, &wanted.timeouts);
-    let new: Vec<u32> = backends.iter().map(|(number, _)| *number).collect();
-    let new: Vec<u32> = new.into_iter().filter(|number| !now.backends.contains_key(number)).collect();
+    let numbers = backends.iter().map(|(number, _)| *number);
+    let new: Vec<u32> = numbers.filter(|number| !now.backends.contains_key(number)).collect();
     // What the programs count in an entry that only changes goes on.
     for (number, backend) in backends.iter_mut().filter(|(number, _)| now.backends.contains_key(number))
     {

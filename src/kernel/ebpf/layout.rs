@@ -153,6 +153,18 @@ pub struct Counts {
     pub outgoing_bytes: u64,
 }
 
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, each| Self {
+            connections: sum.connections + each.connections,
+            incoming_packets: sum.incoming_packets + each.incoming_packets,
+            incoming_bytes: sum.incoming_bytes + each.incoming_bytes,
+            outgoing_packets: sum.outgoing_packets + each.outgoing_packets,
+            outgoing_bytes: sum.outgoing_bytes + each.outgoing_bytes,
+        })
+    }
+}
+
 /// A packet of a connection as it arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]

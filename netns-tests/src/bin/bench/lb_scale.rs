@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Instant;
 
 use netctl::cluster::drain::Scope;
@@ -14,8 +13,7 @@ use netctl::kernel::ebpf::{
 use world::{Config, Space};
 
 use crate::report::{Better, Metric, Report};
-use crate::scale::store_of;
-use crate::services::{NETWORK, fill, milliseconds, remote, wait};
+use crate::services::{NETWORK, Store, milliseconds, wait};
 use crate::{Ground, plain, progress};
 
 pub const HELP: &str = "\
@@ -269,12 +267,7 @@ fn agent(ground: &Ground, report: &mut Report) {
     let _agent = node.agent(&config);
     node.ok(&format!("network create {NETWORK} --subnet 10.64.0.0/16"));
     let _client = node.attach(NETWORK, "client");
-    progress(&format!("{services} services with {BACKENDS} endpoints each, written to etcd"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime can be made");
-    let store = Arc::new(store_of(&etcd));
-    let cluster = Arc::new(node.space.enter(|| runtime.block_on(remote(store))));
-    let filled = node.space.enter(|| runtime.block_on(fill(&cluster, services, BACKENDS as u16)));
+    let Store { runtime, cluster, filled } = Store::filled(&node, &etcd, services, BACKENDS as u16);
     let all = (services * BACKENDS) as usize;
     let backends = || {
         let maps = Maps::of_agent().ok()?;

@@ -15,9 +15,9 @@ use netctl::kernel::ipvs::{
 use netctl::model::{
     Attachment, Endpoint, EndpointState, Network, NetworkId, NodeName, ServiceSpec, Versioned,
 };
-use netctl::store::etcd::Etcd;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
-use world::{Config, Node, Space};
+use world::{Config, Etcd, Node, Space};
 
 use crate::report::{Better, Metric, Report};
 use crate::scale::{store_of, stranger};
@@ -193,12 +193,7 @@ fn agent(ground: &Ground, report: &mut Report) {
     let started = node.agent(&config);
     node.ok(&format!("network create {NETWORK} --subnet 10.64.0.0/16"));
     let _client = node.attach(NETWORK, "client");
-    progress(&format!("{services} services with {BACKENDS} endpoints each, written to etcd"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime can be made");
-    let store = Arc::new(store_of(&etcd));
-    let cluster = Arc::new(node.space.enter(|| runtime.block_on(remote(store))));
-    let filled = node.space.enter(|| runtime.block_on(fill(&cluster, services, BACKENDS)));
+    let Store { runtime, cluster, filled } = Store::filled(&node, &etcd, services, BACKENDS);
     let sandbox = node.sandbox(NETWORK);
     let all = services as usize * usize::from(BACKENDS + 1);
     let complete = || sandbox.enter(entries) == all;
@@ -252,8 +247,28 @@ pub fn wait(what: &str, condition: &impl Fn() -> bool) {
 /// An endpoint with an address of its service and its network.
 pub type Filled = (IpAddr, NetworkId, Endpoint);
 
+/// A store with services, and a node that is not there.
+pub struct Store {
+    pub runtime: Runtime,
+    pub cluster: Arc<Cluster>,
+    pub filled: Vec<Filled>,
+}
+
+impl Store {
+    /// Writes services and their endpoints, as if they were all on one other node.
+    pub fn filled(node: &Node, etcd: &Etcd, services: u32, backends: u16) -> Self {
+        progress(&format!("{services} services with {backends} endpoints each, written to etcd"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime can be made");
+        let store = Arc::new(store_of(etcd));
+        let cluster = Arc::new(node.space.enter(|| runtime.block_on(remote(store))));
+        let filled = node.space.enter(|| runtime.block_on(fill(&cluster, services, backends)));
+        Self { runtime, cluster, filled }
+    }
+}
+
 /// Joins as a node that is not there, and is taken for alive as long as this lasts.
-pub async fn remote(store: Arc<Etcd>) -> Cluster {
+async fn remote(store: Arc<netctl::store::etcd::Etcd>) -> Cluster {
     let name: NodeName = "remote".parse().expect("it is a name");
     let cluster = Cluster::new(store, name.clone(), Duration::ZERO).await.expect("etcd answers");
     let node = stranger(name, IpAddr::from([192, 168, 60, 1]));
@@ -263,7 +278,7 @@ pub async fn remote(store: Arc<Etcd>) -> Cluster {
 }
 
 /// Writes services and their endpoints, as if they were all on one node.
-pub async fn fill(cluster: &Arc<Cluster>, services: u32, backends: u16) -> Vec<Filled> {
+async fn fill(cluster: &Arc<Cluster>, services: u32, backends: u16) -> Vec<Filled> {
     let network = Arc::new(cluster.network(NETWORK).await.expect("the network was made"));
     // Services of one network come one after the other: each compares what the others keep.
     let mut vips = Vec::new();

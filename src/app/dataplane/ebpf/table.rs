@@ -66,10 +66,7 @@ impl Table {
         }
         let lb::Timeouts { tcp, tcp_fin, udp } = balancer.timeouts;
         table.timeouts.insert(network, Timeouts { tcp, tcp_fin, udp });
-        let mut numbered: BTreeMap<(u32, SocketAddr), u32> = BTreeMap::new();
-        for (number, backend) in &now.backends {
-            numbered.insert((backend.front, backend.socket()), *number);
-        }
+        let numbered = now.numbers();
         for (front, spread) in &balancer.fronts {
             let key = key_of(network, front);
             let id = now.fronts.get(&key).map_or_else(|| numbers.front(), |front| front.id);
@@ -94,6 +91,12 @@ impl Table {
             }
         }
         table
+    }
+
+    /// The backends' numbers, by their fronts' and where they are.
+    pub(super) fn numbers(&self) -> BTreeMap<(u32, SocketAddr), u32> {
+        let number = |(number, backend): (&u32, &Backend)| ((backend.front, backend.socket()), *number);
+        self.backends.iter().map(number).collect()
     }
 
     /// Whether nothing is balanced.
