@@ -15,8 +15,9 @@ static __always_inline bool is_closed(const struct connection *connection) {
     return connection->state & STATE_RESET || (connection->state & ended) == ended;
 }
 
-static __always_inline __u32 timeout_of(const struct connection *connection, __u8 protocol) {
-    __u32 key = network;
+static __always_inline __u32 timeout_of(const struct connection *connection, const struct tuple *tuple) {
+    __u32 key = tuple->network;
+    __u8 protocol = tuple->protocol;
     struct timeouts *times = bpf_map_lookup_elem(&timeouts, &key);
     if (protocol == IPPROTO_SCTP || !times)
         return TIMEOUT_SCTP;
@@ -33,7 +34,7 @@ static __always_inline __u32 timeout_of(const struct connection *connection, __u
 static __always_inline void other_way(struct tuple *other, const struct tuple *this,
                                       const struct connection *connection) {
     __builtin_memset(other, 0, sizeof *other);
-    other->network = network;
+    other->network = this->network;
     other->source = connection->destination;
     other->destination = connection->source;
     other->source_port = connection->destination_port;
@@ -49,7 +50,7 @@ has_expired(const struct tuple *tuple, const struct connection *connection, cons
     // No timeout is that short; another processor's clock may be ahead.
     if ((__s32)quiet <= 0)
         return false;
-    __u32 timeout = timeout_of(connection, tuple->protocol);
+    __u32 timeout = timeout_of(connection, tuple);
     if (quiet < timeout)
         return false;
     struct connection *back = bpf_map_lookup_elem(&connections, other);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
-// What a container sends, where it enters its sandbox: connections to services get their backends.
-// Everything else goes on as it is.
+// What a container sends, where it enters its sandbox: connections to services get their backends, and
+// what stays within the network skips the stack. Everything else goes on as it is.
 #include "icmp.h"
+#include "of_network.h"
 #include "open.h"
-#include "rewrite.h"
+#include "path.h"
 
 // Sends a frame back to who has sent it, by the device that it came from.
 static __always_inline int send_back(struct __sk_buff *skb) {
@@ -19,72 +20,85 @@ static __always_inline int send_back(struct __sk_buff *skb) {
     return bpf_redirect(skb->ifindex, 0);
 }
 
-// Sends a packet on: what is for its own sender goes back, everything else is routed.
+// What is to be done with a packet that has its backend, beside what is to be done with every packet.
+#define SEND_ON 100
+
+// Gives a packet its backend: what is for its own sender goes back.
 static __always_inline int
-send_on(struct __sk_buff *skb, struct packet *packet, struct connection *connection) {
-    bool loops = connection->loops;
+send_to(struct __sk_buff *skb, struct packet *packet, struct connection *connection) {
     if (rewrite(skb, packet, connection))
         return TC_ACT_SHOT;
-    return loops ? send_back(skb) : PASS;
+    packet->tuple.source = connection->source;
+    packet->tuple.destination = connection->destination;
+    return connection->loops ? send_back(skb) : SEND_ON;
 }
 
-SEC("classifier")
-int netctl_from(struct __sk_buff *skb) {
-    struct packet packet = {};
-    struct tuple other;
+// Balances a packet for a service, or an answer of a backend that has met itself.
+SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
+    struct tuple tuple, other;
     struct counts *counted;
-    if (read_addresses(skb, &packet))
+    if (!packet)
         return PASS;
-    struct place place = {.network = network, .address = packet.tuple.destination};
-    __u32 *kind = bpf_map_lookup_elem(&addresses, &place);
-    if (!kind)
-        return PASS;
-    if (is_error(&packet))
-        return translate_error(skb, &packet, 0);
-    if (read_ports(skb, &packet))
+    if (read_ports(skb, packet))
         return PASS;
     // A backend that has met itself answers the gateway.
-    packet.tuple.reply = *kind == ADDRESS_GATEWAY;
-    struct connection *connection = find(&packet.tuple, &other, &counted);
-    bool begins =
-        packet.tuple.protocol != IPPROTO_TCP || (packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+    packet->tuple.reply = kind == ADDRESS_GATEWAY;
+    tuple = packet->tuple;
+    struct connection *connection = find(&tuple, &other, &counted);
+    bool begins = tuple.protocol != IPPROTO_TCP || (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
     bool is_moved = connection && connection->interface != skb->ifindex;
     // Where somebody else speaks for the client the kernel drops that.
-    if (is_moved && !is_own_source(skb, &packet)) {
+    if (is_moved && !is_own_source(skb, packet)) {
         note(EVENT_FOREIGN_SOURCE);
         return PASS;
     }
     // A client's port that comes again is a new connection, and so is all of a client that was made anew.
-    bool is_reused = packet.tuple.protocol == IPPROTO_TCP && begins;
+    bool is_reused = tuple.protocol == IPPROTO_TCP && begins;
     if (connection && (is_moved || (is_reused && is_closed(connection)))) {
-        forget(&packet.tuple, &other);
+        forget(&tuple, &other);
         connection = NULL;
     }
     if (connection) {
-        remember_fragment(skb, &packet);
-        if (packet.tuple.reply) {
+        remember_fragment(skb, packet);
+        if (tuple.reply) {
             counted->outgoing_packets += 1;
             counted->outgoing_bytes += skb->len - ETH_HLEN;
         } else {
             counted->incoming_packets += 1;
             counted->incoming_bytes += skb->len - ETH_HLEN;
         }
-        follow(connection, &other, &packet);
-        return send_on(skb, &packet, connection);
+        follow(connection, &other, packet);
+        return send_to(skb, packet, connection);
     }
-    if (packet.tuple.reply || !begins)
+    if (tuple.reply || !begins)
         return PASS;
     struct connection new = {.interface = skb->ifindex, .seen = seconds()};
-    if (!open_connection(skb, &packet, &new))
+    if (!open_connection(skb, packet, &new))
         return PASS;
-    remember_fragment(skb, &packet);
+    remember_fragment(skb, packet);
     counted = bpf_map_lookup_elem(&counts, &new.backend);
     if (counted) {
         counted->connections += 1;
         counted->incoming_packets += 1;
         counted->incoming_bytes += skb->len - ETH_HLEN;
     }
-    return send_on(skb, &packet, &new);
+    return send_to(skb, packet, &new);
+}
+
+SEC("classifier")
+int netctl_from(struct __sk_buff *skb) {
+    struct packet packet = {.tuple.network = network};
+    if (read_addresses(skb, &packet, skb->protocol, ETH_HLEN))
+        return PASS;
+    struct meaning *meaning = meaning_of(network, &packet.tuple.destination);
+    if (meaning && meaning->kind != ADDRESS_CONTAINER) {
+        if (is_error(&packet))
+            return translate_error(skb, &packet, 0);
+        int verdict = balance(skb, &packet, meaning->kind);
+        if (verdict != SEND_ON)
+            return verdict;
+    }
+    return send(skb, &packet);
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

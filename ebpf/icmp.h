@@ -44,7 +44,7 @@ static __always_inline int
 read_inner(struct __sk_buff *skb, const struct packet *packet, struct inner *inner) {
     struct ports ports;
     inner->header = packet->transport + ERROR_HEADER;
-    inner->tuple.network = network;
+    inner->tuple.network = packet->tuple.network;
     if (packet->ipv4) {
         struct iphdr ip;
         if (bpf_skb_load_bytes(skb, inner->header, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5 ||
@@ -121,7 +121,7 @@ SEPARATE int translate_error(struct __sk_buff *skb, struct packet *packet, __u8 
         return PASS;
     // A packet of the opposite direction finds the connection.
     struct tuple key = {
-        .network = network,
+        .network = inner.tuple.network,
         .source = inner.tuple.destination,
         .destination = inner.tuple.source,
         .source_port = inner.tuple.destination_port,

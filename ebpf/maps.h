@@ -18,7 +18,9 @@
     } NAME SEC(".maps")
 
 // What the agent writes takes memory as it comes.
-MAP(BPF_MAP_TYPE_HASH, addresses, struct place, __u32, 1 << 18, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, addresses, struct place, struct meaning, 1 << 18, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, ways, struct range, struct way, 1 << 20, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 1 << 16, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, fronts, struct front_key, struct front, 1 << 18, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, slots, struct slot_key, __u32, 1 << 22, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, __u32, struct backend, 1 << 20, BPF_F_NO_PREALLOC);
@@ -51,9 +53,6 @@ struct {
 
 // A function that the verifier follows once, by itself, and not in each place where it is called.
 #define SEPARATE __attribute__((noinline))
-
-// The network that a program serves: it is set when the program is loaded.
-const volatile __u32 network = 0;
 
 static __always_inline void note(__u32 event) {
     __u64 *count = bpf_map_lookup_elem(&events, &event);

@@ -25,7 +25,7 @@ static __always_inline bool is_own_source(struct __sk_buff *skb, const struct pa
 
 static __always_inline struct front *front_of(const struct tuple *tuple) {
     struct front_key key = {
-        .network = network,
+        .network = tuple->network,
         .address = tuple->destination,
         .port = tuple->destination_port,
         .protocol = tuple->protocol,
@@ -58,7 +58,7 @@ SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 nu
     new->loops = same(&tuple->source, &backend->address);
     if (new->loops) {
         // It takes no packet from its own address: the gateway speaks to it.
-        struct place place = {.network = network, .address = tuple->source};
+        struct place place = {.network = tuple->network, .address = tuple->source};
         struct address *gateway = bpf_map_lookup_elem(&gateways, &place);
         if (!gateway)
             return EVENT_NO_BACKEND;

@@ -33,6 +33,9 @@ struct packet {
     // Of TCP: byte 13 of its header (RFC 9293, 3.1).
     __u8 tcp_flags;
     __be32 fragment_id;
+    // Whether it needs nothing of the kernel's but to be carried on: neither options nor fragments, nor the
+    // error that says that its time is over.
+    bool plain;
 };
 
 // The common header of SCTP (RFC 9260, 3.1).
@@ -69,18 +72,23 @@ static __always_inline bool is_mapped(const struct address *address) {
     return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
 }
 
-static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet) {
+static __always_inline bool is_of_ports(__u8 protocol) {
+    return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
+}
+
+static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet, __u32 at) {
     struct iphdr ip;
-    if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5)
+    if (bpf_skb_load_bytes(skb, at, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5)
         return -1;
     map_ipv4(&packet->tuple.source, ip.saddr);
     map_ipv4(&packet->tuple.destination, ip.daddr);
     packet->ipv4 = true;
     packet->tuple.protocol = ip.protocol;
-    packet->transport = ETH_HLEN + ip.ihl * 4;
+    packet->transport = at + ip.ihl * 4;
     packet->fragment = ip.frag_off & bpf_htons(FRAGMENT_MORE | FRAGMENT_OFFSET);
     packet->whole = !(ip.frag_off & bpf_htons(FRAGMENT_OFFSET));
     packet->fragment_id = ip.id;
+    packet->plain = ip.ihl == 5 && ip.ttl > 1 && !packet->fragment && is_of_ports(ip.protocol);
     return 0;
 }
 
@@ -93,17 +101,18 @@ struct extension {
     __be32 fragment_id;
 };
 
-static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet) {
+static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet, __u32 at) {
     struct ipv6hdr ip;
     struct extension extension;
-    if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.version != 6)
+    if (bpf_skb_load_bytes(skb, at, &ip, sizeof ip) || ip.version != 6)
         return -1;
     copy_ipv6(&packet->tuple.source, &ip.saddr);
     copy_ipv6(&packet->tuple.destination, &ip.daddr);
     if (is_mapped(&packet->tuple.source) || is_mapped(&packet->tuple.destination))
         return -1;
     packet->whole = true;
-    __u32 at = ETH_HLEN + sizeof ip;
+    packet->plain = ip.hop_limit > 1 && is_of_ports(ip.nexthdr);
+    at += sizeof ip;
     __u8 next = ip.nexthdr;
     for (int count = 0; count < EXTENSIONS; count++) {
         if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
@@ -131,7 +140,7 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packe
 static __always_inline struct fragment_key
 fragment_key(struct __sk_buff *skb, const struct packet *packet) {
     return (struct fragment_key){
-        .network = network,
+        .network = packet->tuple.network,
         .interface = skb->ifindex,
         .source = packet->tuple.source,
         .destination = packet->tuple.destination,
@@ -161,15 +170,14 @@ static __always_inline int follow_fragment(struct __sk_buff *skb, struct packet 
     return 0;
 }
 
-// Reads the addresses; fails for what is not IP.
-SEPARATE int read_addresses(struct __sk_buff *skb, struct packet *packet) {
+// Reads the addresses of a packet of this protocol, whose header is there; fails for what is not IP.
+SEPARATE int read_addresses(struct __sk_buff *skb, struct packet *packet, __be32 protocol, __u32 at) {
     if (!packet)
         return -1;
-    packet->tuple.network = network;
-    if (skb->protocol == bpf_htons(ETH_P_IP))
-        return read_ipv4(skb, packet);
-    if (skb->protocol == bpf_htons(ETH_P_IPV6))
-        return read_ipv6(skb, packet);
+    if (protocol == bpf_htons(ETH_P_IP))
+        return read_ipv4(skb, packet, at);
+    if (protocol == bpf_htons(ETH_P_IPV6))
+        return read_ipv6(skb, packet, at);
     return -1;
 }
 

@@ -10,7 +10,7 @@ struct address {
     __be32 words[4];
 };
 
-// What an address means in a network; the key of `addresses`.
+// An address in a network; the key of `addresses`.
 struct place {
     __u32 network;
     struct address address;
@@ -20,6 +20,48 @@ struct place {
 #define ADDRESS_SERVICE 1
 // It is a gateway, from which backends that meet themselves are spoken to.
 #define ADDRESS_GATEWAY 2
+// It is a container's of this node.
+#define ADDRESS_CONTAINER 3
+
+// What an address means.
+struct meaning {
+    __u32 kind;
+    // Of a container's: the device that leads to it, in its sandbox.
+    __u32 interface;
+    // The largest packet that it takes.
+    __u32 mtu;
+    // Its Ethernet address.
+    __u8 mac[6];
+    __u16 zero;
+};
+
+// A range of addresses in a network that another node has; the key of `ways` (`struct bpf_lpm_trie_key`).
+struct range {
+    // How many bits of what follows count.
+    __u32 bits;
+    __u32 network;
+    struct address address;
+};
+
+// How packets get there: from which address to which, between which Ethernet addresses in the tunnel.
+struct way {
+    struct address local;
+    struct address remote;
+    __u8 local_mac[6];
+    __u8 remote_mac[6];
+    // The largest packet that the way takes.
+    __u32 mtu;
+    // The device in the sandbox by which they cross into the host's namespace; 0: the kernel has them.
+    __u32 crossing;
+    __be16 port;
+    __u16 zero;
+};
+
+// A network of this node; the value of `networks`, by its number.
+struct network {
+    // The device in the host's namespace by which packets cross into the sandbox.
+    __u32 crossing;
+};
 
 // What a packet must be for, to be balanced; the key of `fronts`. Protocol and port 0 mean all.
 struct front_key {
@@ -157,5 +199,9 @@ enum event {
     EVENT_PORT_TAKEN = 2,
     // The source was not the container's own.
     EVENT_FOREIGN_SOURCE = 3,
-    EVENTS = 4,
+    // The host has no route to the node that a packet is for.
+    EVENT_NO_ROUTE = 4,
+    // A packet could not be changed: there was no memory for it.
+    EVENT_NO_MEMORY = 5,
+    EVENTS = 6,
 };

@@ -215,6 +215,7 @@ fn settings(config: &Config, boot: String, names: &NameServer, tally: Tally) -> 
         boot,
         lease: config.lease,
         connections: config.lb_connections,
+        fast: config.fast_path,
         names: names.service(),
         resync: config.resync,
         tally,

@@ -77,6 +77,8 @@ pub struct Config {
     pub lb: EngineChoice,
     /// How many connections eBPF balances at once.
     pub lb_connections: u32,
+    /// Whether eBPF carries packets between containers past the stack.
+    pub fast_path: bool,
     /// As whom the commands of health checks run.
     pub health_user: HealthUser,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.

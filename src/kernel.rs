@@ -36,16 +36,17 @@ pub use sandbox::{Sandbox, delete_sandbox};
 
 use probe::reports_address_protocol;
 
-/// Removes everything of ours from the kernel: the sandboxes with all that is in them, the uplinks
-/// and the host's table. It goes on after errors and returns them all.
+/// Removes everything of ours from the kernel: the sandboxes with all that is in them, the pairs that
+/// lead to them, the host's table and programs. It goes on after errors and returns them all.
 pub fn cleanup(host: &mut Host) -> Vec<Error> {
     let mut errors = Vec::new();
     match Netns::sandboxes() {
         Ok(names) => errors.extend(names.iter().filter_map(|name| delete_sandbox(name).err())),
         Err(error) => errors.push(error),
     }
-    errors.extend(host.remove_uplinks_but(&std::collections::BTreeSet::new()));
+    errors.extend(host.remove_pairs_but(&std::collections::BTreeSet::new()));
     errors.extend(nft::remove(host.netns()).err());
+    errors.extend(host.detach_programs());
     errors.extend(ebpf::remove_pins().map_err(Error::path("remove", ebpf::DIRECTORY)).err());
     errors
 }

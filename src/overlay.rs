@@ -15,7 +15,8 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use crate::lb::Balancer;
 use crate::model::node::UplinkAddresses;
 use crate::model::object::{
-    Device, Host, Link, LinkKind, Object, Plug, Route, Sandbox, Target, Uplink, uplink_name,
+    Device, Host, HostPair, Link, LinkKind, Object, Plug, Route, Sandbox, Target, crossing_name,
+    uplink_name,
 };
 use crate::model::subnet::width;
 use crate::model::{Endpoint, Network, Node, NodeName};
@@ -33,6 +34,8 @@ pub struct Surroundings<'a> {
     pub nodes: &'a BTreeMap<NodeName, Arc<Node>>,
     /// How names are answered.
     pub names: NameService,
+    /// Whether packets skip the stack where they can.
+    pub fast: bool,
 }
 
 /// The destinations of default routes; no prefix is shorter than 0, and the compiler checks it.
@@ -96,7 +99,7 @@ pub fn sandbox<'a>(
         network: network.id,
         objects,
         firewall: firewall::sandbox(network, around.names, balancer),
-        uplink: (!network.internal).then(|| uplink(network, mtu)),
+        pairs: pairs(around, network),
     }
 }
 
@@ -115,6 +118,9 @@ fn skeleton(around: Surroundings<'_>, network: &Network, mtu: u32) -> BTreeSet<O
         link(Device::Loopback, LinkKind::Loopback, LOOPBACK_MTU),
         link(Device::Tunnel, tunnel, mtu),
     ]);
+    if around.fast {
+        objects.insert(link(Device::Crossing, LinkKind::Veth, mtu));
+    }
     for subnet in &network.subnets {
         objects
             .insert(Object::Address { device: Device::Loopback, address: host_net(subnet.gateway()) });
@@ -238,30 +244,29 @@ pub fn plug(around: Surroundings<'_>, network: &Network, endpoint: &Endpoint) ->
     }
 }
 
-/// The host's end of a network's uplink.
-fn uplink(network: &Network, mtu: u32) -> Uplink {
-    let UplinkAddresses { host4, host6, .. } = UplinkAddresses::new(network.uplink);
-    Uplink {
-        name: uplink_name(network.id),
-        mtu,
-        addresses: [
-            network.has_ipv4().then(|| pair_net(host4.into())),
-            network.has_ipv6().then(|| pair_net(host6.into())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
-    }
+/// The pairs between the host and a network's sandbox.
+fn pairs(around: Surroundings<'_>, network: &Network) -> Vec<HostPair> {
+    let (mtu, id) = (effective_mtu(around.me, network), network.id);
+    let pair = |device, name, addresses| HostPair { network: id, device, name, mtu, addresses };
+    let uplink = (!network.internal).then(|| {
+        let UplinkAddresses { host4, host6, .. } = UplinkAddresses::new(network.uplink);
+        let ends = [(network.has_ipv4(), host4.into()), (network.has_ipv6(), host6.into())];
+        let ends = ends.into_iter().filter(|(used, _)| *used).map(|(_, end)| pair_net(end));
+        pair(Device::Uplink, uplink_name(id), ends.collect())
+    });
+    let crossing = around.fast.then(|| pair(Device::Crossing, crossing_name(id), Vec::new()));
+    uplink.into_iter().chain(crossing).collect()
 }
 
 /// All that this node needs in its own namespace, for the networks that it uses.
 pub fn host<'a>(around: Surroundings<'_>, networks: impl IntoIterator<Item = &'a Network>) -> Host {
     let all: Vec<&Network> = networks.into_iter().collect();
     let access = all.iter().any(|network| network.host_access);
+    let pairs = all.iter().flat_map(|network| pairs(around, network)).collect();
     let with_uplink: Vec<&Network> = all.into_iter().filter(|network| !network.internal).collect();
     Host {
         firewall: firewall::host(around, !with_uplink.is_empty(), access),
-        uplinks: with_uplink.iter().map(|n| uplink(n, effective_mtu(around.me, n))).collect(),
+        pairs,
         forward4: with_uplink.iter().any(|network| network.has_ipv4()),
         forward6: with_uplink.iter().any(|network| network.has_ipv6()),
     }

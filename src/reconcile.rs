@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use crate::model::object::{Device, Key, Link, Object, Step, Target};
+use crate::model::object::{Device, Key, Link, Object, Step, Target, links};
 
 /// The steps from `observed` to `desired`: removals first, dependent objects before the devices
 /// they stand on; then additions in the order device, address, neighbour, forwarding entry, route.
@@ -78,13 +78,6 @@ fn replace(observed: &mut BTreeSet<Object>, object: Object) {
             observed.remove(&other);
         }
     }
-}
-
-fn links(objects: &BTreeSet<Object>) -> impl Iterator<Item = Link> {
-    objects.iter().map_while(|object| match object {
-        Object::Link(link) => Some(*link),
-        _ => None,
-    })
 }
 
 /// The device that an object is or stands on.

@@ -29,6 +29,8 @@ mod engine;
 mod expand;
 #[path = "netns/external.rs"]
 mod external;
+#[path = "netns/fast.rs"]
+mod fast;
 #[path = "netns/forward.rs"]
 mod forward;
 #[path = "netns/ground.rs"]
@@ -129,6 +131,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("check", check::TESTS),
     ("drain", drain::TESTS),
     ("expand", expand::TESTS),
+    ("fast", fast::TESTS),
     ("external", external::TESTS),
     ("health", health::TESTS),
     ("host", host::TESTS),

@@ -50,6 +50,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let resync = check.duration("resync", "10s", "1s", "10m");
     let lb = check.value("lb", EngineChoice::Auto, engine);
     let lb_connections = check.value("lb_connections", LB_CONNECTIONS, connections);
+    let fast_path = check.value("fast_path", true, boolean);
     let health_user = check.value("health_user", nobody(), user);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
@@ -82,6 +83,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         resync,
         lb,
         lb_connections,
+        fast_path,
         health_user,
         log,
         log_format,
@@ -348,6 +350,10 @@ fn connections(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|number| LB_CONNECTIONS_RANGE.contains(number));
     let (least, most) = (LB_CONNECTIONS_RANGE.start(), LB_CONNECTIONS_RANGE.end());
     number.ok_or_else(|| format!("{text:?} is not a number from {least} to {most}"))
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

@@ -105,6 +105,10 @@ pub struct Flags {
     /// are forgotten. Each takes some 300 bytes [default: 131072]
     #[arg(long, value_name = "NUMBER")]
     lb_connections: Option<String>,
+    /// Whether ebpf also carries packets between containers past the kernel's stack where it can: true
+    /// or false [default: true]
+    #[arg(long, value_name = "BOOL")]
+    fast_path: Option<String>,
     /// As whom the commands of health checks run: a name or a number [default: nobody]
     #[arg(long, value_name = "USER")]
     health_user: Option<String>,
@@ -202,6 +206,7 @@ impl Flags {
             one("resync", &self.resync),
             one("lb", &self.lb),
             one("lb_connections", &self.lb_connections),
+            one("fast_path", &self.fast_path),
             one("health_user", &self.health_user),
             one("log", &self.log),
             one("log_format", &self.log_format),

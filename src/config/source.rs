@@ -20,7 +20,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 42] = [
+const KEYS: [(&str, Shape); 43] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -42,6 +42,7 @@ const KEYS: [(&str, Shape); 42] = [
     ("resync", Shape::One),
     ("lb", Shape::One),
     ("lb_connections", Shape::One),
+    ("fast_path", Shape::One),
     ("health_user", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),
@@ -221,6 +222,7 @@ fn text(value: &DeValue<'_>, shape: Shape) -> Result<Text, &'static str> {
     let one = |value: &DeValue<'_>| match value {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        DeValue::Boolean(value) => Some(value.to_string()),
         _ => None,
     };
     match (shape, value) {

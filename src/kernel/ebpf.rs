@@ -1,21 +1,22 @@
 //! eBPF: the programs of `ebpf/`, their maps, and the devices that they are attached to.
 //!
 //! A node has one of each map, pinned below `/sys/fs/bpf/netctl`, so that connections outlive the agent;
-//! and for each network two programs of its own, which know the network's number. A program stays at a
-//! device until it is replaced, or the device goes: it needs no agent.
+//! for each network two programs of its own, which know the network's number; and one of each of those that
+//! carry packets past the stack. A program stays at a device until it is replaced, or the device goes: it
+//! needs no agent.
 
 mod clsact;
 mod layout;
 mod map;
+mod program;
 mod sys;
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
-use aya::programs::{ProgramError, SchedClassifier};
-use aya::{EbpfError, EbpfLoader, include_bytes_aligned};
+use aya::programs::ProgramError;
+use aya::{EbpfError, EbpfLoader};
 use bytemuck::Pod;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -24,7 +25,7 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use layout::*;
 pub use map::{CpuMap, Map};
-use sys::Way;
+pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
 
 /// Where the kernel has its file system of maps and programs (`BPF_FS_MAGIC` in linux/magic.h).
 const FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -33,13 +34,6 @@ const MAGIC: FsType = FsType(0xcafe_4a11);
 pub(super) const DIRECTORY: &str = "/sys/fs/bpf/netctl";
 /// How many connections there are room for, where nobody says.
 pub const CONNECTIONS: u32 = 131_072;
-
-static FROM_CONTAINER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/from_container.o"));
-static TO_CONTAINER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/to_container.o"));
-/// The programs, by the way on which each sees packets. They are attached in this order: where connections
-/// are opened their answers are known.
-const PROGRAMS: [(&str, &[u8], Way); 2] =
-    [("netctl_to", TO_CONTAINER, Way::Out), ("netctl_from", FROM_CONTAINER, Way::In)];
 
 /// What eBPF could not do.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +108,11 @@ fn texts(error: &dyn std::error::Error) -> String {
 #[derive(Debug)]
 pub struct Maps {
     /// What addresses mean.
-    pub addresses: Map<Place, u32>,
+    pub addresses: Map<Place, Meaning>,
+    /// How other nodes' addresses are reached.
+    pub ways: Map<Range, Way>,
+    /// The networks of this node, by their numbers.
+    pub networks: Map<u32, NetworkEnd>,
     /// What is balanced.
     pub fronts: Map<FrontKey, Front>,
     /// Which backends take turns.
@@ -135,22 +133,6 @@ pub struct Maps {
     pub fragments: Map<FragmentKey, Ports>,
     /// What is counted of the node, in the order of [`EVENTS`].
     pub events: CpuMap<u32, u64>,
-}
-
-/// A network's programs.
-#[derive(Debug)]
-pub struct Programs {
-    loaded: Vec<Loaded>,
-}
-
-#[derive(Debug)]
-struct Loaded {
-    name: &'static str,
-    way: Way,
-    fd: OwnedFd,
-    /// The number that the kernel gave it.
-    id: u32,
-    instructions: u32,
 }
 
 /// The eBPF of a node.
@@ -195,9 +177,9 @@ impl Ebpf {
         {
             std::fs::remove_file(&pinned).map_err(failed("make anew the connections in"))?;
         }
-        for (program, code, _) in PROGRAMS {
-            let maps = |source| Error::Maps { program, source: Box::new(source) };
-            loader(directory, connections).load(code).map_err(maps)?;
+        for source in program::sources() {
+            let maps = |error| Error::Maps { program: source.name, source: Box::new(error) };
+            loader(directory, connections).load(source.code).map_err(maps)?;
         }
         Ok(Self { directory: directory.to_owned(), connections, maps: Maps::open(directory)? })
     }
@@ -228,36 +210,6 @@ impl Ebpf {
         }
         Ok(count)
     }
-
-    /// Loads the programs of the network with this number.
-    ///
-    /// # Errors
-    /// When the kernel does not take one.
-    pub fn load(&self, network: u32) -> Result<Programs, Error> {
-        let load = |(name, code, way)| self.load_one(name, code, way, network);
-        Ok(Programs { loaded: PROGRAMS.into_iter().map(load).collect::<Result<_, _>>()? })
-    }
-
-    fn load_one(
-        &self,
-        name: &'static str,
-        code: &[u8],
-        way: Way,
-        network: u32,
-    ) -> Result<Loaded, Error> {
-        let maps = |source| Error::Maps { program: name, source: Box::new(source) };
-        let refused = |source| Error::Program { program: name, source: Box::new(source) };
-        let mut loader = loader(&self.directory, self.connections);
-        let mut object = loader.override_global("network", &network, true).load(code).map_err(maps)?;
-        let program = object.program_mut(name).ok_or(Error::Missing { program: name })?;
-        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
-        program.load().map_err(refused)?;
-        let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
-        let fd = program.fd().map_err(refused)?.as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|error| refused(ProgramError::IOError(error)))?;
-        let (id, _) = sys::describe(fd.as_fd()).map_err(|e| refused(ProgramError::IOError(e.into())))?;
-        Ok(Loaded { name, way, fd, id, instructions: instructions.unwrap_or(0) })
-    }
 }
 
 impl Maps {
@@ -270,9 +222,11 @@ impl Maps {
     }
 
     /// All of them by their names.
-    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 11] {
+    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 13] {
         [
             ("addresses", self.addresses.fd()),
+            ("ways", self.ways.fd()),
+            ("networks", self.networks.fd()),
             ("fronts", self.fronts.fd()),
             ("slots", self.slots.fd()),
             ("backends", self.backends.fd()),
@@ -290,6 +244,8 @@ impl Maps {
         let cpus = |map| move |source| Error::Map { action: "open", map, source };
         Ok(Self {
             addresses: open_map(directory, "addresses")?,
+            ways: open_map(directory, "ways")?,
+            networks: open_map(directory, "networks")?,
             fronts: open_map(directory, "fronts")?,
             slots: open_map(directory, "slots")?,
             backends: open_map(directory, "backends")?,
@@ -318,81 +274,12 @@ fn open_map<K: Pod, V: Pod>(directory: &Path, map: &'static str) -> Result<Map<K
     data.fd().as_fd().try_clone_to_owned().map(Map::new).map_err(failed)
 }
 
-impl Programs {
-    /// Attaches them to a device of the thread's namespace, in place of ours that are there, from an
-    /// earlier agent; tells whether anything changed.
-    ///
-    /// # Errors
-    /// When there is no such device, or the kernel refuses.
-    pub fn attach(&self, device: &str) -> Result<bool, Error> {
-        let interface = index(device)?;
-        let mut changed = false;
-        for Loaded { name, way, fd, id, .. } in &self.loaded {
-            let there = ours(*way, interface, name).map_err(attach_error("look at", device))?;
-            let replaced = match there.as_slice() {
-                [(there, _)] if there == id => continue,
-                [] => None,
-                [(_, replaced), ..] => Some(replaced.as_fd()),
-            };
-            let attached = match has_tcx() {
-                true => sys::attach(*way, interface, fd.as_fd(), replaced),
-                false => clsact::attach(*way, interface, fd.as_fd(), name),
-            };
-            attached.map_err(attach_error("attach", device))?;
-            changed = true;
-        }
-        Ok(changed)
-    }
-
-    /// How many instructions the kernel's verifier has followed in each, where it tells.
-    pub fn instructions(&self) -> impl Iterator<Item = (&'static str, u32)> {
-        self.loaded.iter().map(|loaded| (loaded.name, loaded.instructions))
-    }
-
-    /// Runs a program once on a packet, as if it had come by a device of the thread's namespace. Gives
-    /// what is to be done with it, and the packet as it is then.
-    ///
-    /// # Errors
-    /// When there is no such program or device, or the kernel refuses.
-    pub fn run(&self, name: &str, device: &str, packet: &[u8]) -> Result<(i32, Vec<u8>), Error> {
-        let failed = attach_error("run", device);
-        let loaded = self.loaded.iter().find(|loaded| loaded.name == name);
-        let loaded = loaded.ok_or_else(|| attach_error("run", device)(Errno::ENOENT))?;
-        sys::run(loaded.fd.as_fd(), index(device)?, packet).map_err(failed)
-    }
-}
-
 /// The time that entries of connections bear: seconds of `CLOCK_MONOTONIC`.
 ///
 /// # Errors
 /// When the system has no such clock.
 pub fn now() -> io::Result<u32> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?.tv_sec() as u32)
-}
-
-/// Detaches what is ours from a device of the thread's namespace; tells whether anything was.
-///
-/// # Errors
-/// When there is no such device, or the kernel refuses.
-pub fn detach(device: &str) -> Result<bool, Error> {
-    let interface = index(device)?;
-    let mut changed = false;
-    for (name, _, way) in PROGRAMS.into_iter().rev() {
-        let there = match ours(way, interface, name) {
-            // Where the kernel has no eBPF, or gives none to us, nothing is attached.
-            Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
-            there => there.map_err(attach_error("look at", device))?,
-        };
-        for (_, program) in there {
-            let detached = match has_tcx() {
-                true => sys::detach(way, interface, program.as_fd()),
-                false => clsact::detach(way, interface),
-            };
-            detached.map_err(attach_error("detach", device))?;
-            changed = true;
-        }
-    }
-    Ok(changed)
 }
 
 /// Removes the pins of all layouts but this one: what is attached goes on with what it has until it is
@@ -422,41 +309,8 @@ pub fn remove_pins() -> io::Result<()> {
     }
 }
 
-/// Whether programs can be attached to devices as such (TCX, Linux 6.6).
-fn has_tcx() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    // Every namespace has `lo`, as its first device.
-    *HAS.get_or_init(|| sys::attached(Way::In, 1) != Err(Errno::EINVAL))
-}
-
-/// The programs of ours with this name that are attached to a device, with their numbers.
-fn ours(way: Way, interface: u32, name: &str) -> Result<Vec<(u32, OwnedFd)>, Errno> {
-    let mut ours = Vec::new();
-    let attached = match has_tcx() {
-        true => sys::attached(way, interface)?,
-        false => clsact::attached(way, interface, name)?,
-    };
-    for id in attached {
-        // One that has gone since then is none.
-        let Ok(program) = sys::program(id) else { continue };
-        if sys::describe(program.as_fd())?.1 == name {
-            ours.push((id, program));
-        }
-    }
-    Ok(ours)
-}
-
-fn index(device: &str) -> Result<u32, Error> {
-    nix::net::if_::if_nametoindex(device).map_err(attach_error("find the device for", device))
-}
-
-fn attach_error(action: &'static str, device: &str) -> impl FnOnce(Errno) -> Error + use<> {
-    let device = device.to_owned();
-    move |errno| Error::Attach { action, device, source: errno.into() }
-}
-
 /// A loader that uses the maps that are pinned in a directory.
-fn loader(directory: &Path, connections: u32) -> EbpfLoader<'static> {
+fn loader<'a>(directory: &Path, connections: u32) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(directory);
     loader.map_max_entries("connections", entries(connections));

@@ -1,4 +1,4 @@
-//! The host's own namespace: the uplinks' host ends, forwarding, and what else is there.
+//! The host's own namespace: its ends of the sandboxes' pairs, forwarding, and what else is there.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,9 +12,11 @@ use super::message::{self, Dev, Hop, VethEnd};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use super::sandbox::Sandbox;
-use super::{Error, observe, sysctl};
+use super::{Error, ebpf, observe, sysctl};
 use crate::model::NetworkId;
-use crate::model::object::{ACCESS_PREFIX, Device, LinkKind, Plug, UPLINK_PREFIX, Uplink};
+use crate::model::object::{
+    ACCESS_PREFIX, CROSSING_PREFIX, Device, HostPair, LinkKind, Plug, UPLINK_PREFIX,
+};
 
 const HOST: &str = "the host's namespace";
 
@@ -67,10 +69,10 @@ impl Host {
 
     /// Makes the pair between host and sandbox where it is missing, or is not what it should be,
     /// and puts addresses, MTU and state of its host end right.
-    pub fn ensure_uplink(&mut self, sandbox: &mut Sandbox, uplink: &Uplink) -> Result<(), Error> {
-        let (name, mtu) = (uplink.name.as_str(), uplink.mtu);
+    pub fn ensure_pair(&mut self, sandbox: &mut Sandbox, wanted: &HostPair) -> Result<(), Error> {
+        let (name, mtu) = (wanted.name.as_str(), wanted.mtu);
         let index = match self.device(name)? {
-            Some(found) if self.leads_to(&found, sandbox)? => {
+            Some(found) if self.leads_to(&found, sandbox, wanted.device)? => {
                 if !found.up || found.mtu != mtu {
                     let request = Request::new(message::link_up(Dev::Index(found.index), Some(mtu)));
                     self.netlink
@@ -83,37 +85,41 @@ impl Host {
                 if found.is_some() {
                     self.remove(name)?;
                 }
-                self.make_uplink(sandbox, uplink)?
+                self.make_pair(sandbox, wanted)?
             }
         };
-        self.set_addresses(index, uplink)
+        if wanted.device == Device::Crossing {
+            // The programs ask for the host's routes as if packets from here were forwarded.
+            self.netns.enter(|| sysctl::forward_from(name))??;
+        }
+        self.set_addresses(index, wanted)
     }
 
-    fn make_uplink(&mut self, sandbox: &mut Sandbox, uplink: &Uplink) -> Result<u32, Error> {
-        let far_name = Device::Uplink.to_string();
-        let near = VethEnd { name: &uplink.name, mac: None };
+    fn make_pair(&mut self, sandbox: &mut Sandbox, wanted: &HostPair) -> Result<u32, Error> {
+        let far_name = wanted.device.to_string();
+        let near = VethEnd { name: &wanted.name, mac: None };
         let far = VethEnd { name: &far_name, mac: None };
-        let request = Request::create_device(message::veth(&near, &far, sandbox.netns(), uplink.mtu));
+        let request = Request::create_device(message::veth(&near, &far, sandbox.netns(), wanted.mtu));
         let mut made = self.netlink.request(request.clone());
         if made.as_ref().is_err_and(|error| error.errno == Errno::EEXIST) {
             // The name is free here, so it is taken in the sandbox, where all such names are ours.
             sandbox.remove_links(std::slice::from_ref(&far_name))?;
             made = self.netlink.request(request);
         }
-        let fail = || Error::netlink(format!("make {}", uplink.name), HOST);
+        let fail = || Error::netlink(format!("make {}", wanted.name), HOST);
         made.map_err(fail())?;
-        let up = Request::new(message::link_up(Dev::Name(&uplink.name), None));
-        self.netlink.request(up).map_err(Error::netlink(format!("set up {}", uplink.name), HOST))?;
+        let up = Request::new(message::link_up(Dev::Name(&wanted.name), None));
+        self.netlink.request(up).map_err(Error::netlink(format!("set up {}", wanted.name), HOST))?;
         let up = Request::new(message::link_up(Dev::Name(&far_name), None));
         sandbox
             .netlink
             .request(up)
             .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
-        self.device(&uplink.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
+        self.device(&wanted.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
     }
 
-    fn set_addresses(&mut self, index: u32, uplink: &Uplink) -> Result<(), Error> {
+    fn set_addresses(&mut self, index: u32, pair: &HostPair) -> Result<(), Error> {
         use RouteNetlinkMessage as M;
         let present: BTreeSet<IpNetwork> = self
             .addresses()?
@@ -121,23 +127,24 @@ impl Host {
             .filter(|found| found.index == index)
             .map(|a| a.network)
             .collect();
-        let wanted: BTreeSet<IpNetwork> = uplink.addresses.iter().copied().collect();
+        let wanted: BTreeSet<IpNetwork> = pair.addresses.iter().copied().collect();
         let message = |address: &IpNetwork| message::address(index, *address, false);
         let remove = present.difference(&wanted).map(|old| Request::new(M::DelAddress(message(old))));
         let add = wanted.difference(&present).map(|new| Request::replace(M::NewAddress(message(new))));
         let requests: Vec<Request> = remove.chain(add).collect();
         let result: Result<Vec<()>, _> = self.netlink.batch(&requests).into_iter().collect();
-        result.map(drop).map_err(Error::netlink(format!("set the addresses of {}", uplink.name), HOST))
+        result.map(drop).map_err(Error::netlink(format!("set the addresses of {}", pair.name), HOST))
     }
 
-    /// Removes the uplinks that are not among `wanted`; goes on after one that fails.
-    pub fn remove_uplinks_but(&mut self, wanted: &BTreeSet<String>) -> Vec<Error> {
+    /// Removes the host's ends of pairs that are not among `wanted`; goes on after one that fails.
+    pub fn remove_pairs_but(&mut self, wanted: &BTreeSet<String>) -> Vec<Error> {
         let devices = match self.devices() {
             Ok(devices) => devices,
             Err(error) => return vec![error],
         };
-        let uplinks = devices.into_iter().filter(|found| has_name(found, UPLINK_PREFIX));
-        let ours = uplinks.map(|found| found.name);
+        let is_pair =
+            |found: &observe::Device| [UPLINK_PREFIX, CROSSING_PREFIX].iter().any(|p| has_name(found, p));
+        let ours = devices.into_iter().filter(is_pair).map(|found| found.name);
         ours.filter(|name| !wanted.contains(name)).filter_map(|name| self.remove(&name).err()).collect()
     }
 
@@ -170,6 +177,30 @@ impl Host {
             }
             Ok(())
         })?
+    }
+
+    /// The device that has an address; `None`: none, or the loopback one.
+    pub fn device_of(&mut self, address: IpAddr) -> Result<Option<String>, Error> {
+        let addresses = self.addresses()?;
+        let Some(found) = addresses.iter().find(|found| found.network.ip() == address) else {
+            return Ok(None);
+        };
+        let devices = self.devices()?;
+        let device = devices.into_iter().find(|device| device.index == found.index);
+        Ok(device.filter(|device| device.kind != LinkKind::Loopback).map(|device| device.name))
+    }
+
+    /// Detaches programs of ours from all devices; goes on after one that fails.
+    pub fn detach_programs(&mut self) -> Vec<Error> {
+        let devices = match self.devices() {
+            Ok(devices) => devices,
+            Err(error) => return vec![error],
+        };
+        let failed = |device: observe::Device| match ebpf::detach(&device.name) {
+            Err(error) if !error.device_is_gone() => Some(error.into()),
+            _ => None,
+        };
+        devices.into_iter().filter_map(failed).collect()
     }
 
     /// Reads what the host has beside ours.
@@ -263,17 +294,20 @@ impl Host {
         Ok(addresses.filter(|found| !is_link_local6(&found.network)).collect())
     }
 
-    /// Whether a device's other end is the sandbox's uplink.
-    fn leads_to(&mut self, found: &observe::Device, sandbox: &mut Sandbox) -> Result<bool, Error> {
+    /// Whether a device's other end is this one of the sandbox.
+    fn leads_to(
+        &mut self,
+        found: &observe::Device,
+        sandbox: &mut Sandbox,
+        end: Device,
+    ) -> Result<bool, Error> {
         let id = nsid(&mut self.netlink, sandbox.netns())
             .map_err(Error::netlink("identify a namespace", HOST))?;
         if found.kind != LinkKind::Veth || id.is_none() || found.peer_netns != id {
             return Ok(false);
         }
         let devices = sandbox.read_devices()?;
-        Ok(devices
-            .iter()
-            .any(|(device, end)| *device == Device::Uplink && Some(end.index) == found.peer))
+        Ok(devices.iter().any(|(device, far)| *device == end && Some(far.index) == found.peer))
     }
 }
 
@@ -299,9 +333,9 @@ fn as_device(message: &RouteNetlinkMessage) -> Option<observe::Device> {
     }
 }
 
-/// Whether a device is an uplink, or one by which the host is on a network.
+/// Whether a device is the end of a sandbox's pair, or one by which the host is on a network.
 fn is_ours(found: &observe::Device) -> bool {
-    has_name(found, UPLINK_PREFIX) || has_name(found, ACCESS_PREFIX)
+    [UPLINK_PREFIX, CROSSING_PREFIX, ACCESS_PREFIX].iter().any(|prefix| has_name(found, prefix))
 }
 
 fn has_name(found: &observe::Device, prefix: &str) -> bool {

@@ -23,6 +23,15 @@ pub(super) fn write(setting: &str, value: &str) -> Result<(), Error> {
     std::fs::write(&path, value).map_err(Error::path("write", &path))
 }
 
+/// Has packets that come by an interface forwarded, whatever holds for the others.
+pub(super) fn forward_from(interface: &str) -> Result<(), Error> {
+    write(&format!("ipv4/conf/{interface}/forwarding"), "1")?;
+    if has_ipv6() {
+        write(&format!("ipv6/conf/{interface}/forwarding"), "1")?;
+    }
+    Ok(())
+}
+
 /// Whether the kernel has IPv6 at all (it has not with `ipv6.disable=1`).
 pub(super) fn has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6/conf").exists()

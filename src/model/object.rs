@@ -22,6 +22,8 @@ pub const SANDBOX_PREFIX: &str = "netctl-";
 /// The prefix of the names of uplink devices in the host's namespace.
 pub const UPLINK_PREFIX: &str = "nc-";
 
+/// The prefix of the names of the devices in the host's namespace by which packets skip the stack.
+pub const CROSSING_PREFIX: &str = "nf-";
 /// The prefix of the names of the devices by which the host itself is on a network.
 pub const ACCESS_PREFIX: &str = "nh-";
 
@@ -33,6 +35,11 @@ pub fn sandbox_name(network: NetworkId) -> String {
 /// The name of the host's end of a network's uplink.
 pub fn uplink_name(network: NetworkId) -> String {
     format!("{UPLINK_PREFIX}{network}")
+}
+
+/// The name of the host's end of the pair by which a network's packets skip the stack.
+pub fn crossing_name(network: NetworkId) -> String {
+    format!("{CROSSING_PREFIX}{network}")
 }
 
 /// The name of the device by which the host itself is on a network.
@@ -49,6 +56,8 @@ pub enum Device {
     Tunnel,
     /// `up0`, the veth to the host.
     Uplink,
+    /// `fp0`, the veth by which packets skip the stack on their way between containers and the wire.
+    Crossing,
     /// `ve<endpoint id>`, the veth to a container.
     Endpoint(EndpointId),
 }
@@ -60,6 +69,7 @@ impl Device {
             "lo" => Some(Self::Loopback),
             "vx0" => Some(Self::Tunnel),
             "up0" => Some(Self::Uplink),
+            "fp0" => Some(Self::Crossing),
             other => other.strip_prefix("ve")?.parse().ok().map(Self::Endpoint),
         }
     }
@@ -71,6 +81,7 @@ impl fmt::Display for Device {
             Self::Loopback => f.write_str("lo"),
             Self::Tunnel => f.write_str("vx0"),
             Self::Uplink => f.write_str("up0"),
+            Self::Crossing => f.write_str("fp0"),
             Self::Endpoint(id) => write!(f, "ve{id}"),
         }
     }
@@ -110,6 +121,22 @@ pub enum Object {
     },
     /// A route in the main table.
     Route(Route),
+}
+
+/// The devices among objects, of which they are the first.
+pub fn links(objects: &BTreeSet<Object>) -> impl Iterator<Item = Link> {
+    objects.iter().map_while(|object| match object {
+        Object::Link(link) => Some(*link),
+        _ => None,
+    })
+}
+
+/// The endpoints whose devices are among objects.
+pub fn endpoints(objects: &BTreeSet<Object>) -> impl Iterator<Item = EndpointId> {
+    links(objects).filter_map(|link| match link.device {
+        Device::Endpoint(id) => Some(id),
+        Device::Loopback | Device::Tunnel | Device::Uplink | Device::Crossing => None,
+    })
 }
 
 /// A network device of a sandbox. It is always up.
@@ -217,14 +244,18 @@ pub struct Sandbox {
     pub objects: BTreeSet<Object>,
     /// The script (`nft -f`) that puts our table into the sandbox, replacing an older one.
     pub firewall: String,
-    /// The pair between host and sandbox; `None` for an internal network.
-    pub uplink: Option<Uplink>,
+    /// The pairs between host and sandbox.
+    pub pairs: Vec<HostPair>,
 }
 
-/// The host's end of a network's uplink.
+/// A pair between host and sandbox, as the host sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uplink {
-    /// The device's name in the host's namespace ([`uplink_name`]).
+pub struct HostPair {
+    /// The network.
+    pub network: NetworkId,
+    /// The sandbox's end.
+    pub device: Device,
+    /// The device's name in the host's namespace ([`uplink_name`], [`crossing_name`]).
     pub name: String,
     /// The MTU of both ends.
     pub mtu: u32,
@@ -237,8 +268,8 @@ pub struct Uplink {
 pub struct Host {
     /// The script (`nft -f`) of our table.
     pub firewall: String,
-    /// The uplinks' host ends, one for each network in use that is not internal.
-    pub uplinks: Vec<Uplink>,
+    /// The host's ends of the sandboxes' pairs.
+    pub pairs: Vec<HostPair>,
     /// Whether IPv4 packets must be forwarded.
     pub forward4: bool,
     /// Whether IPv6 packets must be forwarded.
@@ -280,7 +311,8 @@ mod tests {
     #[test]
     fn a_device_is_known_by_its_name() {
         let id: EndpointId = "0123456789ab".parse().unwrap();
-        for device in [Device::Loopback, Device::Tunnel, Device::Uplink, Device::Endpoint(id)] {
+        let all = [Device::Loopback, Device::Tunnel, Device::Uplink, Device::Crossing];
+        for device in all.into_iter().chain([Device::Endpoint(id)]) {
             assert!(device.to_string().len() <= 15);
             assert_eq!(Device::from_name(&device.to_string()), Some(device));
         }
@@ -292,7 +324,7 @@ mod tests {
     #[test]
     fn names_in_the_host_fit_the_kernel() {
         let network: NetworkId = "0123456789ab".parse().unwrap();
-        for name in [uplink_name(network), access_name(network)] {
+        for name in [uplink_name(network), crossing_name(network), access_name(network)] {
             assert!(name.parse::<IfName>().is_ok(), "{name}");
         }
     }

@@ -5,7 +5,7 @@ use crate::lb::{Front, Spread};
 use crate::model::{Name, NodeName, Protocol, Scheduler};
 
 fn around<'a>(me: &'a Node, nodes: &'a BTreeMap<NodeName, Arc<Node>>) -> Surroundings<'a> {
-    Surroundings { me, nodes, names: NameService::default() }
+    Surroundings { me, nodes, names: NameService::default(), fast: false }
 }
 
 fn node(name: &str, underlay: &str, mtu: u32) -> Arc<Node> {
@@ -112,14 +112,14 @@ fn an_internal_network_has_no_uplink_and_no_default_route() {
     let sandbox = sandbox(around, &network, &Blocks::new(), &[endpoint(2, "n1")], &Balancer::default());
     let lines = show(&sandbox);
     assert!(!lines.iter().any(|line| line.contains("up0") || line.contains("/0 ")), "{lines:?}");
-    assert_eq!(sandbox.uplink, None);
+    assert_eq!(sandbox.pairs, []);
     assert!(!sandbox.firewall.contains("masquerade"));
     let inside = plug(around, &network, &endpoint(2, "n1"));
     assert_eq!(inside.shared_routes, [], "no names are answered at a fixed address");
     let names = NameService { address: Some([169, 254, 53, 53].into()), rate: 0 };
     let inside = plug(Surroundings { names, ..around }, &network, &endpoint(2, "n1"));
     assert_eq!(inside.shared_routes, ["169.254.53.53/32".parse().unwrap()]);
-    assert!(host(around, [&network]).uplinks.is_empty());
+    assert!(host(around, [&network]).pairs.is_empty());
     assert!(!host(around, [&network]).forward4);
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use netctl::kernel::ebpf::{
-    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey,
+    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey, Meaning,
     Place, Port, Programs, SlotKey, Timeouts, Tuple,
 };
 use nix::mount::{MsFlags, mount};
@@ -71,7 +71,7 @@ impl Ground {
     pub fn balance(&self, front: &FrontKey, value: Front, backends: &[(u32, Backend)], slots: &[u32]) {
         let maps = self.ebpf.maps();
         let place = Place { network: NETWORK, address: front.address };
-        maps.addresses.insert(&place, &ADDRESS_SERVICE).unwrap();
+        maps.addresses.insert(&place, &Meaning::of(ADDRESS_SERVICE)).unwrap();
         for (number, backend) in backends {
             maps.counts.insert(number).unwrap();
             maps.backends.insert(number, backend).unwrap();
@@ -96,7 +96,7 @@ impl Ground {
         let gateway = address(gateway);
         let place = |address| Place { network: NETWORK, address };
         maps.gateways.insert(&place(address(backend)), &gateway).unwrap();
-        maps.addresses.insert(&place(gateway), &ADDRESS_GATEWAY).unwrap();
+        maps.addresses.insert(&place(gateway), &Meaning::of(ADDRESS_GATEWAY)).unwrap();
     }
 
     /// What becomes of a packet of the client's.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use netctl::kernel::ebpf::{Counts, Ebpf, Place, SlotKey};
+use netctl::kernel::ebpf::{Counts, Ebpf, Meaning, Place, SlotKey};
 
 use crate::ground::{NETWORK, address, directory};
 
@@ -47,12 +47,12 @@ pub fn a_full_map_says_so() {
     let addresses = &ebpf.maps().addresses;
     let place = |number: u32| Place { network: number, address: address("10.9.0.80") };
     let room = 1 << 18;
-    let all: Vec<(Place, u32)> = (0..room).map(|number| (place(number), 1)).collect();
+    let all: Vec<(Place, Meaning)> = (0..room).map(|number| (place(number), Meaning::of(1))).collect();
     addresses.insert_all(&all).unwrap();
-    let error = addresses.insert(&place(room), &1).unwrap_err();
+    let error = addresses.insert(&place(room), &Meaning::of(1)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::E2BIG), "{error}");
-    assert!(addresses.insert_all(&[(place(room), 1)]).is_err());
-    addresses.insert(&place(room - 1), &2).unwrap();
+    assert!(addresses.insert_all(&[(place(room), Meaning::of(1))]).is_err());
+    addresses.insert(&place(room - 1), &Meaning::of(2)).unwrap();
 }
 
 pub fn maps_outlive_who_opened_them_and_grow_when_they_are_to() {
@@ -60,14 +60,14 @@ pub fn maps_outlive_who_opened_them_and_grow_when_they_are_to() {
     let place = Place { network: NETWORK, address: address("10.9.0.80") };
     let slot = SlotKey { front: 1, slot: 0 };
     let first = Ebpf::open_in(&directory, 16).unwrap();
-    first.maps().addresses.insert(&place, &1).unwrap();
+    first.maps().addresses.insert(&place, &Meaning::of(1)).unwrap();
     first.maps().slots.insert(&slot, &9).unwrap();
     first.maps().events.insert(&0).unwrap();
     drop(first);
     // Room for more connections needs another map for them, and for nothing else.
     for connections in [16, 32, 8] {
         let again = Ebpf::open_in(&directory, connections).unwrap();
-        assert_eq!(again.maps().addresses.get(&place).unwrap(), Some(1));
+        assert_eq!(again.maps().addresses.get(&place).unwrap(), Some(Meaning::of(1)));
         assert_eq!(again.maps().slots.get(&slot).unwrap(), Some(9));
         let pinned = aya::maps::MapData::from_pin(directory.join("connections")).unwrap();
         assert_eq!(pinned.info().unwrap().max_entries(), connections * 2);

@@ -12,7 +12,7 @@ use crate::world::{Container, Node, PORT, ip, net, route, sh, two_nodes};
 pub fn what_was_applied_is_observed() {
     let ([mut a, b], [container, _other]) = two_nodes(["192.0.2.1", "192.0.2.2"], 24);
     let uplink = a.uplink();
-    a.host.ensure_uplink(&mut a.sandbox, &uplink).unwrap();
+    a.host.ensure_pair(&mut a.sandbox, &uplink).unwrap();
     let via = |device, address| Target::Via(device, ip(address));
     let mtu = Route {
         destination: net("10.8.0.0/16"),

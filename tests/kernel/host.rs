@@ -22,26 +22,26 @@ pub fn an_uplink_is_made_once_and_put_right() {
     // Duplicate address detection ends by itself.
     let state =
         |node: &Node| node.space.sh(&format!("ip -o addr show dev {name}")).replace(" tentative", "");
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     let before = (index(&node), state(&node));
     for address in ["169.254.64.0/31", "fd6e:6574:6374:6c00::/127"] {
         assert!(before.1.contains(address), "{}", before.1);
     }
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     for damage in
         ["addr flush dev", "link set down dev", "link set mtu 1300 dev", "addr add 169.254.99.1/24 dev"]
     {
         node.space.sh(&format!("ip {damage} {name}"));
     }
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     assert_eq!((index(&node), state(&node)), before);
     // Something else bears the name: of this end, then of the other.
     node.space.sh(&format!("ip link del {name}"));
     node.space.sh(&format!("ip link add {name} mtu {MTU} type bridge"));
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     node.space.sh(&format!("ip link del {name}"));
     node.sh("ip link add up0 type bridge");
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     assert!(state(&node).contains("169.254.64.0/31"));
     assert!(node.sh("ip -o -d link show up0").contains("veth"));
 }
@@ -49,10 +49,10 @@ pub fn an_uplink_is_made_once_and_put_right() {
 pub fn uplinks_that_are_not_wanted_go_and_others_stay() {
     let mut node = Node::alone();
     let uplink = node.uplink();
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     node.space.sh("ip link add nc-0123456789ab type veth peer name other");
     node.space.sh("ip link add nc-mine type veth peer name mine");
-    let errors = node.host.remove_uplinks_but(&BTreeSet::from([uplink.name.clone()]));
+    let errors = node.host.remove_pairs_but(&BTreeSet::from([uplink.name.clone()]));
     assert!(errors.is_empty(), "{errors:?}");
     let links = node.space.sh("ip -o link");
     assert!(links.contains(&uplink.name) && links.contains("nc-mine"), "{links}");
@@ -81,7 +81,7 @@ pub fn forwarding_keeps_router_advertisements() {
 pub fn the_inventory_is_without_ours() {
     let mut node = Node::alone();
     let uplink = node.uplink();
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     node.space.sh("ip addr add 2001:db8:5::1/64 dev ul nodad");
     node.space.sh("ip route add 10.20.0.0/16 via 192.0.2.9");
     node.space.sh("ip route add default via 192.0.2.9");
@@ -156,7 +156,7 @@ pub fn cleaning_up_leaves_the_namespace_as_it_was() {
     node.plug(&container.plug).unwrap();
     node.reconcile(&node.base().union(&container.objects()).copied().collect());
     let uplink = node.uplink();
-    node.host.ensure_uplink(&mut node.sandbox, &uplink).unwrap();
+    node.host.ensure_pair(&mut node.sandbox, &uplink).unwrap();
     nft::install(node.host.netns(), SCRIPT).unwrap();
     sh("touch /run/netns/netctl-00000000aaaa /run/netns/netctl-mine");
     let sandbox = node.sandbox_name();

@@ -33,7 +33,7 @@ fn until(news: &Receiver<Notice>, namespace: &str, kind: Kind) -> BTreeSet<Notic
 pub fn what_somebody_changes_is_reported() {
     let ([mut a, b], [container, _other]) = two_nodes(["192.0.2.1", "192.0.2.2"], 24);
     let uplink = a.uplink();
-    a.host.ensure_uplink(&mut a.sandbox, &uplink).unwrap();
+    a.host.ensure_pair(&mut a.sandbox, &uplink).unwrap();
     nft::install(a.sandbox.netns(), TABLE).unwrap();
     nft::install(a.host.netns(), TABLE).unwrap();
     let (monitor, news) = watch(&a);

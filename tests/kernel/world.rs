@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use netctl::kernel::{self, Error, Host, Netns, Sandbox};
 use netctl::model::object::{
-    Device, Link, LinkKind, Object, Plug, Route, Step, Target, Uplink, sandbox_name, uplink_name,
+    Device, HostPair, Link, LinkKind, Object, Plug, Route, Step, Target, sandbox_name, uplink_name,
 };
 use netctl::model::{EndpointId, MacAddr, NetworkId, Vni};
 
@@ -146,9 +146,10 @@ impl Node {
         sh(&format!("ip netns exec {} {line}", self.sandbox_name()))
     }
 
-    pub fn uplink(&self) -> Uplink {
+    pub fn uplink(&self) -> HostPair {
         let addresses = vec![net("169.254.64.0/31"), net("fd6e:6574:6374:6c00::/127")];
-        Uplink { name: uplink_name(self.network), mtu: MTU, addresses }
+        let (network, device) = (self.network, Device::Uplink);
+        HostPair { network, device, name: uplink_name(network), mtu: MTU, addresses }
     }
 
     /// The key of the neighbour entry for this node in the others' sandboxes.

@@ -58,7 +58,7 @@ pub(crate) fn saved(sandbox: &Space) -> String {
             lines.insert(format!("{network}: {times:?}"));
         }
         for (place, kind) in maps.addresses.entries().unwrap() {
-            lines.insert(format!("{}: {kind}", IpAddr::from(place.address)));
+            lines.insert(format!("{}: {}", IpAddr::from(place.address), kind.kind));
         }
         lines
     });

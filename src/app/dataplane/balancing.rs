@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::kernel::{self, Sandbox};
 use crate::lb::{Balancer, Front};
 use crate::model::EndpointId;
+use crate::model::object::Object;
 
 /// What a backend has of a front on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,12 +34,12 @@ pub(super) trait Balancing {
     /// What it balances.
     fn balancer(&self) -> &Balancer;
 
-    /// Reads what the kernel has again: somebody may have changed it. These containers are there by now.
-    /// Gives what the backends have.
+    /// Reads what the kernel has again: somebody may have changed it. This is in the sandbox by now. Gives
+    /// what the backends have.
     fn reread(
         &mut self,
         sandbox: &Sandbox,
-        containers: &BTreeSet<EndpointId>,
+        objects: &BTreeSet<Object>,
     ) -> Result<Vec<Load>, kernel::Error>;
 
     /// How many entries that somebody else had changed were put right since this was asked last.
@@ -47,12 +48,9 @@ pub(super) trait Balancing {
     /// Makes it what it should be. Goes on after a failure, and returns the last one.
     fn converge(&mut self, sandbox: &Sandbox, balancer: &Balancer) -> Result<(), kernel::Error>;
 
-    /// Has the connections of these containers, whose devices are there, balanced.
-    fn follow(
-        &mut self,
-        sandbox: &Sandbox,
-        containers: BTreeSet<EndpointId>,
-    ) -> Result<(), kernel::Error>;
+    /// Has the connections of the containers whose devices are in the sandbox balanced, and what stays
+    /// within the network carried by what is there.
+    fn follow(&mut self, sandbox: &Sandbox, objects: &BTreeSet<Object>) -> Result<(), kernel::Error>;
 
     /// The devices of these containers are others by now, or none.
     fn unfollow(&mut self, containers: &[EndpointId]);

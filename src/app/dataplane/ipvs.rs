@@ -12,6 +12,7 @@ use crate::kernel::ipvs::{DestinationState, Entry, Ipvs, ServiceKey, Timeouts};
 use crate::kernel::{self, Sandbox};
 use crate::lb::Balancer;
 use crate::model::EndpointId;
+use crate::model::object::Object;
 use table::Table;
 
 /// The IPVS of one sandbox.
@@ -83,7 +84,7 @@ impl Balancing for ByIpvs {
     fn reread(
         &mut self,
         sandbox: &Sandbox,
-        _: &BTreeSet<EndpointId>,
+        _: &BTreeSet<Object>,
     ) -> Result<Vec<Load>, kernel::Error> {
         let (entries, timeouts) = read(sandbox, &mut self.ipvs)?;
         let (table, loads) = (table::observed(&entries), self.loads_of(&entries));
@@ -137,7 +138,7 @@ impl Balancing for ByIpvs {
         Ok(self.loads_of(&entries))
     }
 
-    fn follow(&mut self, _: &Sandbox, _: BTreeSet<EndpointId>) -> Result<(), kernel::Error> {
+    fn follow(&mut self, _: &Sandbox, _: &BTreeSet<Object>) -> Result<(), kernel::Error> {
         // It balances what is routed to its addresses, wherever it comes from.
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::tally::Drift;
 use crate::kernel::{self, Host, Sandbox, nft};
 use crate::lb::Balancer;
 use crate::model::object::{
-    self, Device, Link, Object, Plug, Route, Step, Target, Uplink, sandbox_name,
+    self, Device, HostPair, Link, Object, Plug, Route, Step, Target, endpoints, sandbox_name,
 };
 use crate::model::subnet::width;
 use crate::model::{EndpointId, NetworkId};
@@ -70,8 +70,8 @@ impl Firewall {
 pub(super) enum Way {
     /// By IPVS, or not at all.
     Ipvs,
-    /// By the eBPF of the node, in the network with this number.
-    Ebpf(Rc<RefCell<ebpf::Node>>, u32),
+    /// By the eBPF of the node.
+    Ebpf(Rc<RefCell<ebpf::Node>>, ebpf::Of),
 }
 
 impl Way {
@@ -79,8 +79,16 @@ impl Way {
     fn open(&self, sandbox: &Sandbox) -> Result<Box<dyn Balancing>, kernel::Error> {
         Ok(match self {
             Self::Ipvs => Box::new(ByIpvs::open(sandbox)?),
-            Self::Ebpf(node, network) => Box::new(ByEbpf::open(node, *network)?),
+            Self::Ebpf(node, of) => Box::new(ByEbpf::open(node, *of)?),
         })
+    }
+
+    /// Whether it carries packets, so that it is needed without services too.
+    fn carries(&self) -> bool {
+        match self {
+            Self::Ipvs => false,
+            Self::Ebpf(node, _) => node.borrow().is_fast(),
+        }
     }
 }
 
@@ -112,11 +120,11 @@ impl Slot {
                 ebpf::remove(&sandbox, endpoints(&observed));
                 sandbox.has_ipvs_services()?
             }
-            Way::Ebpf(node, number) => {
+            Way::Ebpf(node, of) => {
                 if sandbox.has_ipvs_services()? {
                     ByIpvs::open(&sandbox)?.converge(&sandbox, &Balancer::default())?;
                 }
-                let has = node.borrow().has(*number);
+                let has = node.borrow().has(of.vni.number());
                 if !has {
                     // What is attached knows other maps than ours, or a network of before.
                     ebpf::remove(&sandbox, endpoints(&observed));
@@ -147,13 +155,13 @@ impl Slot {
         self.firewall.is_some() && self.has_device(Device::Tunnel)
     }
 
-    /// Puts the host's end of the uplink right, and makes the pair where it is missing.
-    pub(super) fn ensure_uplink(
+    /// Puts the host's end of a pair right, and makes the pair where it is missing.
+    pub(super) fn ensure_pair(
         &mut self,
         host: &mut Host,
-        uplink: &Uplink,
+        pair: &HostPair,
     ) -> Result<(), kernel::Error> {
-        host.ensure_uplink(&mut self.sandbox, uplink)
+        host.ensure_pair(&mut self.sandbox, pair)
     }
 
     /// Reads everything again: somebody may have changed it. Gives what the backends have.
@@ -172,8 +180,7 @@ impl Slot {
             self.mended += 1;
         }
         let Some(balancing) = &mut self.balancing else { return Ok(Vec::new()) };
-        let containers = endpoints(&self.observed).collect();
-        Ok(balancing.reread(&self.sandbox, &containers).unwrap_or_else(|error| {
+        Ok(balancing.reread(&self.sandbox, &self.observed).unwrap_or_else(|error| {
             warn!(sandbox = self.sandbox.name(), %error, "balancing cannot be read: it is opened anew");
             (self.balancing, self.unread) = (None, true);
             Vec::new()
@@ -225,7 +232,9 @@ impl Slot {
     fn spread(&mut self, balancer: &Balancer) -> Result<(), kernel::Error> {
         let balancing = match &mut self.balancing {
             Some(balancing) => balancing,
-            None if balancer.fronts.is_empty() && !self.unread => return Ok(()),
+            None if balancer.fronts.is_empty() && !self.unread && !self.engine.carries() => {
+                return Ok(());
+            }
             None => {
                 self.unread = true;
                 self.balancing.insert(self.engine.open(&self.sandbox)?)
@@ -245,7 +254,7 @@ impl Slot {
     /// Has what balances follow the containers that are here.
     fn follow(&mut self) -> Result<(), kernel::Error> {
         let Some(balancing) = &mut self.balancing else { return Ok(()) };
-        balancing.follow(&self.sandbox, endpoints(&self.observed).collect())
+        balancing.follow(&self.sandbox, &self.observed)
     }
 
     /// What each backend has; `None`: it is not open, although something is or was balanced.
@@ -283,12 +292,13 @@ impl Slot {
         let (unplugged, removals, links, plugged, rest) = sort(&steps);
         left.note(self.apply(host, &removals));
         left.note(self.unplug(&unplugged));
-        if let Some(uplink) = &desired.uplink
-            && links.iter().any(|step| added(step).is_some_and(|link| link.device == Device::Uplink))
-            && let Err(error) = host.ensure_uplink(&mut self.sandbox, uplink)
-        {
-            warn!(uplink = uplink.name, %error, "uplink not made");
-            left.note(Err(error));
+        for pair in &desired.pairs {
+            if links.iter().any(|step| added(step).is_some_and(|link| link.device == pair.device))
+                && let Err(error) = host.ensure_pair(&mut self.sandbox, pair)
+            {
+                warn!(pair = pair.name, %error, "pair to the host not made");
+                left.note(Err(error));
+            }
         }
         left.note(self.apply(host, &links));
         // Those that are plugged in already get the routes of the network's present subnets.
@@ -316,6 +326,7 @@ impl Slot {
         };
         let rest: Vec<Step> = rest.into_iter().filter(present).collect();
         left.note(self.apply(host, &rest));
+        left.note(self.follow());
         left
     }
 
@@ -367,7 +378,8 @@ impl Slot {
             Step::Add(object) | Step::Remove(object) => *object,
             Step::Change(link) => Object::Link(*link),
         });
-        self.apply(host, &steps)
+        let applied = self.apply(host, &steps);
+        self.follow().and(applied)
     }
 
     /// Disconnects containers: their interfaces are gone when this returns.
@@ -385,7 +397,7 @@ impl Slot {
                 reconcile::device(object).is_none_or(|device| !devices.contains(&device))
             });
         }
-        unplugged
+        self.follow().and(unplugged)
     }
 
     /// Whether an object is known to be there.
@@ -429,18 +441,6 @@ impl Slot {
         }
         failures.into_iter().next_back().map_or(Ok(()), |(_, error)| Err(error))
     }
-}
-
-/// The endpoints whose devices are among the objects.
-fn endpoints(objects: &BTreeSet<Object>) -> impl Iterator<Item = EndpointId> {
-    let links = objects.iter().map_while(|object| match object {
-        Object::Link(link) => Some(link.device),
-        _ => None,
-    });
-    links.filter_map(|device| match device {
-        Device::Endpoint(id) => Some(id),
-        Device::Loopback | Device::Tunnel | Device::Uplink => None,
-    })
 }
 
 type Sorted = (Vec<EndpointId>, Vec<Step>, Vec<Step>, Vec<EndpointId>, Vec<Step>);

@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc as async_mpsc, watch};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::batch::Batch;
 use super::changes::{
@@ -23,6 +23,7 @@ use super::tally::Tally;
 use super::{Command, Sandboxes};
 use crate::cluster::Health;
 use crate::cluster::view::Published;
+use crate::kernel::ebpf::TunnelEnd;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
 use crate::model::{Endpoint, EndpointId, Engine, Network, NetworkId, Node, Snapshot, Versioned, Vni};
@@ -47,6 +48,8 @@ pub struct Settings {
     pub lease: Duration,
     /// How many connections eBPF balances at once.
     pub connections: u32,
+    /// Whether eBPF carries packets past the stack.
+    pub fast: bool,
     /// How names are answered.
     pub names: NameService,
     /// How often everything is compared with the kernel, notices or not.
@@ -66,6 +69,8 @@ pub(super) struct Worker {
     monitor: Monitor,
     /// Where eBPF balances.
     ebpf: Option<Rc<RefCell<ebpf::Node>>>,
+    /// The device of the host's that has this node's underlay address, as last seen.
+    wire: Option<String>,
     firewall: Option<Firewall>,
     slots: BTreeMap<NetworkId, Slot>,
     snapshot: Snapshot,
@@ -96,7 +101,8 @@ pub(super) struct Worker {
 
 /// What is around the networks of a node.
 fn around<'a>(me: &'a Node, snapshot: &'a Snapshot, settings: &Settings) -> Surroundings<'a> {
-    Surroundings { me, nodes: &snapshot.nodes, names: settings.names }
+    let fast = settings.fast && me.lb == Engine::Ebpf;
+    Surroundings { me, nodes: &snapshot.nodes, names: settings.names, fast }
 }
 
 impl Worker {
@@ -113,7 +119,11 @@ impl Worker {
         let resync_at = Instant::now() + settings.resync;
         let dead = Dead::new(settings.lease);
         let ebpf = match me.lb {
-            Engine::Ebpf => Some(Rc::new(RefCell::new(ebpf::Node::open(settings.connections)?))),
+            Engine::Ebpf => {
+                let end = TunnelEnd { address: me.underlay, port: me.tunnel_port };
+                let node = ebpf::Node::open(settings.connections, settings.fast.then_some(end))?;
+                Some(Rc::new(RefCell::new(node)))
+            }
             Engine::Ipvs | Engine::None | Engine::Missing => {
                 if let Err(error) = kernel::ebpf::remove_pins() {
                     warn!(%error, "eBPF maps of an earlier agent are not removed");
@@ -130,6 +140,7 @@ impl Worker {
             host,
             monitor,
             ebpf,
+            wire: None,
             firewall: None,
             slots: BTreeMap::new(),
             snapshot: Snapshot::default(),
@@ -394,20 +405,52 @@ impl Worker {
             self.firewall = Some(Firewall::install(self.host.netns(), &desired.firewall)?);
         }
         self.host.forward(desired.forward4, desired.forward6)?;
-        let wanted: BTreeSet<String> =
-            desired.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
-        for error in self.host.remove_uplinks_but(&wanted) {
-            warn!(%error, "uplink not removed");
+        let wanted: BTreeSet<String> = desired.pairs.iter().map(|pair| pair.name.clone()).collect();
+        for error in self.host.remove_pairs_but(&wanted) {
+            warn!(%error, "pair to a sandbox not removed");
         }
-        // An uplink is one pair: it is made with its sandbox, here its host end is put right.
-        let mut outcome = Ok(());
-        for uplink in &desired.uplinks {
-            let id = uplink.name.strip_prefix(object::UPLINK_PREFIX).and_then(|id| id.parse().ok());
-            if let Some(slot) = id.and_then(|id: NetworkId| self.slots.get_mut(&id)) {
-                outcome = outcome.and(slot.ensure_uplink(&mut self.host, uplink));
+        // A pair is made with its sandbox, here the host's end is put right.
+        let mut outcome = self.follow_wire();
+        for pair in &desired.pairs {
+            if let Some(slot) = self.slots.get_mut(&pair.network) {
+                outcome = outcome.and(slot.ensure_pair(&mut self.host, pair));
             }
         }
         outcome
+    }
+
+    /// Has what comes by the wire skip the stack, where the underlay address is now; or nowhere.
+    fn follow_wire(&mut self) -> Result<(), kernel::Error> {
+        let found = self.host.device_of(self.me.underlay)?;
+        let fast = self.ebpf.as_ref().filter(|node| node.borrow().is_fast());
+        let attached = match (&found, fast) {
+            (Some(device), Some(node)) => node.borrow().attach_wire(device)?,
+            (Some(device), None) => {
+                kernel::ebpf::detach(device)?;
+                false
+            }
+            (None, _) => false,
+        };
+        if self.wire != found {
+            if let Some(left) = &self.wire
+                && let Err(error) = kernel::ebpf::detach(left)
+            {
+                debug!(%error, "the underlay's device of before has gone");
+            }
+            match (&found, fast) {
+                (Some(device), Some(_)) => info!(device, "what comes by the wire skips the stack"),
+                (None, Some(_)) => warn!(
+                    underlay = %self.me.underlay,
+                    "no device has the underlay address: what comes by the wire goes through the stack"
+                ),
+                (_, None) => {}
+            }
+            self.wire = found;
+        } else if attached {
+            warn!(device = self.wire, "the eBPF program at the underlay was detached: it is back");
+            self.settings.tally.repairs.inc();
+        }
+        Ok(())
     }
 
     fn converge_network(&mut self, id: NetworkId) {
@@ -474,7 +517,8 @@ impl Worker {
     }
 
     fn open(&mut self, id: NetworkId, vni: Vni) -> Result<Slot, kernel::Error> {
-        let way = self.ebpf.as_ref().map_or(Way::Ipvs, |node| Way::Ebpf(node.clone(), vni.number()));
+        let of = ebpf::Of { network: id, vni };
+        let way = self.ebpf.as_ref().map_or(Way::Ipvs, |node| Way::Ebpf(node.clone(), of));
         let slot = Slot::open(id, way)?;
         self.monitor.add(&sandbox_name(id), slot.sandbox().netns(), Scope::Sandbox)?;
         Ok(slot)

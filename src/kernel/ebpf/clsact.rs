@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use super::super::netlink::{Netlink, NetlinkError, Request};
-use super::sys::Way;
+use super::sys::Direction;
 use crate::model::object::PROTOCOL;
 
 /// The place of ours among the filters of a device, and its number there.
@@ -22,7 +22,7 @@ const ALL: u16 = 3_u16.to_be();
 
 /// Attaches a program in place of ours with its name, if any.
 pub(super) fn attach(
-    way: Way,
+    direction: Direction,
     interface: u32,
     program: BorrowedFd<'_>,
     name: &str,
@@ -36,7 +36,7 @@ pub(super) fn attach(
         Err(error) if error.errno == Errno::EEXIST => {}
         Err(error) => return Err(error.errno),
     }
-    let mut filter = filter(way, interface);
+    let mut filter = filter(direction, interface);
     filter.attributes.push(TcAttribute::Options(vec![
         TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd().unsigned_abs())),
         TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
@@ -47,14 +47,14 @@ pub(super) fn attach(
 }
 
 /// Removes our filter with this name.
-pub(super) fn detach(way: Way, interface: u32) -> Result<(), Errno> {
-    let filter = RouteNetlinkMessage::DelTrafficFilter(filter(way, interface));
+pub(super) fn detach(direction: Direction, interface: u32) -> Result<(), Errno> {
+    let filter = RouteNetlinkMessage::DelTrafficFilter(filter(direction, interface));
     open()?.request(Request::new(filter)).map(drop).map_err(errno)
 }
 
 /// The numbers of the programs with this name that are attached to a device.
-pub(super) fn attached(way: Way, interface: u32, name: &str) -> Result<Vec<u32>, Errno> {
-    let request = RouteNetlinkMessage::GetTrafficFilter(message(interface, parent(way)));
+pub(super) fn attached(direction: Direction, interface: u32, name: &str) -> Result<Vec<u32>, Errno> {
+    let request = RouteNetlinkMessage::GetTrafficFilter(message(interface, parent(direction)));
     let filters = match open()?.dump(&request) {
         // There is no such discipline yet.
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP) => {
@@ -89,10 +89,10 @@ fn errno(error: NetlinkError) -> Errno {
     error.errno
 }
 
-fn parent(way: Way) -> TcHandle {
-    let minor = match way {
-        Way::In => TcHandle::MIN_INGRESS,
-        Way::Out => TcHandle::MIN_EGRESS,
+fn parent(direction: Direction) -> TcHandle {
+    let minor = match direction {
+        Direction::In => TcHandle::MIN_INGRESS,
+        Direction::Out => TcHandle::MIN_EGRESS,
     };
     TcHandle { major: u16::MAX, minor }
 }
@@ -105,8 +105,8 @@ fn message(interface: u32, parent: TcHandle) -> TcMessage {
     message
 }
 
-fn filter(way: Way, interface: u32) -> TcMessage {
-    let mut message = message(interface, parent(way));
+fn filter(direction: Direction, interface: u32) -> TcMessage {
+    let mut message = message(interface, parent(direction));
     message.header.handle = NUMBER.into();
     message.header.info = PRIORITY << 16 | u32::from(ALL);
     message.attributes.push(TcAttribute::Kind("bpf".to_owned()));

@@ -4,10 +4,11 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytemuck::{Pod, Zeroable};
+use ipnetwork::IpNetwork;
 
 /// The layout of all that is pinned. Whoever changes a structure here, or a map, counts on: an agent
 /// uses no maps of another layout.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// An address; one of IPv4 is mapped into IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
@@ -58,10 +59,93 @@ pub struct Place {
     pub address: Address,
 }
 
-/// A value of `addresses`: a service's.
+/// It is a service's: connections to it are balanced.
 pub const ADDRESS_SERVICE: u32 = 1;
-/// A value of `addresses`: a gateway from which backends that meet themselves are spoken to.
+/// It is a gateway, from which backends that meet themselves are spoken to.
 pub const ADDRESS_GATEWAY: u32 = 2;
+/// It is a container's of this node.
+pub const ADDRESS_CONTAINER: u32 = 3;
+
+/// What an address means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Meaning {
+    /// `ADDRESS_…`.
+    pub kind: u32,
+    /// Of a container's: the device that leads to it, in its sandbox.
+    pub interface: u32,
+    /// The largest packet that it takes.
+    pub mtu: u32,
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Always 0.
+    pub zero: u16,
+}
+
+impl Meaning {
+    /// What is of this kind, and nothing else is known of it.
+    pub fn of(kind: u32) -> Self {
+        Self { kind, ..Self::zeroed() }
+    }
+}
+
+/// A range of addresses in a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Range {
+    /// How many bits of what follows count.
+    pub bits: u32,
+    /// The network's number.
+    pub network: u32,
+    /// The address.
+    pub address: Address,
+}
+
+impl Range {
+    /// The addresses of a network with this prefix.
+    pub fn new(network: u32, range: IpNetwork) -> Self {
+        let width = if range.is_ipv4() { 32 } else { 128 };
+        let bits = 32 + 128 - width + u32::from(range.prefix());
+        Self { bits, network, address: range.network().into() }
+    }
+}
+
+/// How another node's addresses are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Way {
+    /// From where the tunnel leads.
+    pub local: Address,
+    /// To where.
+    pub remote: Address,
+    /// The Ethernet address of its beginning.
+    pub local_mac: [u8; 6],
+    /// That of its end.
+    pub remote_mac: [u8; 6],
+    /// The largest packet that it takes.
+    pub mtu: u32,
+    /// The device in the sandbox by which packets cross into the host's namespace; 0: the kernel has them.
+    pub crossing: u32,
+    /// The UDP port of its end.
+    pub port: Port,
+    /// Always 0.
+    pub zero: u16,
+}
+
+impl Way {
+    /// None: the kernel has the packets.
+    pub fn none() -> Self {
+        Self::zeroed()
+    }
+}
+
+/// A network of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct NetworkEnd {
+    /// The device in the host's namespace by which packets cross into the sandbox.
+    pub crossing: u32,
+}
 
 /// What a packet must be for, to be balanced. Protocol and port 0 mean all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
@@ -283,7 +367,8 @@ pub struct Ports {
 }
 
 /// What is counted of a node, in the order of `enum event`.
-pub const EVENTS: [&str; 4] = ["table-full", "no-backend", "port-taken", "foreign-source"];
+pub const EVENTS: [&str; 6] =
+    ["table-full", "no-backend", "port-taken", "foreign-source", "no-route", "no-memory"];
 
 #[cfg(test)]
 mod tests {

@@ -38,9 +38,9 @@ pub(super) unsafe fn call<A: Pod>(command: u32, attributes: &mut A) -> Result<i3
     Errno::result(result).map(|result| result as i32)
 }
 
-/// On which way of a device a program sees packets (`BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`).
+/// In which direction of a device a program sees packets (`BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Way {
+pub(super) enum Direction {
     /// What comes in by it.
     In = 46,
     /// What goes out by it.
@@ -109,13 +109,13 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// Attaches a program to a device of the thread's namespace, in place of another or behind those that
 /// are there. It stays until it is detached, or the device goes.
 pub(super) fn attach(
-    way: Way,
+    direction: Direction,
     interface: u32,
     program: BorrowedFd<'_>,
     replaced: Option<BorrowedFd<'_>>,
 ) -> Result<(), Errno> {
     let mut attach = Attach { interface, program: number(program), ..Attach::zeroed() };
-    attach.kind = way as u32;
+    attach.kind = direction as u32;
     if let Some(replaced) = replaced {
         (attach.flags, attach.replaced) = (REPLACE, number(replaced));
     }
@@ -124,18 +124,18 @@ pub(super) fn attach(
 }
 
 /// Detaches a program.
-pub(super) fn detach(way: Way, interface: u32, program: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn detach(direction: Direction, interface: u32, program: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut attach = Attach { interface, program: number(program), ..Attach::zeroed() };
-    attach.kind = way as u32;
+    attach.kind = direction as u32;
     // SAFETY: there are no pointers in it.
     unsafe { call(PROG_DETACH, &mut attach) }.map(drop)
 }
 
 /// The numbers of the programs that are attached to a device of the thread's namespace, in their order.
-pub(super) fn attached(way: Way, interface: u32) -> Result<Vec<u32>, Errno> {
+pub(super) fn attached(direction: Direction, interface: u32) -> Result<Vec<u32>, Errno> {
     // `BPF_MPROG_MAX` of the kernel's: there are never more.
     let mut programs = vec![0_u32; 64];
-    let mut query = Query { interface, kind: way as u32, ..Query::zeroed() };
+    let mut query = Query { interface, kind: direction as u32, ..Query::zeroed() };
     query.programs = programs.as_mut_ptr() as u64;
     query.count = programs.len() as u32;
     // SAFETY: there is room for as many numbers as it says.

@@ -18,6 +18,24 @@ pub fn make(world: &World) -> (Container, Container, String) {
     (first, second, address(2))
 }
 
+/// Containers on one node of this kind, and the second one's address.
+pub fn make_on_one(world: &World) -> (Container, Container, String) {
+    let node = world.node("bridge");
+    node.space.sh("ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up");
+    let join = |number: usize| {
+        let container = node.container(&format!("box{number}"));
+        node.space.sh(&format!(
+            "ip link add vc{number} mtu {MTU} type veth peer name eth0 mtu {MTU} netns {}
+             ip link set vc{number} master br0 up",
+            container.space.net_path()
+        ));
+        let address = address(number);
+        container.space.sh(&format!("ip address add {address}/24 dev eth0 && ip link set eth0 up"));
+        container
+    };
+    (join(1), join(2), address(2))
+}
+
 fn address(number: usize) -> String {
     format!("10.77.0.{number}")
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use netctl::cluster::drain::Scope;
 use netctl::kernel::ebpf::{
-    ADDRESS_SERVICE, Backend, Ebpf, Front, FrontKey, LAYOUT, Maps, Place, SCHEDULER_TURN, SlotKey,
+    ADDRESS_SERVICE, Backend, Ebpf, Front, FrontKey, LAYOUT, Maps, Meaning, Place, SCHEDULER_TURN, SlotKey,
 };
 use world::{Config, Space};
 
@@ -92,7 +92,7 @@ fn ours(round: usize, services: u32) -> (f64, f64) {
 }
 
 /// Writes the entries of services: their tables first, as the agent makes them, then the maps.
-fn write(maps: &Maps, services: std::ops::Range<u32>) {
+pub fn write(maps: &Maps, services: std::ops::Range<u32>) {
     let (mut numbers, mut backends, mut slots) = (Vec::new(), Vec::new(), Vec::new());
     let (mut fronts, mut addresses) = (Vec::new(), Vec::new());
     for service in services {
@@ -109,7 +109,7 @@ fn write(maps: &Maps, services: std::ops::Range<u32>) {
         let key = FrontKey { network: LAYOUT, address, port: 80.into(), protocol: 6, zero: 0 };
         let front = Front { id, scheduler: SCHEDULER_TURN, affinity: 0, slots: BACKENDS, turn: 0 };
         fronts.push((key, front));
-        addresses.push((Place { network: LAYOUT, address }, ADDRESS_SERVICE));
+        addresses.push((Place { network: LAYOUT, address }, Meaning::of(ADDRESS_SERVICE)));
     }
     let written = maps
         .counts
@@ -155,7 +155,7 @@ const PEERS: &[Peer] = &[
 ];
 
 /// As kube-proxy's nftables mode makes it.
-fn nft_chains(services: std::ops::Range<u32>, begins: bool) -> String {
+pub fn nft_chains(services: std::ops::Range<u32>, begins: bool) -> String {
     let mut text = String::from("table ip proxy {\n");
     if begins {
         text.push_str("map services { type ipv4_addr . inet_proto . inet_service : verdict\n}\n");

@@ -16,6 +16,7 @@ mod bridge;
 mod cni;
 mod configure;
 mod crowd;
+mod datapath;
 mod dns;
 mod ipam;
 mod lb_scale;
@@ -44,8 +45,9 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 9] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
+    Bench { name: "datapath", help: datapath::HELP, run: datapath::run },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
     Bench { name: "plan", help: plan::HELP, run: plan::run },

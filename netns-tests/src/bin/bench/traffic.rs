@@ -18,7 +18,7 @@ use world::{Process, Space, output, wait_for};
 
 /// What is not counted at the beginning.
 const WARM_UP: Duration = Duration::from_millis(300);
-const IPERF_PORT: u16 = 5201;
+pub const IPERF_PORT: u16 = 5201;
 /// Where the servers of the probes listen.
 pub const PORT: u16 = 7100;
 
@@ -56,7 +56,7 @@ impl Path {
         }
     }
 
-    /// The way between the same two through another address, for probes of connections.
+    /// The way between the same two through another address, for probes of TCP.
     pub fn through(&self, target: &str) -> Self {
         let Self { client, server, address, .. } = self;
         let (client, server, address) = (client.clone(), server.clone(), address.clone());
@@ -66,13 +66,28 @@ impl Path {
     /// TCP throughput, Gb/s. The congestion control is set, because the kernel's may be BBR, which
     /// measures its own clock on a path like this.
     pub fn tcp(&self, streams: usize, time: Duration) -> f64 {
-        let mut command: Command = self.client.command("iperf3");
-        command.args(["--client", &self.address, "--port", &IPERF_PORT.to_string(), "--json"]);
-        command.args(["--congestion", "cubic", "--omit", "1", "--parallel", &streams.to_string()]);
-        command.args(["--time", &time.as_secs().to_string()]);
-        let report = output(&mut command, Duration::from_secs(60)).json();
+        let report = self.iperf(streams, time);
         let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
         bits.unwrap_or_else(|| panic!("iperf3 says no rate: {report}")) / 1e9
+    }
+
+    /// How many seconds all processors together work for a gigabyte over 4 TCP streams.
+    pub fn cpu_per_gigabyte(&self, time: Duration) -> f64 {
+        let before = busy();
+        let report = self.iperf(4, time);
+        let worked = busy() - before;
+        // What is omitted costs as much as what is counted.
+        let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        let bits = bits.unwrap_or_else(|| panic!("iperf3 says no rate: {report}"));
+        worked / (bits / 8e9 * (time.as_secs() + 1) as f64)
+    }
+
+    fn iperf(&self, streams: usize, time: Duration) -> serde_json::Value {
+        let mut command: Command = self.client.command("iperf3");
+        command.args(["--client", &self.target, "--port", &IPERF_PORT.to_string(), "--json"]);
+        command.args(["--congestion", "cubic", "--omit", "1", "--parallel", &streams.to_string()]);
+        command.args(["--time", &time.as_secs().to_string()]);
+        output(&mut command, Duration::from_secs(60)).json()
     }
 
     /// UDP datagrams of 64 bytes that arrive, per second: one sender, as fast as it can.
@@ -212,6 +227,16 @@ impl Path {
     fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.address.parse().expect("it is an address"), port)
     }
+}
+
+/// For how many seconds all processors have worked since the machine started (proc_stat(5): user, nice,
+/// system, irq and softirq).
+fn busy() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").expect("/proc/stat can be read");
+    let first = text.lines().next().unwrap_or_default();
+    let times: Vec<f64> = first.split_whitespace().skip(1).filter_map(|time| time.parse().ok()).collect();
+    // They are in units of a hundredth of a second everywhere (USER_HZ).
+    [0, 1, 2, 5, 6].iter().filter_map(|at| times.get(*at)).sum::<f64>() / 100.0
 }
 
 /// Asks and waits for the answer, again and again.

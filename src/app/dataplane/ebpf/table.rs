@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::kernel::ebpf::{
-    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Front, FrontKey, Place, Port, SCHEDULER_HASH,
-    SCHEDULER_LEAST, SCHEDULER_TURN, SlotKey, Timeouts,
+    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Front, FrontKey, Meaning, Place, Port,
+    SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_TURN, SlotKey, Timeouts,
 };
 use crate::lb::{self, Balancer, Spread};
 use crate::model::{Protocol, Scheduler};
@@ -14,7 +14,7 @@ use crate::model::{Protocol, Scheduler};
 /// A network's entries. What the programs count in them, turns and open connections, is 0 here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Table {
-    pub(super) addresses: BTreeMap<Place, u32>,
+    pub(super) addresses: BTreeMap<Place, Meaning>,
     pub(super) gateways: BTreeMap<Place, Address>,
     pub(super) timeouts: BTreeMap<u32, Timeouts>,
     pub(super) fronts: BTreeMap<FrontKey, Front>,
@@ -58,11 +58,11 @@ impl Table {
         }
         let place = |address: &std::net::IpAddr| Place { network, address: (*address).into() };
         for address in &balancer.addresses {
-            table.addresses.insert(place(address), ADDRESS_SERVICE);
+            table.addresses.insert(place(address), Meaning::of(ADDRESS_SERVICE));
         }
         for (backend, gateway) in &balancer.gateways {
             table.gateways.insert(place(backend), (*gateway).into());
-            table.addresses.insert(place(gateway), ADDRESS_GATEWAY);
+            table.addresses.insert(place(gateway), Meaning::of(ADDRESS_GATEWAY));
         }
         let lb::Timeouts { tcp, tcp_fin, udp } = balancer.timeouts;
         table.timeouts.insert(network, Timeouts { tcp, tcp_fin, udp });

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// What a backend answers: to its client it comes from the service.
+#pragma once
+#include "connection.h"
+#include "rewrite.h"
+
+// Gives an answer of a known connection the service's address and port; whatever else it is stays as it is.
+SEPARATE int translate_answer(struct __sk_buff *skb, struct packet *packet) {
+    __u32 zero = 0;
+    struct counts *counted;
+    struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
+    if (!packet || !scratch)
+        return -1;
+    if (read_ports(skb, packet))
+        return 0;
+    packet->tuple.reply = 1;
+    // The keys are there and not on the stack, which the programs that carry packets need for themselves.
+    struct tuple *tuple = &scratch->tuple, *other = &scratch->other;
+    *tuple = packet->tuple;
+    struct connection *connection = find(tuple, other, &counted);
+    if (!connection || connection->loops)
+        return 0;
+    remember_fragment(skb, packet);
+    counted->outgoing_packets += 1;
+    counted->outgoing_bytes += skb->len - ETH_HLEN;
+    follow(connection, other, packet);
+    return rewrite(skb, packet, connection);
+}

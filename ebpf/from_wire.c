@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// What comes from other nodes, where it enters this one: packets in the tunnel for containers leave it here,
+// and skip the stack. Everything else goes on as it is, so all that the kernel refuses it refuses.
+#include "path.h"
+
+// Where this node's tunnel ends: they are set when the program is loaded.
+const volatile struct address local = {};
+const volatile __u32 port = 0;
+
+SEC("classifier")
+int netctl_wire_in(struct __sk_buff *skb) {
+    struct packet packet = {};
+    struct arrival arrival = {};
+    __u8 mac[ETH_ALEN];
+    if (skb->vlan_present || skb->pkt_type != PACKET_HOST || read_tunnel(skb, &arrival))
+        return PASS;
+    struct address here = {{local.words[0], local.words[1], local.words[2], local.words[3]}};
+    // What a router on the way has marked the kernel brings to the packet within.
+    if (arrival.port != (__be16)port || !same(&arrival.local, &here) || arrival.congestion == CONGESTION)
+        return PASS;
+    struct network *network = bpf_map_lookup_elem(&networks, &arrival.network);
+    packet.tuple.network = arrival.network;
+    if (!network || read_addresses(skb, &packet, arrival.protocol, arrival.at) || !packet.plain)
+        return PASS;
+    struct address address = packet.tuple.source;
+    struct way *from = way_to(arrival.network, &address);
+    // Only the node that has an address speaks for it.
+    if (!from || !same(&from->remote, &arrival.remote))
+        return PASS;
+    address = packet.tuple.destination;
+    struct meaning *to = meaning_of(arrival.network, &address);
+    if (!to || to->kind != ADDRESS_CONTAINER || !to->interface ||
+        !fits(skb, &packet, arrival.at, to->mtu) ||
+        !is_linear(skb, arrival.at + (packet.ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr))))
+        return PASS;
+    __u32 interface = to->interface, crossing = network->crossing;
+    __builtin_memcpy(mac, to->mac, sizeof mac);
+    if (strip(skb, &arrival))
+        return PASS;
+    packet.transport -= arrival.at - ETH_HLEN;
+    if (address_frame(skb, mac, arrival.protocol) || age(skb, packet.ipv4, ETH_HLEN) ||
+        translate_answer(skb, &packet))
+        return lost();
+    // The way through the sandbox: see into_container.c.
+    skb->mark = interface;
+    return bpf_redirect_peer(crossing, 0);
+}
+
+const char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// The path that skips the stack: from container to container on a node, and to the device by which the
+// tunnel's packets leave. What a packet needs beyond being carried on the kernel does, as without us.
+#pragma once
+#include "answer.h"
+#include "tunnel.h"
+
+// A packet is for the device that it came by (linux/if_packet.h pulls in the C library).
+#define PACKET_HOST 0
+
+static __always_inline struct meaning *meaning_of(__u32 network, const struct address *address) {
+    struct place place = {.network = network, .address = *address};
+    return bpf_map_lookup_elem(&addresses, &place);
+}
+
+static __always_inline struct way *way_to(__u32 network, const struct address *address) {
+    struct range range = {.bits = 8 * (sizeof range - sizeof range.bits), .network = network};
+    range.address = *address;
+    return bpf_map_lookup_elem(&ways, &range);
+}
+
+// Whether a packet, or each that a large one is cut into, is no longer than a way takes.
+static __always_inline bool
+fits(struct __sk_buff *skb, const struct packet *packet, __u32 at, __u32 mtu) {
+    __u32 size = skb->gso_size;
+    __u8 words;
+    if (!size)
+        return skb->len - at <= mtu;
+    size += packet->transport - at;
+    if (packet->tuple.protocol == IPPROTO_UDP)
+        return size + sizeof(struct udphdr) <= mtu;
+    // The upper half of byte 12 is the length of the header in words (RFC 9293, 3.1).
+    if (bpf_skb_load_bytes(skb, packet->transport + 12, &words, sizeof words))
+        return false;
+    return size + (words >> 4) * 4 <= mtu;
+}
+
+// One router less until its time is over (RFC 1812, 5.3.1). The checksum changes with it: RFC 1141.
+static __always_inline int age(struct __sk_buff *skb, bool ipv4, __u32 at) {
+    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+    if (ipv4) {
+        struct iphdr *ip = data + at;
+        if ((void *)(ip + 1) > end)
+            return -1;
+        __u32 check = ip->check + bpf_htons(0x0100);
+        ip->check = check + (check >= 0xffff);
+        ip->ttl -= 1;
+        return 0;
+    }
+    struct ipv6hdr *ip = data + at;
+    if ((void *)(ip + 1) > end)
+        return -1;
+    ip->hop_limit -= 1;
+    return 0;
+}
+
+// The frame of a packet is for a container.
+static __always_inline int address_frame(struct __sk_buff *skb, const __u8 *mac, __be16 protocol) {
+    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+    struct ethhdr *frame = data;
+    if ((void *)(frame + 1) > end)
+        return -1;
+    __builtin_memcpy(frame->h_source, frame->h_dest, ETH_ALEN);
+    __builtin_memcpy(frame->h_dest, mac, ETH_ALEN);
+    frame->h_proto = protocol;
+    return 0;
+}
+
+static __always_inline int lost(void) {
+    note(EVENT_NO_MEMORY);
+    return TC_ACT_SHOT;
+}
+
+// Brings a packet of a container of this network to another of this node.
+static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, struct meaning *to) {
+    __u32 interface = to->interface;
+    __u8 mac[ETH_ALEN];
+    __builtin_memcpy(mac, to->mac, sizeof mac);
+    if (translate_answer(skb, packet) || age(skb, packet->ipv4, ETH_HLEN) ||
+        address_frame(skb, mac, skb->protocol))
+        return lost();
+    return bpf_redirect_peer(interface, 0);
+}
+
+// Puts a packet into the tunnel, and across into the host's namespace.
+static __always_inline int
+encapsulate(struct __sk_buff *skb, const struct packet *packet, const struct way *way) {
+    int congestion = congestion_of(skb, packet->ipv4, ETH_HLEN);
+    if (congestion < 0)
+        return PASS;
+    struct tunnel tunnel = {
+        .way = way,
+        .network = packet->tuple.network,
+        .length = skb->len,
+        .hash = bpf_get_hash_recalc(skb),
+        .protocol = skb->protocol,
+        .congestion = congestion,
+    };
+    __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+                  BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+    if (is_mapped(&way->remote)) {
+        __u32 room = sizeof(struct tunnel_ipv4) - ETH_HLEN;
+        // What is in a tunnel of the container's own, the kernel puts into ours.
+        if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
+            return PASS;
+        if (write_ipv4(skb, &tunnel) || age(skb, packet->ipv4, ETH_HLEN + room))
+            return lost();
+    } else {
+        __u32 room = sizeof(struct tunnel_ipv6) - ETH_HLEN;
+        if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
+            return PASS;
+        if (write_ipv6(skb, &tunnel) || age(skb, packet->ipv4, ETH_HLEN + room))
+            return lost();
+    }
+    return bpf_redirect_peer(way->crossing, 0);
+}
+
+// Whether the headers up to the transport's lie where they can be written; a packet whose they do not is
+// the kernel's.
+static __always_inline bool is_linear(struct __sk_buff *skb, __u32 length) {
+    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+    return data + length <= end || !bpf_skb_pull_data(skb, length);
+}
+
+// Sends a packet of a container on past the stack, where that does all that the stack would.
+SEPARATE int send(struct __sk_buff *skb, struct packet *packet) {
+    if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST ||
+        !is_linear(skb, ETH_HLEN + (packet->ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr))))
+        return PASS;
+    __u32 network = packet->tuple.network;
+    struct address address = packet->tuple.source;
+    struct meaning *from = meaning_of(network, &address);
+    // Whoever speaks for another is the kernel's to refuse.
+    if (!from || from->kind != ADDRESS_CONTAINER || from->interface != skb->ifindex)
+        return PASS;
+    address = packet->tuple.destination;
+    struct meaning *to = meaning_of(network, &address);
+    if (to) {
+        if (to->kind != ADDRESS_CONTAINER || to->interface == skb->ifindex || !to->interface ||
+            !fits(skb, packet, ETH_HLEN, to->mtu))
+            return PASS;
+        return deliver(skb, packet, to);
+    }
+    struct way *way = way_to(network, &address);
+    if (!way || !way->crossing || !fits(skb, packet, ETH_HLEN, way->mtu))
+        return PASS;
+    return encapsulate(skb, packet, way);
+}

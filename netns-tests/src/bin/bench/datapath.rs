@@ -1,0 +1,246 @@
+//! The way of a packet by eBPF, past the stack, beside other ways.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netctl::kernel::ebpf::Maps;
+use world::{Agent, Config, Container, Etcd, Node, Space};
+
+use crate::lb_scale::{nft_chains, write};
+use crate::report::{Better, Metric, Report};
+use crate::traffic::{IPERF_PORT, PORT, Path};
+use crate::{Ground, bridge, plain, progress};
+
+pub const HELP: &str = "\
+eBPF: packets past the stack, and services, beside the kernel's own ways
+
+Containers on two nodes, and on one: ours past the stack, ours through it (stack), the classic path of
+veth, Linux bridge and VXLAN (bridge), and the nodes themselves, or two ends of a veth (bare). Then a
+service on one node: its address by our programs, its backend without one (direct), and DNAT as
+kube-proxy's nftables mode builds it, between containers that the node routes to (nft). In each round
+every probe runs on all, the first one changing; the figures are medians.
+
+  tcp1, tcp4     iperf3 with cubic and 1 or 4 streams; 1 s omitted, 2 s counted
+  cpu_per_gb     seconds of all processors together for a gigabyte over 4 streams
+  udp64          datagrams of 64 bytes received, one sender
+  rr32           round trips of 64 bytes on 32 TCP connections, one outstanding on each
+  rr1            the same on one connection, both ends on one core
+  connects       TCP connections opened and closed one after the other, both ends on one core
+  services       connects and round trips on one core with 10,000 services, beside the same with one";
+
+type Probe = fn(&Path, Duration) -> f64;
+
+const PROBES: [(&str, &str, Better, Probe); 7] = [
+    ("tcp1_gbps", "TCP, 1 stream, Gb/s", Better::Higher, |path, time| path.tcp(1, time)),
+    ("tcp4_gbps", "TCP, 4 streams, Gb/s", Better::Higher, |path, time| path.tcp(4, time)),
+    ("cpu_per_gb", "CPU seconds per GB", Better::Lower, Path::cpu_per_gigabyte),
+    ("udp64_pps", "UDP 64 bytes, packets/s", Better::Higher, Path::datagrams),
+    ("rr32_per_s", "round trips, 32 at once, /s", Better::Higher, |path, time| path.round_trips(32, time)),
+    ("rr1_per_s", "round trips, one on one core, /s", Better::Higher, |path, time| {
+        path.round_trips(1, time)
+    }),
+    ("connects_per_s", "TCP connects on one core, /s", Better::Higher, Path::connects),
+];
+
+/// The address of our service, and that of the peer's.
+const VIP: &str = "10.9.0.200";
+const PEERS_VIP: &str = "10.78.255.1";
+/// The first of many services that no agent knows: the agent's own have low numbers.
+const FIRST: u32 = 100_000;
+
+pub fn run(ground: &Ground) -> Report {
+    let mut report = Report::default();
+    let etcd = ground.world.etcd();
+    let fast = cluster(ground, &etcd, "fast", true);
+    let stack = cluster(ground, &etcd, "stack", false);
+    across(ground, &mut report, &fast, &stack);
+    within(ground, &mut report, &fast, &stack);
+    service(ground, &mut report, &fast);
+    report
+}
+
+/// Two nodes with agents, and their networks.
+struct Nodes {
+    nodes: [Arc<Node>; 2],
+    _agents: [Agent; 2],
+}
+
+fn cluster(ground: &Ground, etcd: &Etcd, name: &str, fast: bool) -> Nodes {
+    progress(&format!("two nodes: {name}"));
+    let config = plain(Config::etcd(etcd)).store("prefix", &format!("{name}/"));
+    let config = config.set("lb", "ebpf").raw("fast_path", &fast.to_string());
+    let nodes = [1, 2].map(|number| ground.world.node(&format!("{name}{number}")));
+    let agents = nodes.each_ref().map(|node| node.agent(&config));
+    nodes[0].ok("network create bench --subnet 10.9.0.0/24");
+    Nodes { nodes, _agents: agents }
+}
+
+impl Nodes {
+    /// Containers on two of the nodes, and the way from the first to the second.
+    fn path(&self, on: [usize; 2], names: [&str; 2], options: &str) -> (Container, Container, Path) {
+        let client = self.nodes[on[0]].attach("bench", names[0]);
+        let server = self.nodes[on[1]].attach_with("bench", names[1], options);
+        let address = self.nodes[on[1]].addresses("bench", names[1]).remove(0);
+        assert!(client.space.reaches(&address), "the containers do not reach each other");
+        let path = Path::new(&client.space, &server.space, &address);
+        (client, server, path)
+    }
+}
+
+fn across(ground: &Ground, report: &mut Report, fast: &Nodes, stack: &Nodes) {
+    let ours = fast.path([0, 1], ["near", "far"], "");
+    let through = stack.path([0, 1], ["near", "far"], "");
+    let classic = bridge::make(&ground.world);
+    let bare = [1, 2].map(|number| ground.world.node(&format!("bare{number}")));
+    let classic_path = Path::new(&classic.0.space, &classic.1.space, &classic.2);
+    let bare_path = Path::new(&bare[0].space, &bare[1].space, bare[1].ipv4());
+    let peers = [("stack", &through.2), (bridge::NAME, &classic_path), ("bare", &bare_path)];
+    measure(ground, report, "two", &ours.2, &peers, &PROBES);
+}
+
+fn within(ground: &Ground, report: &mut Report, fast: &Nodes, stack: &Nodes) {
+    let ours = fast.path([0, 0], ["left", "right"], "");
+    let through = stack.path([0, 0], ["left", "right"], "");
+    let classic = bridge::make_on_one(&ground.world);
+    let classic_path = Path::new(&classic.0.space, &classic.1.space, &classic.2);
+    let ends = ["left", "right"].map(|name| Space::new(&format!("bare-{name}"), || {}));
+    let [left, right] = &ends;
+    left.sh(&format!(
+        "ip link set lo up
+         ip link add eth0 mtu 1450 type veth peer name eth0 mtu 1450 netns {}
+         ip address add 10.78.1.1/24 dev eth0 && ip link set eth0 up",
+        right.net_path()
+    ));
+    right.sh("ip link set lo up && ip address add 10.78.1.2/24 dev eth0 && ip link set eth0 up");
+    let bare_path = Path::new(left, right, "10.78.1.2");
+    let peers = [("stack", &through.2), (bridge::NAME, &classic_path), ("bare", &bare_path)];
+    measure(ground, report, "one", &ours.2, &peers, &PROBES);
+}
+
+fn service(ground: &Ground, report: &mut Report, fast: &Nodes) {
+    let ports = [PORT, IPERF_PORT].map(|port| format!("--port {port}:{port}")).join(" ");
+    fast.nodes[0].ok(&format!("service create web --network bench --vip {VIP} {ports}"));
+    let (client, _server, direct) = fast.path([0, 0], ["client", "server"], "--service web");
+    assert!(client.space.reaches(VIP), "the service does not answer");
+    let ours = direct.through(VIP);
+    let (routed, [near, far]) = routed();
+    let nft = Path::new(&near, &far, "10.78.0.2").through(PEERS_VIP);
+    // Its iperf3 server runs as long as this one lives.
+    let theirs = Path::new(&near, &far, "10.78.0.2");
+    balance_by_nft(&routed, 1);
+    let probes = ["tcp1_gbps", "rr1_per_s", "rr32_per_s", "connects_per_s"];
+    let of = |wanted: &[&str]| {
+        PROBES.into_iter().filter(|(name, ..)| wanted.contains(name)).collect::<Vec<_>>()
+    };
+    measure(ground, report, "vip", &ours, &[("direct", &direct), ("nft", &nft)], &of(&probes));
+    drop(theirs);
+    let services: u32 = ground.pick(10_000, 1_000);
+    progress(&format!("{services} services"));
+    let few = ["rr1_per_s", "connects_per_s"];
+    // The same twice: with one service and with many, turn by turn, since machines are never alike.
+    let node = &fast.nodes[0].space;
+    let mut metrics: Vec<Metric> = of(&few)
+        .into_iter()
+        .map(|(name, what, better, _)| {
+            Metric::new(format!("services_{name}"), format!("{services} services: {what}"), better)
+        })
+        .collect();
+    for round in 0..ground.pick(5, 1) {
+        progress(&format!("one service and {services}, round {}", round + 1));
+        for (metric, (.., probe)) in metrics.iter_mut().zip(of(&few)) {
+            let time = Duration::from_millis(ground.pick(2000, 500));
+            let one = probe(&ours, time);
+            node.enter(|| write(&Maps::of_agent().expect("the agent has maps"), FIRST..FIRST + services));
+            let many = probe(&ours, time);
+            node.enter(|| erase(services));
+            metric.add(many, "one", one);
+        }
+    }
+    report.metrics.extend(metrics);
+}
+
+/// Removes services that were written.
+fn erase(services: u32) {
+    let maps = Maps::of_agent().expect("the agent has maps");
+    let gone = |network: u32| network == netctl::kernel::ebpf::LAYOUT;
+    let fronts = maps.fronts.entries().expect("they can be read");
+    let fronts: Vec<_> = fronts.into_iter().map(|(key, _)| key).filter(|key| gone(key.network)).collect();
+    let addresses = maps.addresses.entries().expect("they can be read");
+    let addresses: Vec<_> =
+        addresses.into_iter().map(|(place, _)| place).filter(|place| gone(place.network)).collect();
+    assert_eq!(fronts.len(), services as usize);
+    maps.fronts.remove_all(&fronts).and_then(|()| maps.addresses.remove_all(&addresses)).expect("they go");
+}
+
+/// A node that routes to two containers, each by a veth of its own.
+fn routed() -> (Space, [Space; 2]) {
+    let node = Space::new("routed", || {});
+    node.sh("ip link set lo up && echo 1 > /proc/sys/net/ipv4/ip_forward");
+    let ends = [1, 2].map(|number| {
+        let end = Space::new(&format!("routed-{number}"), || {});
+        node.sh(&format!(
+            "ip link add vr{number} mtu 1450 type veth peer name eth0 mtu 1450 netns {}
+             ip link set vr{number} up && ip address add 10.78.9.1/32 dev vr{number}
+             ip route add 10.78.0.{number}/32 dev vr{number}",
+            end.net_path()
+        ));
+        end.sh(&format!(
+            "ip link set lo up && ip link set eth0 up && ip address add 10.78.0.{number}/32 dev eth0
+             ip route add 10.78.9.1/32 dev eth0 && ip route add default via 10.78.9.1"
+        ));
+        end
+    });
+    (node, ends)
+}
+
+/// As kube-proxy's nftables mode balances, with so many other services.
+fn balance_by_nft(node: &Space, others: u32) {
+    let mut text = nft_chains(0..others, true);
+    for port in [PORT, IPERF_PORT] {
+        let _ = write!(
+            text,
+            "table ip proxy {{
+                 chain probed-{port}-0 {{ meta l4proto tcp dnat to 10.78.0.2:{port}\n}}
+                 chain probed-{port} {{ numgen random mod 1 vmap {{ 0 : goto probed-{port}-0 }}\n}}
+             }}
+             add element ip proxy services {{ {PEERS_VIP} . tcp . {port} : goto probed-{port} }}\n"
+        );
+    }
+    node.enter(|| std::fs::write("/run/proxy.nft", text)).expect("/run can be written");
+    node.sh("nft -f /run/proxy.nft");
+}
+
+/// Runs probes on all paths, in turns.
+fn measure(
+    ground: &Ground,
+    report: &mut Report,
+    way: &str,
+    ours: &Path,
+    peers: &[(&'static str, &Path)],
+    probes: &[(&str, &str, Better, Probe)],
+) {
+    let metric = |(name, what, better, _): &(&str, &str, Better, Probe)| {
+        Metric::new(format!("{way}_{name}"), format!("{way}: {what}"), *better)
+    };
+    let mut metrics: Vec<Metric> = probes.iter().map(metric).collect();
+    let rounds = ground.pick(5, 1);
+    for round in 0..rounds {
+        progress(&format!("{way}, round {} of {rounds}", round + 1));
+        for (metric, (name, .., probe)) in metrics.iter_mut().zip(probes) {
+            let stream = name.starts_with("tcp") || name.starts_with("cpu");
+            let time = Duration::from_millis(ground.pick(2000, if stream { 1000 } else { 300 }));
+            let all: Vec<&Path> = std::iter::once(ours).chain(peers.iter().map(|(_, path)| *path)).collect();
+            let mut values = vec![0.0; all.len()];
+            for turn in 0..all.len() {
+                let at = (turn + round) % all.len();
+                values[at] = probe(all[at], time);
+            }
+            metric.ours.push(values[0]);
+            for ((peer, _), value) in peers.iter().zip(&values[1..]) {
+                metric.add_peer(peer, *value);
+            }
+        }
+    }
+    report.metrics.append(&mut metrics);
+}

@@ -1,0 +1,240 @@
+//! The programs: loading them, and attaching them to devices.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::OnceLock;
+
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{EbpfLoader, include_bytes_aligned};
+use nix::errno::Errno;
+
+use super::layout::Address;
+use super::sys::{self, Direction};
+use super::{Ebpf, Error, clsact, loader};
+
+/// A program: its name, its code, and in which direction of its device it sees packets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    pub(super) name: &'static str,
+    pub(super) code: &'static [u8],
+    direction: Direction,
+}
+
+macro_rules! source {
+    ($name:literal, $file:literal, $direction:expr) => {{
+        static CODE: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $file, ".o"));
+        Source { name: $name, code: CODE, direction: $direction }
+    }};
+}
+
+/// Where a container's packets leave its sandbox, and where they enter it. They are attached in this
+/// order: where connections are opened their answers are known.
+const OF_CONTAINER: [Source; 2] = [
+    source!("netctl_to", "to_container", Direction::Out),
+    source!("netctl_from", "from_container", Direction::In),
+];
+/// Where what the wire brought crosses a sandbox.
+const INTO: Source = source!("netctl_into", "into_container", Direction::In);
+/// Where what is for the wire enters the host's namespace.
+const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", Direction::In);
+/// Where the wire ends.
+const FROM_WIRE: Source = source!("netctl_wire_in", "from_wire", Direction::In);
+
+pub(super) fn sources() -> impl Iterator<Item = Source> {
+    OF_CONTAINER.into_iter().chain([INTO, TO_WIRE, FROM_WIRE])
+}
+
+/// Programs that belong to one device.
+#[derive(Debug)]
+pub struct Programs {
+    loaded: Vec<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    source: Source,
+    fd: OwnedFd,
+    /// The number that the kernel gave it.
+    id: u32,
+    instructions: u32,
+}
+
+/// The programs that carry packets past the stack, of which a node has one of each.
+#[derive(Debug)]
+pub struct Path {
+    /// For the sandboxes' ends of the pairs by which packets cross.
+    pub into: Programs,
+    /// For the host's ends.
+    pub to_wire: Programs,
+    /// For the device that has the node's underlay address.
+    pub from_wire: Programs,
+}
+
+/// Where a node's tunnel ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelEnd {
+    /// The node's underlay address.
+    pub address: IpAddr,
+    /// The UDP port.
+    pub port: u16,
+}
+
+impl Ebpf {
+    /// Loads the programs for the containers of the network with this number.
+    ///
+    /// # Errors
+    /// When the kernel does not take one.
+    pub fn load(&self, network: u32) -> Result<Programs, Error> {
+        let load = |source| {
+            self.load_one(source, |loader| {
+                loader.override_global("network", &network, true);
+            })
+        };
+        Ok(Programs { loaded: OF_CONTAINER.into_iter().map(load).collect::<Result<_, _>>()? })
+    }
+
+    /// Loads the programs that carry packets past the stack of a node whose tunnel ends there.
+    ///
+    /// # Errors
+    /// When the kernel does not take one.
+    pub fn load_path(&self, end: TunnelEnd) -> Result<Path, Error> {
+        let (local, port) = (Address::from(end.address), u32::from(end.port.to_be()));
+        let alone = |loaded: Result<Loaded, Error>| loaded.map(|loaded| Programs { loaded: vec![loaded] });
+        let from_wire = self.load_one(FROM_WIRE, |loader| {
+            loader.override_global("local", bytemuck::bytes_of(&local), true);
+            loader.override_global("port", &port, true);
+        });
+        Ok(Path {
+            into: alone(self.load_one(INTO, |_| {}))?,
+            to_wire: alone(self.load_one(TO_WIRE, |_| {}))?,
+            from_wire: alone(from_wire)?,
+        })
+    }
+
+    fn load_one<'a>(
+        &self,
+        source: Source,
+        set: impl FnOnce(&mut EbpfLoader<'a>),
+    ) -> Result<Loaded, Error> {
+        let program = source.name;
+        let maps = |error| Error::Maps { program, source: Box::new(error) };
+        let refused = |error| Error::Program { program, source: Box::new(error) };
+        let mut loader = loader(&self.directory, self.connections);
+        set(&mut loader);
+        let mut object = loader.load(source.code).map_err(maps)?;
+        let program = object.program_mut(program).ok_or(Error::Missing { program })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
+        program.load().map_err(refused)?;
+        let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
+        let fd = program.fd().map_err(refused)?.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| refused(ProgramError::IOError(error)))?;
+        let (id, _) = sys::describe(fd.as_fd()).map_err(|e| refused(ProgramError::IOError(e.into())))?;
+        Ok(Loaded { source, fd, id, instructions: instructions.unwrap_or(0) })
+    }
+}
+
+impl Programs {
+    /// Attaches them to a device of the thread's namespace, in place of ours that are there, from an
+    /// earlier agent; tells whether anything changed.
+    ///
+    /// # Errors
+    /// When there is no such device, or the kernel refuses.
+    pub fn attach(&self, device: &str) -> Result<bool, Error> {
+        let interface = index(device)?;
+        let mut changed = false;
+        for Loaded { source: Source { name, direction, .. }, fd, id, .. } in &self.loaded {
+            let there = ours(*direction, interface, name).map_err(attach_error("look at", device))?;
+            let replaced = match there.as_slice() {
+                [(there, _)] if there == id => continue,
+                [] => None,
+                [(_, replaced), ..] => Some(replaced.as_fd()),
+            };
+            let attached = match has_tcx() {
+                true => sys::attach(*direction, interface, fd.as_fd(), replaced),
+                false => clsact::attach(*direction, interface, fd.as_fd(), name),
+            };
+            attached.map_err(attach_error("attach", device))?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    /// How many instructions the kernel's verifier has followed in each, where it tells.
+    pub fn instructions(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.loaded.iter().map(|loaded| (loaded.source.name, loaded.instructions))
+    }
+
+    /// Runs a program once on a packet, as if it had come by a device of the thread's namespace. Gives
+    /// what is to be done with it, and the packet as it is then.
+    ///
+    /// # Errors
+    /// When there is no such program or device, or the kernel refuses.
+    pub fn run(&self, name: &str, device: &str, packet: &[u8]) -> Result<(i32, Vec<u8>), Error> {
+        let failed = attach_error("run", device);
+        let loaded = self.loaded.iter().find(|loaded| loaded.source.name == name);
+        let loaded = loaded.ok_or_else(|| attach_error("run", device)(Errno::ENOENT))?;
+        sys::run(loaded.fd.as_fd(), index(device)?, packet).map_err(failed)
+    }
+}
+
+/// Detaches what is ours from a device of the thread's namespace; tells whether anything was.
+///
+/// # Errors
+/// When there is no such device, or the kernel refuses.
+pub fn detach(device: &str) -> Result<bool, Error> {
+    let interface = index(device)?;
+    let mut changed = false;
+    for Source { name, direction, .. } in sources().collect::<Vec<_>>().into_iter().rev() {
+        let there = match ours(direction, interface, name) {
+            // Where the kernel has no eBPF, or gives none to us, nothing is attached.
+            Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
+            there => there.map_err(attach_error("look at", device))?,
+        };
+        for (_, program) in there {
+            let detached = match has_tcx() {
+                true => sys::detach(direction, interface, program.as_fd()),
+                false => clsact::detach(direction, interface),
+            };
+            detached.map_err(attach_error("detach", device))?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+/// Whether programs can be attached to devices as such (TCX, Linux 6.6).
+fn has_tcx() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    // Every namespace has `lo`, as its first device.
+    *HAS.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL))
+}
+
+/// The programs of ours with this name that are attached to a device, with their numbers.
+fn ours(direction: Direction, interface: u32, name: &str) -> Result<Vec<(u32, OwnedFd)>, Errno> {
+    let mut ours = Vec::new();
+    let attached = match has_tcx() {
+        true => sys::attached(direction, interface)?,
+        false => clsact::attached(direction, interface, name)?,
+    };
+    for id in attached {
+        // One that has gone since then is none.
+        let Ok(program) = sys::program(id) else { continue };
+        if sys::describe(program.as_fd())?.1 == name {
+            ours.push((id, program));
+        }
+    }
+    Ok(ours)
+}
+
+/// The number of a device of the thread's namespace.
+///
+/// # Errors
+/// When there is no such device.
+pub fn index(device: &str) -> Result<u32, Error> {
+    nix::net::if_::if_nametoindex(device).map_err(attach_error("find the device for", device))
+}
+
+fn attach_error(action: &'static str, device: &str) -> impl FnOnce(Errno) -> Error + use<> {
+    let device = device.to_owned();
+    move |errno| Error::Attach { action, device, source: errno.into() }
+}
