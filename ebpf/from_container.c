@@ -30,6 +30,9 @@ send_to(struct __sk_buff *skb, struct packet *packet, struct connection *connect
         return TC_ACT_SHOT;
     packet->tuple.source = connection->source;
     packet->tuple.destination = connection->destination;
+    __u32 at = ETH_HLEN + offsetof(struct iphdr, check);
+    if (packet->ipv4 && bpf_skb_load_bytes(skb, at, &packet->checksum, sizeof packet->checksum))
+        return TC_ACT_SHOT;
     return connection->loops ? send_back(skb) : SEND_ON;
 }
 
@@ -98,7 +101,7 @@ int netctl_from(struct __sk_buff *skb) {
         if (verdict != SEND_ON)
             return verdict;
     }
-    return send(skb, &packet);
+    return send(skb, &packet, !meaning);
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

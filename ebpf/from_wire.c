@@ -11,7 +11,6 @@ SEC("classifier")
 int netctl_wire_in(struct __sk_buff *skb) {
     struct packet packet = {};
     struct arrival arrival = {};
-    __u8 mac[ETH_ALEN];
     if (skb->vlan_present || skb->pkt_type != PACKET_HOST || read_tunnel(skb, &arrival))
         return PASS;
     struct address here = {{local.words[0], local.words[1], local.words[2], local.words[3]}};
@@ -30,20 +29,18 @@ int netctl_wire_in(struct __sk_buff *skb) {
     address = packet.tuple.destination;
     struct meaning *to = meaning_of(arrival.network, &address);
     if (!to || to->kind != ADDRESS_CONTAINER || !to->interface ||
-        !fits(skb, &packet, arrival.at, to->mtu) ||
-        !is_linear(skb, arrival.at + (packet.ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr))))
+        !fits(skb, &packet, arrival.at, to->mtu))
         return PASS;
-    __u32 interface = to->interface, crossing = network->crossing;
-    __builtin_memcpy(mac, to->mac, sizeof mac);
+    __u32 interface = to->interface;
     if (strip(skb, &arrival))
         return PASS;
     packet.transport -= arrival.at - ETH_HLEN;
-    if (address_frame(skb, mac, arrival.protocol) || age(skb, packet.ipv4, ETH_HLEN) ||
-        translate_answer(skb, &packet))
+    if (address_frame(skb, &to->mac, &arrival.router, arrival.protocol) || age(skb, &packet, ETH_HLEN) ||
+        (network->balances && translate_answer(skb, &packet)))
         return lost();
     // The way through the sandbox: see into_container.c.
     skb->mark = interface;
-    return bpf_redirect_peer(crossing, 0);
+    return bpf_redirect_peer(network->crossing, 0);
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

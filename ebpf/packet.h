@@ -36,7 +36,23 @@ struct packet {
     // Whether it needs nothing of the kernel's but to be carried on: neither options nor fragments, nor the
     // error that says that its time is over.
     bool plain;
+    // For how many routers more it has time.
+    __u8 time;
+    // Two bits about congestion (RFC 3168, 5).
+    __u8 congestion;
+    // Of IPv4: of its header.
+    __sum16 checksum;
 };
+
+// The header of a frame (IEEE 802.3, 3.1.1), in words.
+struct frame {
+    struct mac destination;
+    struct mac source;
+    __be16 protocol;
+};
+
+// What a router on the way sets in both bits.
+#define CONGESTION 3
 
 // The common header of SCTP (RFC 9260, 3.1).
 struct sctp {
@@ -89,6 +105,9 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packe
     packet->whole = !(ip.frag_off & bpf_htons(FRAGMENT_OFFSET));
     packet->fragment_id = ip.id;
     packet->plain = ip.ihl == 5 && ip.ttl > 1 && !packet->fragment && is_of_ports(ip.protocol);
+    packet->time = ip.ttl;
+    packet->congestion = ip.tos & CONGESTION;
+    packet->checksum = ip.check;
     return 0;
 }
 
@@ -112,6 +131,8 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packe
         return -1;
     packet->whole = true;
     packet->plain = ip.hop_limit > 1 && is_of_ports(ip.nexthdr);
+    packet->time = ip.hop_limit;
+    packet->congestion = ip.flow_lbl[0] >> 4 & CONGESTION;
     at += sizeof ip;
     __u8 next = ip.nexthdr;
     for (int count = 0; count < EXTENSIONS; count++) {

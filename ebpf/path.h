@@ -35,35 +35,29 @@ fits(struct __sk_buff *skb, const struct packet *packet, __u32 at, __u32 mtu) {
     return size + (words >> 4) * 4 <= mtu;
 }
 
+// The part of a header that a router changes, from the time that a packet has. What is written into a packet
+// goes by the kernel's function: it copies nothing that nobody else reads.
+struct aged_ipv4 {
+    __u8 time;
+    __u8 protocol;
+    __sum16 checksum;
+};
+
 // One router less until its time is over (RFC 1812, 5.3.1). The checksum changes with it: RFC 1141.
-static __always_inline int age(struct __sk_buff *skb, bool ipv4, __u32 at) {
-    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-    if (ipv4) {
-        struct iphdr *ip = data + at;
-        if ((void *)(ip + 1) > end)
-            return -1;
-        __u32 check = ip->check + bpf_htons(0x0100);
-        ip->check = check + (check >= 0xffff);
-        ip->ttl -= 1;
-        return 0;
-    }
-    struct ipv6hdr *ip = data + at;
-    if ((void *)(ip + 1) > end)
-        return -1;
-    ip->hop_limit -= 1;
-    return 0;
+static __always_inline int age(struct __sk_buff *skb, const struct packet *packet, __u32 at) {
+    __u8 time = packet->time - 1;
+    if (!packet->ipv4)
+        return bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, hop_limit), &time, sizeof time, 0);
+    __u32 checksum = packet->checksum + bpf_htons(0x0100);
+    struct aged_ipv4 aged = {time, packet->tuple.protocol, checksum + (checksum >= 0xffff)};
+    return bpf_skb_store_bytes(skb, at + offsetof(struct iphdr, ttl), &aged, sizeof aged, 0);
 }
 
-// The frame of a packet is for a container.
-static __always_inline int address_frame(struct __sk_buff *skb, const __u8 *mac, __be16 protocol) {
-    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-    struct ethhdr *frame = data;
-    if ((void *)(frame + 1) > end)
-        return -1;
-    __builtin_memcpy(frame->h_source, frame->h_dest, ETH_ALEN);
-    __builtin_memcpy(frame->h_dest, mac, ETH_ALEN);
-    frame->h_proto = protocol;
-    return 0;
+// The frame of a packet is for a container, from the router that it came to.
+static __always_inline int address_frame(
+    struct __sk_buff *skb, const struct mac *to, const struct mac *router, __be16 protocol) {
+    struct frame frame = {*to, *router, protocol};
+    return bpf_skb_store_bytes(skb, 0, &frame, sizeof frame, 0);
 }
 
 static __always_inline int lost(void) {
@@ -74,10 +68,11 @@ static __always_inline int lost(void) {
 // Brings a packet of a container of this network to another of this node.
 static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, struct meaning *to) {
     __u32 interface = to->interface;
-    __u8 mac[ETH_ALEN];
-    __builtin_memcpy(mac, to->mac, sizeof mac);
-    if (translate_answer(skb, packet) || age(skb, packet->ipv4, ETH_HLEN) ||
-        address_frame(skb, mac, skb->protocol))
+    struct mac router;
+    if (bpf_skb_load_bytes(skb, 0, &router, sizeof router))
+        return PASS;
+    if (age(skb, packet, ETH_HLEN) || address_frame(skb, &to->mac, &router, skb->protocol) ||
+        translate_answer(skb, packet))
         return lost();
     return bpf_redirect_peer(interface, 0);
 }
@@ -85,47 +80,40 @@ static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet,
 // Puts a packet into the tunnel, and across into the host's namespace.
 static __always_inline int
 encapsulate(struct __sk_buff *skb, const struct packet *packet, const struct way *way) {
-    int congestion = congestion_of(skb, packet->ipv4, ETH_HLEN);
-    if (congestion < 0)
-        return PASS;
     struct tunnel tunnel = {
         .way = way,
         .network = packet->tuple.network,
         .length = skb->len,
         .hash = bpf_get_hash_recalc(skb),
         .protocol = skb->protocol,
-        .congestion = congestion,
+        .congestion = packet->congestion,
     };
     __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
                   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+    __u32 room;
+    // What is in a tunnel of the container's own already, the kernel puts into ours.
     if (is_mapped(&way->remote)) {
-        __u32 room = sizeof(struct tunnel_ipv4) - ETH_HLEN;
-        // What is in a tunnel of the container's own, the kernel puts into ours.
+        room = sizeof(struct iphdr) + TUNNEL_HEADERS;
         if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
             return PASS;
-        if (write_ipv4(skb, &tunnel) || age(skb, packet->ipv4, ETH_HLEN + room))
+        if (write_ipv4(skb, &tunnel))
             return lost();
     } else {
-        __u32 room = sizeof(struct tunnel_ipv6) - ETH_HLEN;
+        room = sizeof(struct ipv6hdr) + TUNNEL_HEADERS;
         if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
             return PASS;
-        if (write_ipv6(skb, &tunnel) || age(skb, packet->ipv4, ETH_HLEN + room))
+        if (write_ipv6(skb, &tunnel))
             return lost();
     }
+    if (age(skb, packet, ETH_HLEN + room))
+        return lost();
     return bpf_redirect_peer(way->crossing, 0);
 }
 
-// Whether the headers up to the transport's lie where they can be written; a packet whose they do not is
-// the kernel's.
-static __always_inline bool is_linear(struct __sk_buff *skb, __u32 length) {
-    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-    return data + length <= end || !bpf_skb_pull_data(skb, length);
-}
-
-// Sends a packet of a container on past the stack, where that does all that the stack would.
-SEPARATE int send(struct __sk_buff *skb, struct packet *packet) {
-    if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST ||
-        !is_linear(skb, ETH_HLEN + (packet->ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr))))
+// Sends a packet of a container on past the stack, where that does all that the stack would. `is_elsewhere`:
+// its destination means nothing on this node.
+SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 is_elsewhere) {
+    if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST)
         return PASS;
     __u32 network = packet->tuple.network;
     struct address address = packet->tuple.source;
@@ -134,7 +122,7 @@ SEPARATE int send(struct __sk_buff *skb, struct packet *packet) {
     if (!from || from->kind != ADDRESS_CONTAINER || from->interface != skb->ifindex)
         return PASS;
     address = packet->tuple.destination;
-    struct meaning *to = meaning_of(network, &address);
+    struct meaning *to = is_elsewhere ? NULL : meaning_of(network, &address);
     if (to) {
         if (to->kind != ADDRESS_CONTAINER || to->interface == skb->ifindex || !to->interface ||
             !fits(skb, packet, ETH_HLEN, to->mtu))

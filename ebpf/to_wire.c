@@ -1,54 +1,113 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
 // What leaves a sandbox in the tunnel, where it enters the host's namespace: the host's routes and neighbours
 // say by which device it goes on.
-#include "packet.h"
+#include "tunnel.h"
 
-static __always_inline int read_route(struct __sk_buff *skb, struct bpf_fib_lookup *route) {
-    struct ports ports;
-    __u32 at = ETH_HLEN;
-    if (skb->protocol == bpf_htons(ETH_P_IP)) {
-        struct iphdr ip;
-        if (bpf_skb_load_bytes(skb, at, &ip, sizeof ip))
-            return -1;
-        route->family = 2; // AF_INET
-        route->ipv4_src = ip.saddr;
-        route->ipv4_dst = ip.daddr;
-        at += sizeof ip;
+// For how long an answer of the host's routes holds, in nanoseconds.
+#define HOP_HOLDS 100000000
+// Over how many ways flows are spread, where the host has several to a node.
+#define SPREAD 8
+
+#define AF_INET 2
+#define AF_INET6 10
+
+// By which way of the host's a node is reached. Flows are spread over several.
+struct hop_key {
+    struct address remote;
+    __u32 spread;
+};
+
+struct hop {
+    // When the host's routes are asked again, in nanoseconds of CLOCK_MONOTONIC.
+    __u64 until;
+    __u32 interface;
+    __u32 family;
+    __be32 neighbour[4];
+};
+
+// What the host's routes have said. No agent looks at it, so it lives as long as the program.
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 1 << 13);
+    __type(key, struct hop_key);
+    __type(value, struct hop);
+} hops SEC(".maps");
+
+// Asks the host's routes by which way a node is reached from this device.
+static __always_inline int
+ask_routes(struct __sk_buff *skb, const struct hop_key *key, const struct address *local, struct hop *hop) {
+    struct bpf_fib_lookup route = {
+        .ifindex = skb->ifindex,
+        .l4_protocol = IPPROTO_UDP,
+        // All flows that share the answer ask alike.
+        .sport = bpf_htons(TUNNEL_PORTS | key->spread),
+        // The length is not compared with the MTU: that was done where the packet entered the tunnel.
+        .tot_len = 1,
+    };
+    if (is_mapped(&key->remote)) {
+        route.family = AF_INET;
+        route.ipv4_src = local->words[3];
+        route.ipv4_dst = key->remote.words[3];
     } else {
-        struct ipv6hdr ip;
-        if (bpf_skb_load_bytes(skb, at, &ip, sizeof ip))
-            return -1;
-        route->family = 10; // AF_INET6
-        __builtin_memcpy(route->ipv6_src, &ip.saddr, sizeof route->ipv6_src);
-        __builtin_memcpy(route->ipv6_dst, &ip.daddr, sizeof route->ipv6_dst);
-        at += sizeof ip;
+        route.family = AF_INET6;
+        __builtin_memcpy(route.ipv6_src, local, sizeof route.ipv6_src);
+        __builtin_memcpy(route.ipv6_dst, &key->remote, sizeof route.ipv6_dst);
     }
-    if (bpf_skb_load_bytes(skb, at, &ports, sizeof ports))
+    long result = bpf_fib_lookup(skb, &route, sizeof route, 0);
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return -1;
-    // Among several ways of the host's the flow chooses.
-    route->l4_protocol = IPPROTO_UDP;
-    route->sport = ports.source;
-    route->dport = ports.destination;
-    // The length is not compared with the MTU: that was done where the packet entered the tunnel.
-    route->tot_len = 1;
+    hop->until = bpf_ktime_get_coarse_ns() + HOP_HOLDS;
+    hop->interface = route.ifindex;
+    hop->family = route.family;
+    __builtin_memcpy(hop->neighbour, route.ipv6_dst, sizeof hop->neighbour);
+    return 0;
+}
+
+static __always_inline int read_ends(struct __sk_buff *skb, struct hop_key *key, struct address *local) {
+    if (skb->protocol == bpf_htons(ETH_P_IP)) {
+        struct {
+            struct iphdr ip;
+            struct ports ports;
+        } outer;
+        if (bpf_skb_load_bytes(skb, ETH_HLEN, &outer, sizeof outer))
+            return -1;
+        map_ipv4(&key->remote, outer.ip.daddr);
+        map_ipv4(local, outer.ip.saddr);
+        key->spread = bpf_ntohs(outer.ports.source) % SPREAD;
+        return 0;
+    }
+    struct {
+        struct ipv6hdr ip;
+        struct ports ports;
+    } outer;
+    if (bpf_skb_load_bytes(skb, ETH_HLEN, &outer, sizeof outer))
+        return -1;
+    copy_ipv6(&key->remote, &outer.ip.daddr);
+    copy_ipv6(local, &outer.ip.saddr);
+    key->spread = bpf_ntohs(outer.ports.source) % SPREAD;
     return 0;
 }
 
 SEC("classifier")
 int netctl_wire_out(struct __sk_buff *skb) {
-    struct bpf_fib_lookup route = {.ifindex = skb->ifindex};
-    long result = read_route(skb, &route) ? -1 : bpf_fib_lookup(skb, &route, sizeof route, 0);
-    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {
-        note(EVENT_NO_ROUTE);
+    struct hop_key key = {};
+    struct address local;
+    struct hop new;
+    if (read_ends(skb, &key, &local))
         return TC_ACT_SHOT;
+    struct hop *hop = bpf_map_lookup_elem(&hops, &key);
+    if (!hop || (__s64)(hop->until - bpf_ktime_get_coarse_ns()) <= 0) {
+        if (ask_routes(skb, &key, &local, &new)) {
+            note(EVENT_NO_ROUTE);
+            return TC_ACT_SHOT;
+        }
+        bpf_map_update_elem(&hops, &key, &new, BPF_ANY);
+        hop = &new;
     }
-    struct bpf_redir_neigh next = {.nh_family = route.family};
-    if (route.family == 2)
-        next.ipv4_nh = route.ipv4_dst;
-    else
-        __builtin_memcpy(next.ipv6_nh, route.ipv6_dst, sizeof next.ipv6_nh);
+    struct bpf_redir_neigh next = {.nh_family = hop->family};
+    __builtin_memcpy(next.ipv6_nh, hop->neighbour, sizeof next.ipv6_nh);
     // The kernel asks for a neighbour that it does not know, and keeps those alive that it does.
-    return bpf_redirect_neigh(route.ifindex, &next, sizeof next, 0);
+    return bpf_redirect_neigh(hop->interface, &next, sizeof next, 0);
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

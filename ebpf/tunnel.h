@@ -10,8 +10,6 @@
 #define TUNNEL_PORTS 0xc000
 #define TUNNEL_PORTS_MASK 0x3fff
 #define TUNNEL_TTL 64
-// Congestion that a router marked (RFC 3168, 5), of the two bits that are for it.
-#define CONGESTION 3
 
 // What this kernel's header does not have yet.
 #define ROOM_DECAP_L3_IPV4 (1ULL << 7)
@@ -23,38 +21,43 @@ struct tunnel_headers {
     __be32 flags;
     // In the upper 24 bits.
     __be32 network;
-    struct ethhdr frame;
-} __attribute__((packed));
+    struct frame frame;
+};
 
+// What the room for the tunnel gets, with the protocol that stands before it. The first field and the last are
+// not written: with them all fields lie where they can be written as a whole.
 struct tunnel_ipv4 {
-    struct ethhdr frame;
+    __u16 before;
+    __be16 protocol;
     struct iphdr ip;
     struct tunnel_headers headers;
-} __attribute__((packed));
+};
 
 struct tunnel_ipv6 {
-    struct ethhdr frame;
+    __u16 before;
+    __be16 protocol;
     struct ipv6hdr ip;
     struct tunnel_headers headers;
-} __attribute__((packed));
+};
+
+// Where the protocol is in a frame, and how long the headers after it are.
+#define TUNNEL_AT offsetof(struct ethhdr, h_proto)
+#define TUNNEL_HEADERS (offsetof(struct tunnel_headers, frame) + sizeof(struct frame))
 
 // A length as a header has it; none where it has no room for it, since the packet is cut later.
 static __always_inline __be16 length_of(__u32 length) {
     return length > 0xffff ? 0 : bpf_htons(length);
 }
 
-static __always_inline __sum16 checksum_of(struct iphdr *ip) {
-    __u32 sum = bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof *ip, 0);
+// The checksum of a header without options (RFC 1071).
+static __always_inline __sum16 checksum_of(const struct iphdr *ip) {
+    const __u16 *words = (const __u16 *)ip;
+    __u32 sum = 0;
+#pragma unroll
+    for (int word = 0; word < 10; word++)
+        sum += words[word];
     sum = (sum & 0xffff) + (sum >> 16);
     return ~((sum & 0xffff) + (sum >> 16));
-}
-
-// The two bits of a packet that tell of congestion.
-static __always_inline int congestion_of(struct __sk_buff *skb, bool ipv4, __u32 at) {
-    __u8 bytes[2];
-    if (bpf_skb_load_bytes(skb, at, bytes, sizeof bytes))
-        return -1;
-    return (ipv4 ? bytes[1] : bytes[1] >> 4) & CONGESTION;
 }
 
 struct tunnel {
@@ -70,26 +73,23 @@ struct tunnel {
 static __always_inline void write_headers(struct tunnel_headers *headers, const struct tunnel *tunnel) {
     headers->udp.source = bpf_htons(TUNNEL_PORTS | (tunnel->hash & TUNNEL_PORTS_MASK));
     headers->udp.dest = tunnel->way->port;
-    headers->udp.len = length_of(tunnel->length + sizeof *headers - sizeof headers->frame);
+    headers->udp.len = length_of(tunnel->length + TUNNEL_HEADERS - ETH_HLEN);
     // None, as the kernel's device does over IPv4; over IPv6 tunnels may do without too (RFC 6935).
     headers->udp.check = 0;
     headers->flags = bpf_htonl(VXLAN_HAS_NETWORK);
     headers->network = bpf_htonl(tunnel->network << 8);
-    __builtin_memcpy(headers->frame.h_source, tunnel->way->local_mac, ETH_ALEN);
-    __builtin_memcpy(headers->frame.h_dest, tunnel->way->remote_mac, ETH_ALEN);
-    headers->frame.h_proto = tunnel->protocol;
+    headers->frame.source = tunnel->way->local_mac;
+    headers->frame.destination = tunnel->way->remote_mac;
+    headers->frame.protocol = tunnel->protocol;
 }
 
 static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel *tunnel) {
-    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-    struct tunnel_ipv4 *outer = data;
-    if ((void *)(outer + 1) > end)
-        return -1;
+    struct tunnel_ipv4 outer = {.protocol = bpf_htons(ETH_P_IP)};
     struct iphdr ip = {
         .version = 4,
         .ihl = sizeof ip / 4,
         .tos = tunnel->congestion,
-        .tot_len = length_of(tunnel->length + sizeof *outer - 2 * sizeof(struct ethhdr)),
+        .tot_len = length_of(tunnel->length + sizeof ip + TUNNEL_HEADERS - ETH_HLEN),
         .id = bpf_get_prandom_u32(),
         .ttl = TUNNEL_TTL,
         .protocol = IPPROTO_UDP,
@@ -97,31 +97,25 @@ static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel
         .daddr = tunnel->way->remote.words[3],
     };
     ip.check = checksum_of(&ip);
-    outer->frame.h_proto = bpf_htons(ETH_P_IP);
-    outer->ip = ip;
-    write_headers(&outer->headers, tunnel);
-    return 0;
+    outer.ip = ip;
+    write_headers(&outer.headers, tunnel);
+    __u32 length = sizeof outer.protocol + sizeof outer.ip + TUNNEL_HEADERS;
+    return bpf_skb_store_bytes(skb, TUNNEL_AT, &outer.protocol, length, 0);
 }
 
 static __always_inline int write_ipv6(struct __sk_buff *skb, const struct tunnel *tunnel) {
-    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-    struct tunnel_ipv6 *outer = data;
-    if ((void *)(outer + 1) > end)
-        return -1;
-    outer->frame.h_proto = bpf_htons(ETH_P_IPV6);
-    outer->ip.version = 6;
-    outer->ip.priority = 0;
+    struct tunnel_ipv6 outer = {.protocol = bpf_htons(ETH_P_IPV6)};
+    outer.ip.version = 6;
     // The bits for congestion end the traffic class, whose lower half is here.
-    outer->ip.flow_lbl[0] = tunnel->congestion << 4;
-    outer->ip.flow_lbl[1] = 0;
-    outer->ip.flow_lbl[2] = 0;
-    outer->ip.payload_len = length_of(tunnel->length + sizeof outer->headers - ETH_HLEN);
-    outer->ip.nexthdr = IPPROTO_UDP;
-    outer->ip.hop_limit = TUNNEL_TTL;
-    __builtin_memcpy(&outer->ip.saddr, &tunnel->way->local, sizeof outer->ip.saddr);
-    __builtin_memcpy(&outer->ip.daddr, &tunnel->way->remote, sizeof outer->ip.daddr);
-    write_headers(&outer->headers, tunnel);
-    return 0;
+    outer.ip.flow_lbl[0] = tunnel->congestion << 4;
+    outer.ip.payload_len = length_of(tunnel->length + TUNNEL_HEADERS - ETH_HLEN);
+    outer.ip.nexthdr = IPPROTO_UDP;
+    outer.ip.hop_limit = TUNNEL_TTL;
+    __builtin_memcpy(&outer.ip.saddr, &tunnel->way->local, sizeof outer.ip.saddr);
+    __builtin_memcpy(&outer.ip.daddr, &tunnel->way->remote, sizeof outer.ip.daddr);
+    write_headers(&outer.headers, tunnel);
+    __u32 length = sizeof outer.protocol + sizeof outer.ip + TUNNEL_HEADERS;
+    return bpf_skb_store_bytes(skb, TUNNEL_AT, &outer.protocol, length, 0);
 }
 
 // Where a packet in the tunnel comes from, and where it begins.
@@ -133,6 +127,8 @@ struct arrival {
     __u32 at;
     __be16 port;
     __be16 protocol;
+    // The Ethernet address of this end.
+    struct mac router;
     __u8 congestion;
 };
 
@@ -160,13 +156,14 @@ static __always_inline int read_tunnel(struct __sk_buff *skb, struct arrival *ar
     } else {
         return -1;
     }
-    if (bpf_skb_load_bytes(skb, arrival->at, &headers, sizeof headers) ||
+    if (bpf_skb_load_bytes(skb, arrival->at, &headers, TUNNEL_HEADERS) ||
         headers.flags != bpf_htonl(VXLAN_HAS_NETWORK))
         return -1;
-    arrival->at += sizeof headers;
+    arrival->at += TUNNEL_HEADERS;
     arrival->port = headers.udp.dest;
     arrival->network = bpf_ntohl(headers.network) >> 8;
-    arrival->protocol = headers.frame.h_proto;
+    arrival->protocol = headers.frame.protocol;
+    arrival->router = headers.frame.destination;
     return 0;
 }
 

@@ -10,6 +10,11 @@ struct address {
     __be32 words[4];
 };
 
+// An Ethernet address, in words because those are copied faster.
+struct mac {
+    __be16 words[3];
+};
+
 // An address in a network; the key of `addresses`.
 struct place {
     __u32 network;
@@ -31,7 +36,7 @@ struct meaning {
     // The largest packet that it takes.
     __u32 mtu;
     // Its Ethernet address.
-    __u8 mac[6];
+    struct mac mac;
     __u16 zero;
 };
 
@@ -47,8 +52,8 @@ struct range {
 struct way {
     struct address local;
     struct address remote;
-    __u8 local_mac[6];
-    __u8 remote_mac[6];
+    struct mac local_mac;
+    struct mac remote_mac;
     // The largest packet that the way takes.
     __u32 mtu;
     // The device in the sandbox by which they cross into the host's namespace; 0: the kernel has them.
@@ -61,6 +66,8 @@ struct way {
 struct network {
     // The device in the host's namespace by which packets cross into the sandbox.
     __u32 crossing;
+    // Whether anything is balanced there.
+    __u32 balances;
 };
 
 // What a packet must be for, to be balanced; the key of `fronts`. Protocol and port 0 mean all.

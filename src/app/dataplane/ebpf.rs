@@ -230,13 +230,14 @@ impl ByEbpf {
         })??;
         let changed = fast.to_wire.attach(&self.outside)?;
         let outside = kernel::ebpf::index(&self.outside)?;
-        self.crossing = Some(Crossing { inside: found.1, outside });
+        self.crossing = Some(Crossing { inside: found.1, outside, balances: false });
         Ok(u64::from(found.0) + u64::from(changed))
     }
 
     /// Has packets carried by what is in the sandbox.
     fn carry(&mut self, objects: &BTreeSet<Object>) -> Result<(), kernel::Error> {
-        let paths = match self.crossing {
+        let balances = !self.balancer.fronts.is_empty();
+        let paths = match self.crossing.map(|crossing| Crossing { balances, ..crossing }) {
             Some(crossing) => Paths::through(self.network, crossing, &self.followed, objects),
             None => Paths::default(),
         };
@@ -359,6 +360,14 @@ impl Balancing for ByEbpf {
 
     fn converge(&mut self, _: &Sandbox, balancer: &Balancer) -> Result<(), kernel::Error> {
         let mut node = self.node.borrow_mut();
+        if !balancer.fronts.is_empty() {
+            // Answers are looked for before there are any.
+            for (network, end) in &mut self.entries.paths.networks {
+                end.balances = 1;
+                let maps = node.ebpf.maps();
+                maps.networks.insert(network, end).map_err(map_error("change", "networks"))?;
+            }
+        }
         let wanted = Table::wanted(self.network, balancer, &self.entries.table, &mut node.numbers);
         self.balancer = balancer.clone();
         if let Err(error) = apply(node.ebpf.maps(), &self.entries.table, &wanted) {

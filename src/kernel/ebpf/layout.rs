@@ -145,6 +145,8 @@ impl Way {
 pub struct NetworkEnd {
     /// The device in the host's namespace by which packets cross into the sandbox.
     pub crossing: u32,
+    /// 1: something is balanced there.
+    pub balances: u32,
 }
 
 /// What a packet must be for, to be balanced. Protocol and port 0 mean all.

@@ -66,12 +66,26 @@ struct Nodes {
     _agents: [Agent; 2],
 }
 
+/// Two nodes with a wire between them, where they have these addresses.
+fn wired(ground: &Ground, name: &str) -> ([Arc<Node>; 2], [&'static str; 2]) {
+    const ENDS: [&str; 2] = ["192.168.51.1", "192.168.51.2"];
+    let nodes = [1, 2].map(|number| ground.world.node(&format!("{name}{number}")));
+    nodes[0].space.sh(&format!(
+        "ip link add wire type veth peer name wire netns {}",
+        nodes[1].space.net_path()
+    ));
+    for (node, end) in nodes.iter().zip(ENDS) {
+        node.space.sh(&format!("ip address add {end}/24 dev wire && ip link set wire up"));
+    }
+    (nodes, ENDS)
+}
+
 fn cluster(ground: &Ground, etcd: &Etcd, name: &str, fast: bool) -> Nodes {
     progress(&format!("two nodes: {name}"));
     let config = plain(Config::etcd(etcd)).store("prefix", &format!("{name}/"));
     let config = config.set("lb", "ebpf").raw("fast_path", &fast.to_string());
-    let nodes = [1, 2].map(|number| ground.world.node(&format!("{name}{number}")));
-    let agents = nodes.each_ref().map(|node| node.agent(&config));
+    let (nodes, ends) = wired(ground, name);
+    let agents = [0, 1].map(|at| nodes[at].agent(&config.clone().set("underlay", ends[at])));
     nodes[0].ok("network create bench --subnet 10.9.0.0/24");
     Nodes { nodes, _agents: agents }
 }
@@ -91,10 +105,11 @@ impl Nodes {
 fn across(ground: &Ground, report: &mut Report, fast: &Nodes, stack: &Nodes) {
     let ours = fast.path([0, 1], ["near", "far"], "");
     let through = stack.path([0, 1], ["near", "far"], "");
-    let classic = bridge::make(&ground.world);
-    let bare = [1, 2].map(|number| ground.world.node(&format!("bare{number}")));
+    let (nodes, ends) = wired(ground, "bridge");
+    let classic = bridge::make_between(&nodes, ends);
+    let (bare, ends) = wired(ground, "bare");
     let classic_path = Path::new(&classic.0.space, &classic.1.space, &classic.2);
-    let bare_path = Path::new(&bare[0].space, &bare[1].space, bare[1].ipv4());
+    let bare_path = Path::new(&bare[0].space, &bare[1].space, ends[1]);
     let peers = [("stack", &through.2), (bridge::NAME, &classic_path), ("bare", &bare_path)];
     measure(ground, report, "two", &ours.2, &peers, &PROBES);
 }

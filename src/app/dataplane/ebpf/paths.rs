@@ -23,6 +23,8 @@ pub(super) struct Paths {
 pub(super) struct Crossing {
     pub(super) inside: u32,
     pub(super) outside: u32,
+    /// Whether something is balanced in the network.
+    pub(super) balances: bool,
 }
 
 impl Paths {
@@ -36,7 +38,8 @@ impl Paths {
     ) -> Self {
         let found = Found::among(objects.clone());
         let mut paths = Self::default();
-        paths.networks.insert(network, NetworkEnd { crossing: crossing.outside });
+        let balances = u32::from(crossing.balances);
+        paths.networks.insert(network, NetworkEnd { crossing: crossing.outside, balances });
         for object in objects {
             match *object {
                 Object::Neighbour { device: Device::Endpoint(id), address, mac } => {
@@ -125,7 +128,7 @@ mod tests {
     use crate::model::Vni;
 
     const NETWORK: u32 = 4711;
-    const CROSSING: Crossing = Crossing { inside: 3, outside: 30 };
+    const CROSSING: Crossing = Crossing { inside: 3, outside: 30, balances: true };
 
     fn objects() -> Vec<Object> {
         let id: EndpointId = "0123456789ab".parse().unwrap();
@@ -170,7 +173,7 @@ mod tests {
         // Single addresses that nobody has, and no whole subnet.
         let none = paths.ways[&Range::new(NETWORK, "10.9.0.40/32".parse().unwrap())];
         assert_eq!((none, paths.ways.len()), (Way::none(), 2));
-        assert_eq!(paths.networks[&NETWORK].crossing, 30);
+        assert_eq!(paths.networks[&NETWORK], NetworkEnd { crossing: 30, balances: 1 });
     }
 
     #[test]
