@@ -24,6 +24,8 @@ pub const OTHER: &str = "ve1";
 pub const PASS: i32 = -1;
 /// It went back by the device that it came from (`TC_ACT_REDIRECT`).
 pub const REDIRECT: i32 = 7;
+/// It is dropped (`TC_ACT_SHOT`).
+pub const DROP: i32 = 2;
 
 /// The addresses of one family.
 #[derive(Clone, Copy)]
@@ -185,7 +187,7 @@ pub fn fresh_namespace() {
          echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
          for ve in {DEVICE} {OTHER}; do
              ip link add name $ve type veth peer name peer-$ve
-             ip link set $ve up
+             ip link set $ve address 02:00:00:00:00:01 up
              ip link set peer-$ve up
          done
          ip route add {0} dev {DEVICE}

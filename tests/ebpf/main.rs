@@ -8,6 +8,7 @@ mod errors;
 mod ground;
 mod maps;
 mod packet;
+mod path;
 mod programs;
 #[path = "../support/trials.rs"]
 mod trials;
@@ -38,6 +39,10 @@ fn main() {
             a_backend_that_is_gone_takes_its_connections_along,
             a_reset_connection_begins_anew, silence_ends_a_connection,
             fragments_follow_the_first, the_oldest_connections_leave_a_full_table;
+        path: what_is_for_another_node_enters_the_tunnel, what_comes_by_the_tunnel_leaves_it,
+            a_balanced_packet_enters_the_tunnel_with_its_backends_address,
+            what_the_other_end_may_not_send_passes_as_it_is, containers_of_one_node_reach_each_other,
+            what_needs_the_kernel_passes_as_it_is, the_tunnel_leaves_by_the_hosts_routes_or_not_at_all;
         errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,
             errors_about_others_pass_as_they_are;
     };

@@ -259,7 +259,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// The checksum of the Internet (RFC 1071).
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub fn checksum(parts: &[&[u8]]) -> u16 {
     let bytes: Vec<u8> = parts.concat();
     let words = bytes
         .chunks(2)
