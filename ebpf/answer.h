@@ -23,6 +23,6 @@ SEPARATE int translate_answer(struct __sk_buff *skb, struct packet *packet) {
     remember_fragment(skb, packet);
     counted->outgoing_packets += 1;
     counted->outgoing_bytes += skb->len - ETH_HLEN;
-    follow(connection, other, packet);
+    follow(connection, tuple, other, packet);
     return rewrite(skb, packet, connection);
 }

@@ -87,10 +87,13 @@ static __always_inline void leave(__u32 number) {
 }
 
 // Notes what a packet means for its connection, in both entries.
-static __always_inline void
-follow(struct connection *connection, const struct tuple *other, const struct packet *packet) {
+static __always_inline void follow(
+    struct connection *connection,
+    const struct tuple *this,
+    const struct tuple *other,
+    const struct packet *packet) {
     __u8 state = connection->state;
-    bool is_answer = packet->tuple.reply;
+    bool is_answer = this->reply;
     if (is_answer)
         state |= STATE_ANSWERED;
     if (packet->tcp_flags & TCP_RST)
@@ -103,7 +106,7 @@ follow(struct connection *connection, const struct tuple *other, const struct pa
         connection->seen = now;
         // The other way's entry may have left a full table: the next packet begins anew.
         if (!bpf_map_lookup_elem(&connections, other))
-            bpf_map_delete_elem(&connections, &packet->tuple);
+            bpf_map_delete_elem(&connections, this);
     }
     if (connection->state == state)
         return;

@@ -70,7 +70,7 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
             counted->incoming_packets += 1;
             counted->incoming_bytes += skb->len - ETH_HLEN;
         }
-        follow(connection, &other, packet);
+        follow(connection, &tuple, &other, packet);
         return send_to(skb, packet, connection);
     }
     if (tuple.reply || !begins)

@@ -8,6 +8,7 @@ mod datagrams;
 pub mod ebpf;
 mod error;
 mod host;
+mod ipsec;
 pub mod ipvs;
 mod listen;
 mod look;

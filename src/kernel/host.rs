@@ -12,7 +12,7 @@ use super::message::{self, Dev, Hop, VethEnd};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use super::sandbox::Sandbox;
-use super::{Error, ebpf, observe, sysctl};
+use super::{Error, ebpf, ipsec, observe, sysctl};
 use crate::model::NetworkId;
 use crate::model::object::{
     ACCESS_PREFIX, CROSSING_PREFIX, Device, HostPair, LinkKind, Plug, UPLINK_PREFIX,
@@ -142,8 +142,9 @@ impl Host {
             Ok(devices) => devices,
             Err(error) => return vec![error],
         };
-        let is_pair =
-            |found: &observe::Device| [UPLINK_PREFIX, CROSSING_PREFIX].iter().any(|p| has_name(found, p));
+        let is_pair = |found: &observe::Device| {
+            [UPLINK_PREFIX, CROSSING_PREFIX].iter().any(|p| has_name(found, p))
+        };
         let ours = devices.into_iter().filter(is_pair).map(|found| found.name);
         ours.filter(|name| !wanted.contains(name)).filter_map(|name| self.remove(&name).err()).collect()
     }
@@ -188,6 +189,11 @@ impl Host {
         let devices = self.devices()?;
         let device = devices.into_iter().find(|device| device.index == found.index);
         Ok(device.filter(|device| device.kind != LinkKind::Loopback).map(|device| device.name))
+    }
+
+    /// Whether the host has policies of IPsec, which what it sends must not pass by.
+    pub fn has_ipsec(&self) -> Result<bool, Error> {
+        self.netns.enter(ipsec::has_policies)?.map_err(Error::system("ask for policies of IPsec"))
     }
 
     /// Detaches programs of ours from all devices; goes on after one that fails.

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use netctl::kernel::ebpf::{
-    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey, Meaning,
-    Place, Port, Programs, SlotKey, Timeouts, Tuple,
+    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey,
+    Meaning, Place, Port, Programs, SlotKey, Timeouts, Tuple,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::engine;
 use nix::sys::signal::Signal;
 use world::{Agent, Config, Container, Etcd, Node, NodeOptions, Sockets, World};
 
@@ -41,6 +42,8 @@ impl Cluster {
                 Config::etcd6(&cluster.etcd).set("underlay", node.ipv6())
             };
             cluster.nodes.push(node);
+            // What is not about services runs by the path that skips the stack, too.
+            let config = if world::in_vm() { config } else { config.set("lb", &engine::lb()) };
             cluster.configs.push(adjust(config));
             cluster.agents.push(None);
             cluster.start(number - 1);

@@ -28,6 +28,8 @@ pub(super) struct Node {
     ebpf: Ebpf,
     /// What carries packets past the stack; `None`: the kernel carries all.
     fast: Option<FastPath>,
+    /// Whether what is for other nodes may skip the stack.
+    wired: bool,
     numbers: Numbers,
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Entries>,
@@ -56,7 +58,7 @@ impl Node {
             warn!(%error, "maps of another version's eBPF programs are not removed");
         }
         let left = read(ebpf.maps())?;
-        let mut node = Self { left, ebpf, fast, numbers: Numbers::default(), scan: None };
+        let mut node = Self { left, ebpf, fast, wired: false, numbers: Numbers::default(), scan: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
         }
@@ -133,6 +135,11 @@ impl Node {
     /// Whether packets skip the stack.
     pub(super) fn is_fast(&self) -> bool {
         self.fast.is_some()
+    }
+
+    /// Has what is for other nodes skip the stack, or not; tells whether it was otherwise.
+    pub(super) fn set_wired(&mut self, wired: bool) -> bool {
+        std::mem::replace(&mut self.wired, wired) != wired
     }
 
     /// Has what comes by the wire skip the stack where it enters this device of the host's; tells whether
@@ -237,7 +244,14 @@ impl ByEbpf {
     /// Has packets carried by what is in the sandbox.
     fn carry(&mut self, objects: &BTreeSet<Object>) -> Result<(), kernel::Error> {
         let balances = !self.balancer.fronts.is_empty();
-        let paths = match self.crossing.map(|crossing| Crossing { balances, ..crossing }) {
+        let wired = self.node.borrow().wired;
+        let crossing = self.crossing.map(|Crossing { inside, outside, .. }| Crossing {
+            // No device: the kernel has them.
+            inside: if wired { inside } else { 0 },
+            outside,
+            balances,
+        });
+        let paths = match crossing {
             Some(crossing) => Paths::through(self.network, crossing, &self.followed, objects),
             None => Paths::default(),
         };
@@ -274,11 +288,13 @@ impl ByEbpf {
     /// only what they see: not what silence ended, or what left a full table.
     fn correct(&self) -> Result<(), kernel::Error> {
         let least = |front: &&Front| front.scheduler == SCHEDULER_LEAST;
-        let fronts: BTreeSet<u32> = self.entries.table.fronts.values().filter(least).map(|f| f.id).collect();
+        let fronts: BTreeSet<u32> =
+            self.entries.table.fronts.values().filter(least).map(|f| f.id).collect();
         let mut node = self.node.borrow_mut();
         let counted = node.scan()?.open.clone();
         let maps = node.ebpf.maps();
-        for (number, _) in self.entries.table.backends.iter().filter(|(_, b)| fronts.contains(&b.front)) {
+        for (number, _) in self.entries.table.backends.iter().filter(|(_, b)| fronts.contains(&b.front))
+        {
             let open = counted.get(number).map_or(0, |(active, inactive)| active + inactive);
             let there = maps.backends.get(number).map_err(map_error("read", "backends"))?;
             if let Some(there) = there.filter(|there| there.open != open) {

@@ -81,11 +81,7 @@ impl ByIpvs {
 }
 
 impl Balancing for ByIpvs {
-    fn reread(
-        &mut self,
-        sandbox: &Sandbox,
-        _: &BTreeSet<Object>,
-    ) -> Result<Vec<Load>, kernel::Error> {
+    fn reread(&mut self, sandbox: &Sandbox, _: &BTreeSet<Object>) -> Result<Vec<Load>, kernel::Error> {
         let (entries, timeouts) = read(sandbox, &mut self.ipvs)?;
         let (table, loads) = (table::observed(&entries), self.loads_of(&entries));
         let changed = table::changes(&table, &self.table).len() as u64;

@@ -156,11 +156,7 @@ impl Slot {
     }
 
     /// Puts the host's end of a pair right, and makes the pair where it is missing.
-    pub(super) fn ensure_pair(
-        &mut self,
-        host: &mut Host,
-        pair: &HostPair,
-    ) -> Result<(), kernel::Error> {
+    pub(super) fn ensure_pair(&mut self, host: &mut Host, pair: &HostPair) -> Result<(), kernel::Error> {
         host.ensure_pair(&mut self.sandbox, pair)
     }
 

@@ -422,7 +422,20 @@ impl Worker {
     /// Has what comes by the wire skip the stack, where the underlay address is now; or nowhere.
     fn follow_wire(&mut self) -> Result<(), kernel::Error> {
         let found = self.host.device_of(self.me.underlay)?;
+        let has_ipsec = self.host.has_ipsec().unwrap_or_else(|error| {
+            warn!(%error, "nobody knows whether this host has IPsec policies: the kernel carries all");
+            true
+        });
         let fast = self.ebpf.as_ref().filter(|node| node.borrow().is_fast());
+        if let Some(node) = fast
+            && node.borrow_mut().set_wired(!has_ipsec)
+        {
+            if has_ipsec {
+                warn!("this host has IPsec policies: what is for other nodes goes through the stack");
+            }
+            self.changed.extend(self.slots.keys());
+        }
+        let fast = fast.filter(|_| !has_ipsec);
         let attached = match (&found, fast) {
             (Some(device), Some(node)) => node.borrow().attach_wire(device)?,
             (Some(device), None) => {

@@ -1,6 +1,5 @@
-//! Programs at devices of kernels before Linux 6.6: as filters of the queueing discipline `clsact`
-//! (tc-bpf(8)). They stay until they are removed, or the device goes.
-
+//! Programs as filters of the queueing discipline `clsact` (tc-bpf(8)). They stay until they are removed, or the
+//! device goes.
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 

@@ -18,27 +18,39 @@ pub(super) struct Source {
     pub(super) name: &'static str,
     pub(super) code: &'static [u8],
     direction: Direction,
+    place: Place,
+}
+
+/// What sort of device a program is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// One that comes and goes with a container or a network: a filter of `clsact` costs some hundred
+    /// microseconds. TCX has all wait for a grace period of RCU, some ten milliseconds, when a program is
+    /// attached and when the device goes.
+    Passing,
+    /// One of the host's that stays: TCX where the kernel has it (Linux 6.6), since others may attach there.
+    Lasting,
 }
 
 macro_rules! source {
-    ($name:literal, $file:literal, $direction:expr) => {{
+    ($name:literal, $file:literal, $direction:ident, $place:ident) => {{
         static CODE: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $file, ".o"));
-        Source { name: $name, code: CODE, direction: $direction }
+        Source { name: $name, code: CODE, direction: Direction::$direction, place: Place::$place }
     }};
 }
 
 /// Where a container's packets leave its sandbox, and where they enter it. They are attached in this
 /// order: where connections are opened their answers are known.
 const OF_CONTAINER: [Source; 2] = [
-    source!("netctl_to", "to_container", Direction::Out),
-    source!("netctl_from", "from_container", Direction::In),
+    source!("netctl_to", "to_container", Out, Passing),
+    source!("netctl_from", "from_container", In, Passing),
 ];
 /// Where what the wire brought crosses a sandbox.
-const INTO: Source = source!("netctl_into", "into_container", Direction::In);
+const INTO: Source = source!("netctl_into", "into_container", In, Passing);
 /// Where what is for the wire enters the host's namespace.
-const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", Direction::In);
+const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", In, Passing);
 /// Where the wire ends.
-const FROM_WIRE: Source = source!("netctl_wire_in", "from_wire", Direction::In);
+const FROM_WIRE: Source = source!("netctl_wire_in", "from_wire", In, Lasting);
 
 pub(super) fn sources() -> impl Iterator<Item = Source> {
     OF_CONTAINER.into_iter().chain([INTO, TO_WIRE, FROM_WIRE])
@@ -99,7 +111,8 @@ impl Ebpf {
     /// When the kernel does not take one.
     pub fn load_path(&self, end: TunnelEnd) -> Result<Path, Error> {
         let (local, port) = (Address::from(end.address), u32::from(end.port.to_be()));
-        let alone = |loaded: Result<Loaded, Error>| loaded.map(|loaded| Programs { loaded: vec![loaded] });
+        let alone =
+            |loaded: Result<Loaded, Error>| loaded.map(|loaded| Programs { loaded: vec![loaded] });
         let from_wire = self.load_one(FROM_WIRE, |loader| {
             loader.override_global("local", bytemuck::bytes_of(&local), true);
             loader.override_global("port", &port, true);
@@ -142,16 +155,17 @@ impl Programs {
     pub fn attach(&self, device: &str) -> Result<bool, Error> {
         let interface = index(device)?;
         let mut changed = false;
-        for Loaded { source: Source { name, direction, .. }, fd, id, .. } in &self.loaded {
-            let there = ours(*direction, interface, name).map_err(attach_error("look at", device))?;
+        for Loaded { source, fd, id, .. } in &self.loaded {
+            let Source { name, direction, .. } = *source;
+            let there = source.attached(interface).map_err(attach_error("look at", device))?;
             let replaced = match there.as_slice() {
                 [(there, _)] if there == id => continue,
                 [] => None,
                 [(_, replaced), ..] => Some(replaced.as_fd()),
             };
-            let attached = match has_tcx() {
-                true => sys::attach(*direction, interface, fd.as_fd(), replaced),
-                false => clsact::attach(*direction, interface, fd.as_fd(), name),
+            let attached = match source.is_by_tcx() {
+                true => sys::attach(direction, interface, fd.as_fd(), replaced),
+                false => clsact::attach(direction, interface, fd.as_fd(), name),
             };
             attached.map_err(attach_error("attach", device))?;
             changed = true;
@@ -184,16 +198,16 @@ impl Programs {
 pub fn detach(device: &str) -> Result<bool, Error> {
     let interface = index(device)?;
     let mut changed = false;
-    for Source { name, direction, .. } in sources().collect::<Vec<_>>().into_iter().rev() {
-        let there = match ours(direction, interface, name) {
+    for source in sources().collect::<Vec<_>>().into_iter().rev() {
+        let there = match source.attached(interface) {
             // Where the kernel has no eBPF, or gives none to us, nothing is attached.
             Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
             there => there.map_err(attach_error("look at", device))?,
         };
         for (_, program) in there {
-            let detached = match has_tcx() {
-                true => sys::detach(direction, interface, program.as_fd()),
-                false => clsact::detach(direction, interface),
+            let detached = match source.is_by_tcx() {
+                true => sys::detach(source.direction, interface, program.as_fd()),
+                false => clsact::detach(source.direction, interface),
             };
             detached.map_err(attach_error("detach", device))?;
             changed = true;
@@ -202,28 +216,31 @@ pub fn detach(device: &str) -> Result<bool, Error> {
     Ok(changed)
 }
 
-/// Whether programs can be attached to devices as such (TCX, Linux 6.6).
-fn has_tcx() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    // Every namespace has `lo`, as its first device.
-    *HAS.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL))
-}
-
-/// The programs of ours with this name that are attached to a device, with their numbers.
-fn ours(direction: Direction, interface: u32, name: &str) -> Result<Vec<(u32, OwnedFd)>, Errno> {
-    let mut ours = Vec::new();
-    let attached = match has_tcx() {
-        true => sys::attached(direction, interface)?,
-        false => clsact::attached(direction, interface, name)?,
-    };
-    for id in attached {
-        // One that has gone since then is none.
-        let Ok(program) = sys::program(id) else { continue };
-        if sys::describe(program.as_fd())?.1 == name {
-            ours.push((id, program));
-        }
+impl Source {
+    /// Whether it is attached to its device as such (TCX), not as a filter.
+    fn is_by_tcx(&self) -> bool {
+        static HAS: OnceLock<bool> = OnceLock::new();
+        // Every namespace has `lo`, as its first device.
+        self.place == Place::Lasting
+            && *HAS.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL))
     }
-    Ok(ours)
+
+    /// The programs of ours with its name that are attached to a device, with their numbers.
+    fn attached(&self, interface: u32) -> Result<Vec<(u32, OwnedFd)>, Errno> {
+        let mut ours = Vec::new();
+        let attached = match self.is_by_tcx() {
+            true => sys::attached(self.direction, interface)?,
+            false => clsact::attached(self.direction, interface, self.name)?,
+        };
+        for id in attached {
+            // One that has gone since then is none.
+            let Ok(program) = sys::program(id) else { continue };
+            if sys::describe(program.as_fd())?.1 == self.name {
+                ours.push((id, program));
+            }
+        }
+        Ok(ours)
+    }
 }
 
 /// The number of a device of the thread's namespace.

@@ -124,7 +124,11 @@ pub(super) fn attach(
 }
 
 /// Detaches a program.
-pub(super) fn detach(direction: Direction, interface: u32, program: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn detach(
+    direction: Direction,
+    interface: u32,
+    program: BorrowedFd<'_>,
+) -> Result<(), Errno> {
     let mut attach = Attach { interface, program: number(program), ..Attach::zeroed() };
     attach.kind = direction as u32;
     // SAFETY: there are no pointers in it.

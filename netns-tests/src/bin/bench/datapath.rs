@@ -36,7 +36,9 @@ const PROBES: [(&str, &str, Better, Probe); 7] = [
     ("tcp4_gbps", "TCP, 4 streams, Gb/s", Better::Higher, |path, time| path.tcp(4, time)),
     ("cpu_per_gb", "CPU seconds per GB", Better::Lower, Path::cpu_per_gigabyte),
     ("udp64_pps", "UDP 64 bytes, packets/s", Better::Higher, Path::datagrams),
-    ("rr32_per_s", "round trips, 32 at once, /s", Better::Higher, |path, time| path.round_trips(32, time)),
+    ("rr32_per_s", "round trips, 32 at once, /s", Better::Higher, |path, time| {
+        path.round_trips(32, time)
+    }),
     ("rr1_per_s", "round trips, one on one core, /s", Better::Higher, |path, time| {
         path.round_trips(1, time)
     }),
@@ -70,10 +72,9 @@ struct Nodes {
 fn wired(ground: &Ground, name: &str) -> ([Arc<Node>; 2], [&'static str; 2]) {
     const ENDS: [&str; 2] = ["192.168.51.1", "192.168.51.2"];
     let nodes = [1, 2].map(|number| ground.world.node(&format!("{name}{number}")));
-    nodes[0].space.sh(&format!(
-        "ip link add wire type veth peer name wire netns {}",
-        nodes[1].space.net_path()
-    ));
+    nodes[0]
+        .space
+        .sh(&format!("ip link add wire type veth peer name wire netns {}", nodes[1].space.net_path()));
     for (node, end) in nodes.iter().zip(ENDS) {
         node.space.sh(&format!("ip address add {end}/24 dev wire && ip link set wire up"));
     }
@@ -166,7 +167,9 @@ fn service(ground: &Ground, report: &mut Report, fast: &Nodes) {
         for (metric, (.., probe)) in metrics.iter_mut().zip(of(&few)) {
             let time = Duration::from_millis(ground.pick(2000, 500));
             let one = probe(&ours, time);
-            node.enter(|| write(&Maps::of_agent().expect("the agent has maps"), FIRST..FIRST + services));
+            node.enter(|| {
+                write(&Maps::of_agent().expect("the agent has maps"), FIRST..FIRST + services)
+            });
             let many = probe(&ours, time);
             node.enter(|| erase(services));
             metric.add(many, "one", one);
@@ -180,12 +183,16 @@ fn erase(services: u32) {
     let maps = Maps::of_agent().expect("the agent has maps");
     let gone = |network: u32| network == netctl::kernel::ebpf::LAYOUT;
     let fronts = maps.fronts.entries().expect("they can be read");
-    let fronts: Vec<_> = fronts.into_iter().map(|(key, _)| key).filter(|key| gone(key.network)).collect();
+    let fronts: Vec<_> =
+        fronts.into_iter().map(|(key, _)| key).filter(|key| gone(key.network)).collect();
     let addresses = maps.addresses.entries().expect("they can be read");
     let addresses: Vec<_> =
         addresses.into_iter().map(|(place, _)| place).filter(|place| gone(place.network)).collect();
     assert_eq!(fronts.len(), services as usize);
-    maps.fronts.remove_all(&fronts).and_then(|()| maps.addresses.remove_all(&addresses)).expect("they go");
+    maps.fronts
+        .remove_all(&fronts)
+        .and_then(|()| maps.addresses.remove_all(&addresses))
+        .expect("they go");
 }
 
 /// A node that routes to two containers, each by a veth of its own.
@@ -245,7 +252,8 @@ fn measure(
         for (metric, (name, .., probe)) in metrics.iter_mut().zip(probes) {
             let stream = name.starts_with("tcp") || name.starts_with("cpu");
             let time = Duration::from_millis(ground.pick(2000, if stream { 1000 } else { 300 }));
-            let all: Vec<&Path> = std::iter::once(ours).chain(peers.iter().map(|(_, path)| *path)).collect();
+            let all: Vec<&Path> =
+                std::iter::once(ours).chain(peers.iter().map(|(_, path)| *path)).collect();
             let mut values = vec![0.0; all.len()];
             for turn in 0..all.len() {
                 let at = (turn + round) % all.len();

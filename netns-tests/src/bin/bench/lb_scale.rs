@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use netctl::cluster::drain::Scope;
 use netctl::kernel::ebpf::{
-    ADDRESS_SERVICE, Backend, Ebpf, Front, FrontKey, LAYOUT, Maps, Meaning, Place, SCHEDULER_TURN, SlotKey,
+    ADDRESS_SERVICE, Backend, Ebpf, Front, FrontKey, LAYOUT, Maps, Meaning, Place, SCHEDULER_TURN,
+    SlotKey,
 };
 use world::{Config, Space};
 

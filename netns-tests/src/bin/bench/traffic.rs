@@ -234,7 +234,8 @@ impl Path {
 fn busy() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").expect("/proc/stat can be read");
     let first = text.lines().next().unwrap_or_default();
-    let times: Vec<f64> = first.split_whitespace().skip(1).filter_map(|time| time.parse().ok()).collect();
+    let times: Vec<f64> =
+        first.split_whitespace().skip(1).filter_map(|time| time.parse().ok()).collect();
     // They are in units of a hundredth of a second everywhere (USER_HZ).
     [0, 1, 2, 5, 6].iter().filter_map(|at| times.get(*at)).sum::<f64>() / 100.0
 }

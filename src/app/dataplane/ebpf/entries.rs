@@ -23,7 +23,10 @@ impl Entries {
     }
 }
 
-pub(super) fn map_error(action: &'static str, map: &'static str) -> impl Fn(std::io::Error) -> kernel::Error {
+pub(super) fn map_error(
+    action: &'static str,
+    map: &'static str,
+) -> impl Fn(std::io::Error) -> kernel::Error {
     move |source| Error::Map { action, map, source }.into()
 }
 

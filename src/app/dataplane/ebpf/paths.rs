@@ -46,7 +46,8 @@ impl Paths {
                     let (Some(&interface), Some(&mtu)) = (devices.get(&id), found.mtus.get(&id)) else {
                         continue;
                     };
-                    let meaning = Meaning { interface, mtu, mac: mac.0, ..Meaning::of(ADDRESS_CONTAINER) };
+                    let meaning =
+                        Meaning { interface, mtu, mac: mac.0, ..Meaning::of(ADDRESS_CONTAINER) };
                     paths.containers.insert(Place { network, address: address.into() }, meaning);
                 }
                 Object::Route(Route { destination, target: Target::Via(Device::Tunnel, hop), mtu }) => {
@@ -89,7 +90,9 @@ impl Found {
                 Object::Link(Link { device: Device::Endpoint(id), mtu, up: true, .. }) => {
                     found.mtus.insert(id, mtu);
                 }
-                Object::Link(Link { kind: LinkKind::Vxlan { local, mac, .. }, mtu, up: true, .. }) => {
+                Object::Link(Link {
+                    kind: LinkKind::Vxlan { local, mac, .. }, mtu, up: true, ..
+                }) => {
                     found.tunnel = Some((local, mac, mtu));
                 }
                 Object::Neighbour { device: Device::Tunnel, address, mac } => {
