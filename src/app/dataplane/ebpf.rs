@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Backend, ClientKey, Counts, Ebpf, FastPath, Front, Programs, SCHEDULER_LEAST, TunnelEnd, Tuple,
+    Backend, ClientKey, Counts, Ebpf, FastPath, Front, Maps, Programs, SCHEDULER_LEAST, TunnelEnd, Tuple,
 };
 use crate::kernel::{self, Sandbox};
 use crate::lb::Balancer;
@@ -57,7 +57,10 @@ impl Node {
         if let Err(error) = kernel::ebpf::remove_other_layouts() {
             warn!(%error, "maps of another version's eBPF programs are not removed");
         }
-        let left = read(ebpf.maps())?;
+        let mut left = read(ebpf.maps())?;
+        if fast.is_none() {
+            forget_paths(ebpf.maps(), &mut left)?;
+        }
         let mut node = Self { left, ebpf, fast, wired: false, numbers: Numbers::default(), scan: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
@@ -438,6 +441,27 @@ impl Drop for ByEbpf {
             node.left.insert(self.network, entries);
         }
     }
+}
+
+/// Has what earlier agents attached leave all packets to the kernel, before the devices go by which they
+/// cross.
+fn forget_paths(maps: &Maps, left: &mut BTreeMap<u32, Entries>) -> Result<(), kernel::Error> {
+    for entries in left.values_mut() {
+        apply_paths(maps, &std::mem::take(&mut entries.paths), &Paths::default())?;
+    }
+    Ok(())
+}
+
+/// The same on a node that balances otherwise; there the maps go.
+pub(super) fn forget() -> Result<(), kernel::Error> {
+    // Where there are none nothing was carried.
+    if let Ok(maps) = Maps::of_agent() {
+        forget_paths(&maps, &mut read(&maps)?)?;
+    }
+    kernel::ebpf::remove_pins().map_err(|source| kernel::Error::System {
+        action: "remove the maps of an earlier agent's eBPF",
+        source,
+    })
 }
 
 /// Removes all of eBPF from a node that balances otherwise.

@@ -125,8 +125,8 @@ impl Worker {
                 Some(Rc::new(RefCell::new(node)))
             }
             Engine::Ipvs | Engine::None | Engine::Missing => {
-                if let Err(error) = kernel::ebpf::remove_pins() {
-                    warn!(%error, "eBPF maps of an earlier agent are not removed");
+                if let Err(error) = ebpf::forget() {
+                    warn!(%error, "eBPF of an earlier agent is not removed");
                 }
                 None
             }

@@ -1,5 +1,6 @@
 //! Programs as filters of the queueing discipline `clsact` (tc-bpf(8)). They stay until they are removed, or the
 //! device goes.
+
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
