@@ -48,9 +48,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let rest = check.duration("rest", "1m", "0s", "1h");
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
-    let lb = check.value("lb", EngineChoice::Auto, engine);
-    let lb_connections = check.value("lb_connections", LB_CONNECTIONS, connections);
-    let fast_path = check.value("fast_path", true, boolean);
+    let (lb, lb_connections, fast_path) = check.engine();
     let health_user = check.value("health_user", nobody(), user);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
@@ -118,6 +116,15 @@ impl Check<'_> {
             None => format!("default of {key}"),
         };
         self.problems.push(Problem { source, message });
+    }
+
+    /// What balances, for how many connections, and whether it carries packets too.
+    fn engine(&mut self) -> (EngineChoice, u32, bool) {
+        (
+            self.value("lb", EngineChoice::Auto, engine),
+            self.value("lb_connections", LB_CONNECTIONS, connections),
+            self.value("fast_path", true, boolean),
+        )
     }
 
     fn address_levels(&mut self) -> (u8, u8) {

@@ -168,7 +168,7 @@ fn service(ground: &Ground, report: &mut Report, fast: &Nodes) {
             let time = Duration::from_millis(ground.pick(2000, 500));
             let one = probe(&ours, time);
             node.enter(|| {
-                write(&Maps::of_agent().expect("the agent has maps"), FIRST..FIRST + services)
+                write(&Maps::of_agent().expect("the agent has maps"), FIRST..FIRST + services);
             });
             let many = probe(&ours, time);
             node.enter(|| erase(services));

@@ -162,7 +162,7 @@ pub(super) fn apply_paths(maps: &Maps, now: &Paths, wanted: &Paths) -> Result<()
         done("addresses", maps.addresses.remove_all(&lost_containers)),
         done("networks", maps.networks.remove_all(&lost_networks)),
     ];
-    outcomes.into_iter().filter(Result::is_err).next_back().unwrap_or(Ok(()))
+    outcomes.into_iter().rfind(Result::is_err).unwrap_or(Ok(()))
 }
 
 /// How many connections each backend has: established ones, and others.
