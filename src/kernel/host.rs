@@ -108,6 +108,9 @@ impl Host {
         }
         let fail = || Error::netlink(format!("make {}", wanted.name), HOST);
         made.map_err(fail())?;
+        if wanted.device == Device::Crossing {
+            self.netns.enter(|| sysctl::forward_from(&wanted.name))??;
+        }
         let up = Request::new(message::link_up(Dev::Name(&wanted.name), None));
         self.netlink.request(up).map_err(Error::netlink(format!("set up {}", wanted.name), HOST))?;
         let up = Request::new(message::link_up(Dev::Name(&far_name), None));

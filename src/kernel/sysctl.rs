@@ -23,10 +23,12 @@ pub(super) fn write(setting: &str, value: &str) -> Result<(), Error> {
     std::fs::write(&path, value).map_err(Error::path("write", &path))
 }
 
-/// Has packets that come by an interface forwarded, whatever holds for the others.
+/// Has packets that come by an interface forwarded, whatever holds for the others. It gets no address by
+/// itself when it comes up.
 pub(super) fn forward_from(interface: &str) -> Result<(), Error> {
     write(&format!("ipv4/conf/{interface}/forwarding"), "1")?;
     if has_ipv6() {
+        write(&format!("ipv6/conf/{interface}/addr_gen_mode"), "1")?;
         write(&format!("ipv6/conf/{interface}/forwarding"), "1")?;
     }
     Ok(())

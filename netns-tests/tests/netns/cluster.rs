@@ -43,7 +43,11 @@ impl Cluster {
             };
             cluster.nodes.push(node);
             // What is not about services runs by the path that skips the stack, too.
-            let config = if world::in_vm() { config } else { config.set("lb", &engine::lb()) };
+            let config = if world::in_vm() {
+                config
+            } else {
+                config.set("lb", &engine::lb()).raw("lb_connections", "16384")
+            };
             cluster.configs.push(adjust(config));
             cluster.agents.push(None);
             cluster.start(number - 1);

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use crate::kernel::ebpf::{ADDRESS_CONTAINER, Meaning, NetworkEnd, Place, Range, Way};
 use crate::model::object::{Device, Link, LinkKind, Object, Route, Target};
 use crate::model::subnet::width;
@@ -54,7 +56,12 @@ impl Paths {
                     let way = found.way(hop, mtu, crossing);
                     paths.ways.extend(way.map(|way| (Range::new(network, destination), way)));
                 }
-                // The kernel tells that nobody is there, also within a range that another node has.
+                // The sandbox's own, also within a range that another node has: gateways, for one.
+                Object::Address { address, .. } => {
+                    let own = IpNetwork::from(address.ip());
+                    paths.ways.insert(Range::new(network, own), Way::none());
+                }
+                // The kernel tells that nobody is there, also within such a range.
                 Object::Route(Route { destination, target: Target::Unreachable, .. })
                     if destination.prefix() == width(destination.ip()) =>
                 {
@@ -147,6 +154,7 @@ mod tests {
         vec![
             link(Device::Tunnel, LinkKind::Vxlan { vni, local, port: 4789, mac: mac(1) }),
             link(device, LinkKind::Veth),
+            Object::Address { device: Device::Loopback, address: "10.9.0.33/32".parse().unwrap() },
             Object::Neighbour { device: Device::Tunnel, address: hop, mac: mac(2) },
             Object::Neighbour { device, address: "10.9.0.5".parse().unwrap(), mac: mac(5) },
             Object::Fdb { mac: mac(2), remote, port: 4790 },
@@ -173,9 +181,12 @@ mod tests {
         let way = paths.ways[&Range::new(NETWORK, "10.9.0.32/27".parse().unwrap())];
         assert_eq!((IpAddr::from(way.remote), u16::from(way.port)), ("10.1.0.2".parse().unwrap(), 4790));
         assert_eq!((way.mtu, way.crossing, way.remote_mac), (1400, 3, [2, 0, 0, 0, 0, 2]));
-        // Single addresses that nobody has, and no whole subnet.
-        let none = paths.ways[&Range::new(NETWORK, "10.9.0.40/32".parse().unwrap())];
-        assert_eq!((none, paths.ways.len()), (Way::none(), 2));
+        // Single addresses that nobody has, or the sandbox itself, and no whole subnet.
+        for address in ["10.9.0.40/32", "10.9.0.33/32"] {
+            let none = paths.ways[&Range::new(NETWORK, address.parse().unwrap())];
+            assert_eq!(none, Way::none(), "{address}");
+        }
+        assert_eq!(paths.ways.len(), 3);
         assert_eq!(paths.networks[&NETWORK], NetworkEnd { crossing: 30, balances: 1 });
     }
 
@@ -189,6 +200,6 @@ mod tests {
         objects.retain(|object| !matches!(object, Object::Link(Link { kind: LinkKind::Veth, .. })));
         objects.retain(|object| !matches!(object, Object::Fdb { .. }));
         let paths = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &objects);
-        assert_eq!((paths.containers.len(), paths.ways.len()), (0, 1));
+        assert_eq!((paths.containers.len(), paths.ways.len()), (0, 2));
     }
 }
