@@ -104,8 +104,9 @@ pub(super) fn vxlan(
     };
     let id = InfoVxlan::Id(vni.number());
     // Programs of ours write no checksum over IPv6 either (RFC 6935): what is not for them is read here.
-    let unchecked = InfoVxlan::UDPZeroCsumRX(true);
-    let data = vec![id, local, InfoVxlan::Port(port), InfoVxlan::Learning(false), unchecked];
+    let unchecked = matches!(local, InfoVxlan::Local6(_)).then_some(InfoVxlan::UDPZeroCsumRX(true));
+    let data = [id, local, InfoVxlan::Port(port), InfoVxlan::Learning(false)];
+    let data = data.into_iter().chain(unchecked).collect();
     message.attributes.extend([
         LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()),
         LinkAttribute::Mtu(mtu),

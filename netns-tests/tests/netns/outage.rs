@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use netctl::kernel::ebpf::{self, Maps};
 use serde_json::json;
 use world::Transport::Tcp;
-use world::{Config, Failure, Load, Node, Session, Space, World, ask, wait_for};
+use world::{Config, Failure, Load, Node, Session, Space, World, ask, eventually, wait_for};
 
 use crate::engine::{has_timeouts, is_ebpf, lb, saved};
 use crate::shop::{
@@ -195,7 +195,7 @@ fn a_dead_nodes_backends_get_nothing_after_its_lease_and_are_used_again_when_it_
     shop.cluster.kill(1);
     let died = Instant::now();
     world.connect(&n2, false);
-    wait_for("the dead node's backend gets nothing", || shop.weights(0) == [1, 0]);
+    assert!(eventually(2 * LEASE, || shop.weights(0) == [1, 0]), "the dead node's backend gets nothing");
     load.goes_on(60, "the other machine serves");
     let begun_after = |time: Instant| -> Vec<Failure> {
         load.failures().into_iter().filter(|failure| failure.begun > time).collect()
@@ -223,9 +223,9 @@ fn connections_to_a_dead_node_that_answers_go_on_for_another_lease(world: &World
     let mut session = session_with(from, &shop.vips[0], 80, "b2");
     // Only its agent ends.
     shop.cluster.kill(1);
-    wait_for("its backend gets no new connections", || shop.weights(0) == [1, 0]);
+    assert!(eventually(2 * LEASE, || shop.weights(0) == [1, 0]), "its backend gets no new connections");
     assert_eq!(session.ask().unwrap().server, "b2", "its connection goes on");
-    wait_for("its backend has gone", || shop.weights(0) == [1]);
+    assert!(eventually(2 * LEASE, || shop.weights(0) == [1]), "its backend has gone");
     let ended = session.ask().unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "{ended}");
 }
