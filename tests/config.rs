@@ -149,8 +149,15 @@ fn toml_that_cannot_be_read_is_named_by_its_line() {
 
 #[test]
 fn a_value_of_another_type_is_refused() {
-    for file in ["log = true", "pools = \"10.0.0.0/8\"", "labels = [\"a\"]", "store = 1", "lease = 1.5"]
-    {
+    for file in [
+        "log = true",
+        "pools = \"10.0.0.0/8\"",
+        "labels = [\"a\"]",
+        "store = 1",
+        "lease = 1.5",
+        "fast_path = \"yes\"",
+        "fast_path = 1",
+    ] {
         let error = errors(&[], &[], file);
         assert!(error.contains("c.toml:1:"), "{file}: {error}");
     }
@@ -172,6 +179,7 @@ fn values_that_do_not_fit_each_other_are_refused() {
         ("metrics = \"localhost:9980\"", "give such as 127.0.0.1:9980"),
         ("metrics = \"127.0.0.1:0\"", "127.0.0.1:9980"),
         ("metrics = \"127.0.0.1:70000\"", "127.0.0.1:9980"),
+        ("lb = \"ipv\"", "c.toml:1: lb:"),
         ("node = \"Not_A_Host!\"", "node name"),
         ("underlay = \"a/b\"", "neither an address"),
         ("[dns]\ndomain = \"a..b\"", "c.toml:2: dns.domain: \"a..b\" is not a domain"),

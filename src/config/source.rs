@@ -12,6 +12,8 @@ use super::{DEFAULT_FILE, Flags, Problem};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     One,
+    /// `true` or `false`.
+    Truth,
     Many,
     /// `KEY=VALUE` texts; a table in the file.
     Pairs,
@@ -42,7 +44,7 @@ const KEYS: [(&str, Shape); 43] = [
     ("resync", Shape::One),
     ("lb", Shape::One),
     ("lb_connections", Shape::One),
-    ("fast_path", Shape::One),
+    ("fast_path", Shape::Truth),
     ("health_user", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),
@@ -134,7 +136,7 @@ fn from_environment(
             continue;
         };
         let text = match shape {
-            Shape::One => Text::One(value),
+            Shape::One | Shape::Truth => Text::One(value),
             Shape::Many | Shape::Pairs | Shape::Lists => Text::Many(
                 value.split(',').map(str::trim).filter(|v| !v.is_empty()).map(str::to_owned).collect(),
             ),
@@ -222,11 +224,12 @@ fn text(value: &DeValue<'_>, shape: Shape) -> Result<Text, &'static str> {
     let one = |value: &DeValue<'_>| match value {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
-        DeValue::Boolean(value) => Some(value.to_string()),
         _ => None,
     };
     match (shape, value) {
         (Shape::One, value) => one(value).map(Text::One).ok_or("one text or number"),
+        (Shape::Truth, DeValue::Boolean(value)) => Ok(Text::One(value.to_string())),
+        (Shape::Truth, _) => Err("true or false"),
         (Shape::Many, DeValue::Array(values)) => {
             let texts = values.iter().map(|value| one(value.get_ref())).collect::<Option<Vec<_>>>();
             texts.map(Text::Many).ok_or("a list of texts")

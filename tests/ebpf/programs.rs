@@ -13,8 +13,8 @@ const INSTRUCTIONS: [(&str, u32); 5] = [
     ("netctl_from", 16_000),
     ("netctl_to", 12_000),
     ("netctl_into", 20),
-    ("netctl_wire_out", 1_000),
-    ("netctl_wire_in", 12_000),
+    ("netctl_wire_out", 500),
+    ("netctl_wire_in", 6_500),
 ];
 
 pub fn the_verifier_follows_no_more_instructions_than_before() {
