@@ -9,6 +9,8 @@ use crate::world::{Container, Node, Space, eventually, net, sh, try_sh, two_node
 
 fn reach_each_other(underlays: [&str; 2], prefix: u8) {
     let (_nodes, [a, b]) = two_nodes(underlays, prefix);
+    // The underlay's devices have just come up.
+    eventually("the other node is reached", || a.reaches("10.9.0.130"));
     for address in ["10.9.0.130", "fd00:9::130", "10.9.0.1", "fd00:9::1"] {
         assert!(a.reaches(address), "{address}");
     }
