@@ -73,6 +73,7 @@ impl Host {
         let (name, mtu) = (wanted.name.as_str(), wanted.mtu);
         let index = match self.device(name)? {
             Some(found) if self.leads_to(&found, sandbox, wanted.device)? => {
+                self.set_forwarding(wanted)?;
                 if !found.up || found.mtu != mtu {
                     let request = Request::new(message::link_up(Dev::Index(found.index), Some(mtu)));
                     self.netlink
@@ -88,10 +89,6 @@ impl Host {
                 self.make_pair(sandbox, wanted)?
             }
         };
-        if wanted.device == Device::Crossing {
-            // The programs ask for the host's routes as if packets from here were forwarded.
-            self.netns.enter(|| sysctl::forward_from(name))??;
-        }
         self.set_addresses(index, wanted)
     }
 
@@ -108,9 +105,7 @@ impl Host {
         }
         let fail = || Error::netlink(format!("make {}", wanted.name), HOST);
         made.map_err(fail())?;
-        if wanted.device == Device::Crossing {
-            self.netns.enter(|| sysctl::forward_from(&wanted.name))??;
-        }
+        self.set_forwarding(wanted)?;
         let up = Request::new(message::link_up(Dev::Name(&wanted.name), None));
         self.netlink.request(up).map_err(Error::netlink(format!("set up {}", wanted.name), HOST))?;
         let up = Request::new(message::link_up(Dev::Name(&far_name), None));
@@ -120,6 +115,14 @@ impl Host {
             .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
         self.device(&wanted.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
+    }
+
+    /// The programs ask for the host's routes as if packets by a crossing were forwarded.
+    fn set_forwarding(&self, pair: &HostPair) -> Result<(), Error> {
+        match pair.device {
+            Device::Crossing => self.netns.enter(|| sysctl::forward_from(&pair.name))?,
+            _ => Ok(()),
+        }
     }
 
     fn set_addresses(&mut self, index: u32, pair: &HostPair) -> Result<(), Error> {

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::engine;
 use nix::sys::signal::Signal;
 use world::{Agent, Config, Container, Etcd, Node, NodeOptions, Sockets, World};
+
+use crate::engine;
 
 /// Machines `n1`, `n2`, … with an agent on each.
 pub(crate) struct Cluster {

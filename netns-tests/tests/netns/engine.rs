@@ -33,6 +33,12 @@ fn look<T: Send + Default>(space: &Space, look: impl Fn(&Maps) -> T + Send + Syn
     space.enter(|| Maps::of_agent().map(|maps| look(&maps)).unwrap_or_default())
 }
 
+/// Detaches the programs of the containers in a sandbox; tells of how many.
+pub(crate) fn detach_containers(sandbox: &Space) -> usize {
+    let devices = sandbox.sh("ip -o link show | sed -n 's/^[0-9]*: \\(ve[^@]*\\)@.*/\\1/p'");
+    sandbox.enter(|| devices.lines().filter(|device| ebpf::detach(device).unwrap()).count())
+}
+
 /// All that is balanced, as text: as `ipvsadm` saves it, or what stands in the maps.
 #[track_caller]
 pub(crate) fn saved(sandbox: &Space) -> String {

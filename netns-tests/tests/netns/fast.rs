@@ -4,6 +4,7 @@ use netctl::kernel::ebpf::{Maps, detach};
 use world::{Node, NodeOptions, Space, Stream, Transfer, World, tcp_transfer, wait_for};
 
 use crate::cluster::{Cluster, DUAL, Member, member};
+use crate::engine::detach_containers;
 
 crate::tests![
     what_stays_within_a_network_skips_the_stack,
@@ -93,12 +94,6 @@ impl Shop {
             (forwarded(&self.sandbox) - before >= 50) == forwards
         });
     }
-}
-
-/// Detaches the programs of the containers in a sandbox; tells of how many.
-fn detach_containers(sandbox: &Space) -> usize {
-    let devices = sandbox.sh("ip -o link show | sed -n 's/^[0-9]*: \\(ve[^@]*\\)@.*/\\1/p'");
-    sandbox.enter(|| devices.lines().filter(|device| detach(device).unwrap()).count())
 }
 
 fn detach_wire(node: &Node) {

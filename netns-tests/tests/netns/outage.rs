@@ -10,7 +10,7 @@ use serde_json::json;
 use world::Transport::Tcp;
 use world::{Config, Failure, Load, Node, Session, Space, World, ask, eventually, wait_for};
 
-use crate::engine::{has_timeouts, is_ebpf, lb, saved};
+use crate::engine::{detach_containers, has_timeouts, is_ebpf, lb, saved};
 use crate::shop::{
     Backend, PATIENCE, Shop, answers, call, create, destinations, each, open, plug, requests,
     session_with,
@@ -147,7 +147,7 @@ const EBPF_DAMAGES: [(&str, Damage); 5] = [
             maps.addresses.insert(&ebpf::Place { address, ..place }, &kind).unwrap();
         });
     }),
-    ("programs are detached", |_, sandbox, _, _| assert_eq!(detach_all(sandbox), 4)),
+    ("programs are detached", |_, sandbox, _, _| assert_eq!(detach_containers(sandbox), 4)),
     ("pins are removed", |_, sandbox, _, _| {
         sandbox.sh("rm -r /sys/fs/bpf/netctl");
     }),
@@ -155,12 +155,6 @@ const EBPF_DAMAGES: [(&str, Damage); 5] = [
         sandbox.sh("nft flush table inet netctl");
     }),
 ];
-
-/// Detaches the programs of all containers; tells of how many.
-fn detach_all(sandbox: &Space) -> usize {
-    let devices = sandbox.sh("ip -o link show | sed -n 's/^[0-9]*: \\(ve[^@]*\\)@.*/\\1/p'");
-    sandbox.enter(|| devices.lines().filter(|device| ebpf::detach(device).unwrap()).count())
-}
 
 /// What another hand may do to a table of IPVS.
 const IPVS_DAMAGES: [&str; 4] = [
@@ -240,7 +234,7 @@ fn what_another_machine_sends_to_a_service_is_refused(world: &World) {
     shop.cluster.kill(0);
     let (vip, there) = (&shop.vips[0], &shop.backends[1].member.addresses[0]);
     match is_ebpf() {
-        true => assert_eq!(detach_all(&shop.sandboxes[0]), 2),
+        true => assert_eq!(detach_containers(&shop.sandboxes[0]), 2),
         false => drop(shop.sandboxes[0].sh("ipvsadm -C")),
     }
     shop.sandboxes[0].sh(&format!(

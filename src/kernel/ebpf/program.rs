@@ -52,7 +52,7 @@ const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", In, Passing);
 /// Where the wire ends.
 const FROM_WIRE: Source = source!("netctl_wire_in", "from_wire", In, Lasting);
 
-pub(super) fn sources() -> impl Iterator<Item = Source> {
+pub(super) fn sources() -> impl DoubleEndedIterator<Item = Source> {
     OF_CONTAINER.into_iter().chain([INTO, TO_WIRE, FROM_WIRE])
 }
 
@@ -198,7 +198,7 @@ impl Programs {
 pub fn detach(device: &str) -> Result<bool, Error> {
     let interface = index(device)?;
     let mut changed = false;
-    for source in sources().collect::<Vec<_>>().into_iter().rev() {
+    for source in sources().rev() {
         let there = match source.attached(interface) {
             // Where the kernel has no eBPF, or gives none to us, nothing is attached.
             Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),

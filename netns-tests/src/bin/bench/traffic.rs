@@ -66,7 +66,11 @@ impl Path {
     /// TCP throughput, Gb/s. The congestion control is set, because the kernel's may be BBR, which
     /// measures its own clock on a path like this.
     pub fn tcp(&self, streams: usize, time: Duration) -> f64 {
-        let report = self.iperf(streams, time);
+        let mut command: Command = self.client.command("iperf3");
+        command.args(["--client", &self.target, "--port", &IPERF_PORT.to_string(), "--json"]);
+        command.args(["--congestion", "cubic", "--omit", "1", "--parallel", &streams.to_string()]);
+        command.args(["--time", &time.as_secs().to_string()]);
+        let report = output(&mut command, Duration::from_secs(60)).json();
         let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
         bits.unwrap_or_else(|| panic!("iperf3 says no rate: {report}")) / 1e9
     }
@@ -74,20 +78,9 @@ impl Path {
     /// How many seconds all processors together work for a gigabyte over 4 TCP streams.
     pub fn cpu_per_gigabyte(&self, time: Duration) -> f64 {
         let before = busy();
-        let report = self.iperf(4, time);
-        let worked = busy() - before;
+        let gigabits = self.tcp(4, time);
         // What is omitted costs as much as what is counted.
-        let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-        let bits = bits.unwrap_or_else(|| panic!("iperf3 says no rate: {report}"));
-        worked / (bits / 8e9 * (time.as_secs() + 1) as f64)
-    }
-
-    fn iperf(&self, streams: usize, time: Duration) -> serde_json::Value {
-        let mut command: Command = self.client.command("iperf3");
-        command.args(["--client", &self.target, "--port", &IPERF_PORT.to_string(), "--json"]);
-        command.args(["--congestion", "cubic", "--omit", "1", "--parallel", &streams.to_string()]);
-        command.args(["--time", &time.as_secs().to_string()]);
-        output(&mut command, Duration::from_secs(60)).json()
+        (busy() - before) / (gigabits / 8.0 * (time.as_secs() + 1) as f64)
     }
 
     /// UDP datagrams of 64 bytes that arrive, per second: one sender, as fast as it can.

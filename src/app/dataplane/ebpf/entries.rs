@@ -36,8 +36,7 @@ pub(super) fn changes(found: &Entries, known: &Entries) -> u64 {
         let (set, gone) = difference(found, known);
         (set.len() + gone.len()) as u64
     }
-    let paths = |entries: &Entries| entries.paths.clone();
-    let (carried, carried_before) = (paths(found), paths(known));
+    let (carried, carried_before) = (&found.paths, &known.paths);
     let (found, known) = (&found.table, &known.table);
     count(&carried.containers, &carried_before.containers)
         + count(&carried.ways, &carried_before.ways)
