@@ -21,8 +21,7 @@ SEPARATE int translate_answer(struct __sk_buff *skb, struct packet *packet) {
     if (!connection || connection->loops)
         return 0;
     remember_fragment(skb, packet);
-    counted->outgoing_packets += 1;
-    counted->outgoing_bytes += skb->len - ETH_HLEN;
+    count_outgoing(counted, skb);
     follow(connection, tuple, other, packet);
     return rewrite(skb, packet, connection);
 }

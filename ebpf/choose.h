@@ -25,9 +25,11 @@ static __always_inline __u32 hash(const struct address *address) {
 }
 
 static __always_inline __u32 backend_at(const struct front *front, __u32 slot) {
-    struct slot_key key = {.front = front->id, .slot = slot};
-    __u32 *backend = bpf_map_lookup_elem(&slots, &key);
-    return backend ? *backend : 0;
+    if (front->slots <= FRONT_SLOTS)
+        return front->first[slot % FRONT_SLOTS];
+    struct block_key key = {.front = front->id, .block = slot / BLOCK_SLOTS};
+    struct block *block = bpf_map_lookup_elem(&slots, &key);
+    return block ? block->backends[slot % BLOCK_SLOTS] : 0;
 }
 
 struct search {
@@ -39,8 +41,7 @@ struct search {
 };
 
 static long compare(__u32 step, struct search *search) {
-    struct front front = {.id = search->front->id};
-    __u32 number = backend_at(&front, (search->start + step) % search->front->slots);
+    __u32 number = backend_at(search->front, (search->start + step) % search->front->slots);
     struct backend *backend = bpf_map_lookup_elem(&backends, &number);
     // Fewer for its weight than the best until now: open / weight, without a division.
     if (backend && backend->weight &&

@@ -62,6 +62,46 @@ static __always_inline void forget(const struct tuple *tuple, const struct tuple
     bpf_map_delete_elem(&connections, other);
 }
 
+// Begins to count for a backend; gives whether there is such a one.
+SEPARATE bool begin_counting(__u32 number) {
+    __u32 backend = number;
+    struct counts none = {};
+    if (!bpf_map_lookup_elem(&backends, &backend))
+        return false;
+    // Where there is no memory for it the next packet tries again.
+    bpf_map_update_elem(&counts, &backend, &none, BPF_NOEXIST);
+    // The agent may have removed both in between; then nobody else would remove this one.
+    if (bpf_map_lookup_elem(&backends, &backend))
+        return true;
+    bpf_map_delete_elem(&counts, &backend);
+    return false;
+}
+
+// Whether a backend is there, with what is counted of it.
+static __always_inline bool is_there(__u32 number, struct counts **counted) {
+    *counted = bpf_map_lookup_elem(&counts, &number);
+    if (*counted)
+        return true;
+    if (!begin_counting(number))
+        return false;
+    *counted = bpf_map_lookup_elem(&counts, &number);
+    return true;
+}
+
+static __always_inline void count_incoming(struct counts *counted, const struct __sk_buff *skb) {
+    if (!counted)
+        return;
+    counted->incoming_packets += 1;
+    counted->incoming_bytes += skb->len - ETH_HLEN;
+}
+
+static __always_inline void count_outgoing(struct counts *counted, const struct __sk_buff *skb) {
+    if (!counted)
+        return;
+    counted->outgoing_packets += 1;
+    counted->outgoing_bytes += skb->len - ETH_HLEN;
+}
+
 // The connection of a packet, with the other way's key; nothing where it has ended or its backend is gone.
 static __always_inline struct connection *
 find(const struct tuple *tuple, struct tuple *other, struct counts **counted) {
@@ -69,9 +109,7 @@ find(const struct tuple *tuple, struct tuple *other, struct counts **counted) {
     if (!connection)
         return NULL;
     other_way(other, tuple, connection);
-    __u32 backend = connection->backend;
-    *counted = bpf_map_lookup_elem(&counts, &backend);
-    if (*counted && !has_expired(tuple, connection, other))
+    if (is_there(connection->backend, counted) && !has_expired(tuple, connection, other))
         return connection;
     forget(tuple, other);
     return NULL;

@@ -63,13 +63,10 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
     }
     if (connection) {
         remember_fragment(skb, packet);
-        if (tuple.reply) {
-            counted->outgoing_packets += 1;
-            counted->outgoing_bytes += skb->len - ETH_HLEN;
-        } else {
-            counted->incoming_packets += 1;
-            counted->incoming_bytes += skb->len - ETH_HLEN;
-        }
+        if (tuple.reply)
+            count_outgoing(counted, skb);
+        else
+            count_incoming(counted, skb);
         follow(connection, &tuple, &other, packet);
         return send_to(skb, packet, connection);
     }
@@ -79,12 +76,9 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
     if (!open_connection(skb, packet, &new))
         return PASS;
     remember_fragment(skb, packet);
-    counted = bpf_map_lookup_elem(&counts, &new.backend);
-    if (counted) {
+    if (is_there(new.backend, &counted) && counted)
         counted->connections += 1;
-        counted->incoming_packets += 1;
-        counted->incoming_bytes += skb->len - ETH_HLEN;
-    }
+    count_incoming(counted, skb);
     return send_to(skb, packet, &new);
 }
 

@@ -38,13 +38,13 @@ static __always_inline struct front *front_of(const struct tuple *tuple) {
     return bpf_map_lookup_elem(&fronts, &key);
 }
 
-// Writes both entries of a new connection to a backend; gives -1, or the event that keeps it from that.
+// Writes both entries of a new connection to a backend of a front; gives -1, or the event that keeps it from that.
 // Keys are copies: Linux 6.1 looks nothing up under what another function hands on.
-SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 number) {
+SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 front, __u32 number) {
     __u32 zero = 0;
     struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
     struct backend *backend = bpf_map_lookup_elem(&backends, &number);
-    if (!packet || !connection || !scratch || !backend)
+    if (!packet || !connection || !scratch || !backend || backend->front != front)
         return EVENT_NO_BACKEND;
     struct tuple *tuple = &scratch->tuple, *other = &scratch->other;
     struct connection *new = &scratch->connection, *back = &scratch->back;
@@ -107,13 +107,14 @@ open_connection(struct __sk_buff *skb, struct packet *packet, struct connection 
         note(EVENT_FOREIGN_SOURCE);
         return false;
     }
+    // Where the agent gives the front's memory to another one right now, it has another number.
     struct client_key key = {.front = front->id, .address = tuple->source};
     __u32 number = front->affinity ? kept(front, &key) : 0;
     int failed = EVENT_NO_BACKEND;
     for (__u32 tries = 0; tries < TRIES; tries++) {
         if (!number)
             number = scheduled(front, &tuple->source, tries);
-        failed = enter(tuple, connection, number);
+        failed = enter(tuple, connection, key.front, number);
         if (failed != EVENT_PORT_TAKEN)
             break;
         number = 0;

@@ -88,6 +88,11 @@ enum scheduler {
     SCHEDULER_LEAST = 2,
 };
 
+// How many slots lie in the front itself.
+#define FRONT_SLOTS 8
+// How many lie together in a value of `slots`.
+#define BLOCK_SLOTS 64
+
 struct front {
     __u32 id;
     __u32 scheduler;
@@ -97,13 +102,22 @@ struct front {
     __u32 slots;
     // Whose turn it is: counted by the programs.
     __u32 turn;
+    // The backends' numbers, where all slots have room here.
+    __u32 first[FRONT_SLOTS];
 };
 
-// The key of `slots`, whose values are backends' numbers.
-struct slot_key {
+// The key of `slots`, for fronts with more.
+struct block_key {
     __u32 front;
-    __u32 slot;
+    // Which of its blocks.
+    __u32 block;
 };
+
+// The numbers of the backends in some slots.
+struct block {
+    __u32 backends[BLOCK_SLOTS];
+};
+
 
 struct backend {
     struct address address;
@@ -117,8 +131,8 @@ struct backend {
     __u32 open;
 };
 
-// Counted for each backend, on each processor. Without an entry here a backend is gone, and so are its
-// connections.
+// Counted for each backend, on each processor. The programs make the entry when the first packet comes; the
+// agent removes it after the backend's own. Without either a backend is gone, and so are its connections.
 struct counts {
     __u64 connections;
     __u64 incoming_packets;

@@ -38,11 +38,12 @@ impl Client {
         stream.set_read_timeout(Some(limit(Duration::from_secs(60))))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let length = body.len();
-        write!(
-            stream,
+        // As one piece: who answers before all was sent closes the connection on what it has not read.
+        let request = format!(
             "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        )?;
+        );
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         parse(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, answer))

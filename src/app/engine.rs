@@ -12,35 +12,64 @@ use crate::model::{EndpointMode, Engine, Scheduler};
 
 /// What to do where the kernel has no IPVS.
 const HINT: &str = "load its module (modprobe ip_vs; where that does not find it, install the \
-                    modules of the running kernel) or give lb = \"ebpf\", and restart netctld";
+                    modules of the running kernel), and restart netctld";
 
 /// What to do where the kernel takes no programs.
 const HINT_EBPF: &str = "it needs Linux 6.6 or newer with eBPF for traffic control; give lb = \"ipvs\"";
+
+/// An engine, and why it is that one.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) engine: Engine,
+    pub(super) reason: String,
+}
 
 /// Chooses the engine. It asks the kernel, which loads the module where it can, and changes nothing.
 ///
 /// # Errors
 /// When one is asked for by its name and cannot be used.
-pub(super) fn choose(choice: EngineChoice, connections: u32) -> anyhow::Result<Engine> {
+pub(super) fn choose(choice: EngineChoice, connections: u32) -> anyhow::Result<Chosen> {
+    let try_ebpf = || Ebpf::open(connections).and_then(|ebpf| ebpf.load(0));
+    let asked = |engine| Ok(Chosen { engine, reason: "it is asked for".to_owned() });
     match choice {
-        EngineChoice::None => Ok(Engine::None),
+        EngineChoice::None => asked(Engine::None),
         EngineChoice::Ipvs => {
             Ipvs::open().with_context(|| format!("lb is ipvs, but it cannot be used: {HINT}"))?;
-            Ok(Engine::Ipvs)
+            asked(Engine::Ipvs)
         }
         EngineChoice::Ebpf => {
-            let tried = Ebpf::open(connections).and_then(|ebpf| ebpf.load(0));
-            tried.with_context(|| format!("lb is ebpf, but it cannot be used: {HINT_EBPF}"))?;
-            Ok(Engine::Ebpf)
+            try_ebpf().with_context(|| format!("lb is ebpf, but it cannot be used: {HINT_EBPF}"))?;
+            asked(Engine::Ebpf)
         }
-        EngineChoice::Auto => match Ipvs::open() {
-            Ok(_) => Ok(Engine::Ipvs),
-            Err(ipvs::Error::NoIpvs) => {
-                warn!("this kernel has no IPVS: services cannot be balanced on this node; {HINT}");
-                Ok(Engine::Missing)
-            }
-            Err(error) => Err(error.into()),
-        },
+        EngineChoice::Auto => {
+            let ebpf = try_ebpf().map(drop);
+            // Opening it loads the module: not where that is not needed.
+            let ipvs = || Ipvs::open().map(drop);
+            Ok(prefer(ebpf, ipvs)?)
+        }
+    }
+}
+
+/// The faster engine of those that can be used: eBPF.
+fn prefer(
+    ebpf: Result<(), kernel::ebpf::Error>,
+    ipvs: impl FnOnce() -> Result<(), ipvs::Error>,
+) -> Result<Chosen, ipvs::Error> {
+    let Err(no_ebpf) = ebpf else {
+        let reason = "the faster one, and this kernel takes its programs".to_owned();
+        return Ok(Chosen { engine: Engine::Ebpf, reason });
+    };
+    match ipvs() {
+        Ok(()) => {
+            let reason = format!("ebpf cannot be used here: {no_ebpf}");
+            Ok(Chosen { engine: Engine::Ipvs, reason })
+        }
+        Err(ipvs::Error::NoIpvs) => {
+            let reason = format!("this kernel has no IPVS, and ebpf cannot be used: {no_ebpf}");
+            warn!("services cannot be balanced on this node: {reason}; {HINT}");
+            Ok(Chosen { engine: Engine::Missing, reason })
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -52,8 +81,9 @@ pub(super) fn check(engine: Engine, mode: EndpointMode) -> Result<(), ApiError> 
     match (engine, mode) {
         (Engine::Missing, EndpointMode::Vip) => {
             let text = format!(
-                "the kernel of this node has no IPVS (module ip_vs), which balances a service with an \
-                 address of its own: {HINT}, or give --endpoint-mode dnsrr"
+                "the kernel of this node takes no eBPF programs and has no IPVS (module ip_vs): one of \
+                 them balances a service with an address of its own (`netctl node inspect` has the \
+                 reason); {HINT}, or give --endpoint-mode dnsrr"
             );
             Err(ApiError::new(ErrorCode::Unsupported, text))
         }
@@ -88,6 +118,22 @@ fn no_scheduler(scheduler: Scheduler) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused() -> kernel::ebpf::Error {
+        kernel::ebpf::Error::Missing { program: "netctl_from" }
+    }
+
+    #[test]
+    fn the_faster_engine_that_can_be_used_is_taken_with_a_reason() {
+        let chosen = prefer(Ok(()), || panic!("its module is not needed")).unwrap();
+        assert_eq!(chosen.engine, Engine::Ebpf);
+        let chosen = prefer(Err(refused()), || Ok(())).unwrap();
+        assert_eq!(chosen.engine, Engine::Ipvs);
+        assert!(chosen.reason.contains("netctl_from"), "{}", chosen.reason);
+        let chosen = prefer(Err(refused()), || Err(ipvs::Error::NoIpvs)).unwrap();
+        assert_eq!(chosen.engine, Engine::Missing);
+        assert!(["IPVS", "netctl_from"].iter().all(|word| chosen.reason.contains(word)));
+    }
 
     #[test]
     fn only_a_service_that_needs_what_is_missing_is_refused() {

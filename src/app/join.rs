@@ -62,6 +62,8 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         })
         .collect();
     let chosen = underlay::choose(config.underlay.as_ref(), &candidates)?;
+    let engine::Chosen { engine, reason } = engine::choose(config.lb, config.lb_connections)?;
+    tracing::info!(%engine, reason, "what balances services on this node");
     Ok(Node {
         id: identity.node,
         name: config.node.clone(),
@@ -71,7 +73,8 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         mtu: inner_mtu(chosen.address, chosen.mtu),
         subnets_in_use: subnets(&inventory),
         labels: config.labels.clone(),
-        lb: engine::choose(config.lb, config.lb_connections)?,
+        lb: engine,
+        lb_reason: reason,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

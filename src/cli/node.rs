@@ -9,7 +9,7 @@ use super::drain::{self, Wait};
 use super::failure::{Exit, Failure, Tally};
 use super::output::{self, Details, Format};
 use crate::api::{NodeView, Target};
-use crate::model::NodeName;
+use crate::model::{Node, NodeName};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -139,6 +139,14 @@ fn targets(nodes: Vec<NodeName>) -> Vec<(String, Result<Target, Failure>)> {
     nodes.into_iter().map(|name| (name.to_string(), Ok(Target::Node(name)))).collect()
 }
 
+/// The engine, and why it is that one: an agent of before does not say.
+fn balancing(node: &Node) -> String {
+    match node.lb_reason.as_str() {
+        "" => node.lb.to_string(),
+        reason => format!("{} ({reason})", node.lb),
+    }
+}
+
 fn details(view: &NodeView) -> Details {
     let node = &view.node;
     Details::default()
@@ -152,7 +160,7 @@ fn details(view: &NodeView) -> Details {
         .with("VTEP MAC", node.vtep_mac)
         .with("Inner MTU", node.mtu)
         .with_all("Subnets in use", &node.subnets_in_use)
-        .with("Balancing", node.lb)
+        .with("Balancing", balancing(node))
         .with("Version", &node.version)
         .with_all("Labels", output::labels(&node.labels))
 }

@@ -98,7 +98,7 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION")]
     resync: Option<String>,
     /// What balances the connections of services: auto, ipvs, ebpf or none (this node balances
-    /// nothing) [default: auto, which is ipvs where the kernel has it]
+    /// nothing) [default: auto, which is ebpf where the kernel takes its programs, else ipvs]
     #[arg(long, value_name = "ENGINE")]
     lb: Option<String>,
     /// How many connections ebpf balances at once, over all networks; when there are more the oldest

@@ -115,8 +115,8 @@ pub struct Maps {
     pub networks: Map<u32, NetworkEnd>,
     /// What is balanced.
     pub fronts: Map<FrontKey, Front>,
-    /// Which backends take turns.
-    pub slots: Map<SlotKey, u32>,
+    /// Which backends take turns, where a front has no room for all.
+    pub slots: Map<BlockKey, Block>,
     /// The backends by their numbers.
     pub backends: Map<u32, Backend>,
     /// What is counted for each.

@@ -16,7 +16,7 @@ pub enum Engine {
     /// Nothing, because the node is configured so: its containers use no services.
     #[default]
     None,
-    /// Nothing, because the node's kernel has no IPVS and nothing else was asked for.
+    /// Nothing, because the kernel of the node takes no eBPF programs and has no IPVS.
     Missing,
 }
 

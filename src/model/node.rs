@@ -41,6 +41,9 @@ pub struct Node {
     /// What balances the connections of services there.
     #[serde(default)]
     pub lb: Engine,
+    /// Why that.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lb_reason: String,
     /// The version of its agent.
     #[serde(default)]
     pub version: String,

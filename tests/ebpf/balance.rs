@@ -114,6 +114,11 @@ pub fn backends_take_turns_by_their_weights() {
         ground.balance(&front(family.service, 80, TCP), turns(), &all, &[1, 2, 1, 1]);
         let expected = [(family.backends[0].to_owned(), 9), (family.backends[1].to_owned(), 3)];
         assert_eq!(spread(&ground, family, 5000..5012), expected.into());
+        // Many slots lie in blocks: the first and the last of them are the second backend's.
+        let slots: Vec<u32> = (0..130).map(|slot| if slot % 129 == 0 { 2 } else { 1 }).collect();
+        ground.balance(&front(family.service, 80, TCP), turns(), &all, &slots);
+        let expected = [(family.backends[0].to_owned(), 128), (family.backends[1].to_owned(), 2)];
+        assert_eq!(spread(&ground, family, 7000..7130), expected.into());
         // Nobody takes connections: the kernel has the packet as it is.
         ground.balance(&front(family.service, 80, TCP), turns(), &[], &[]);
         let refused = ground.event(1);
@@ -342,6 +347,7 @@ pub fn a_backend_that_is_gone_takes_its_connections_along() {
         let (_, sent) = ground.send(&syn);
         let gone = family.backends.iter().position(|b| sent.destination == b.parse::<IpAddr>().unwrap());
         let gone = gone.unwrap() as u32 + 1;
+        assert!(ground.ebpf.maps().backends.remove(&gone).unwrap());
         assert!(ground.ebpf.maps().counts.remove(&gone).unwrap());
         let ack = Packet { flags: ACK, ..syn.clone() };
         assert_eq!(ground.send(&ack), (PASS, ack), "the kernel has it, and resets it");
@@ -349,6 +355,21 @@ pub fn a_backend_that_is_gone_takes_its_connections_along() {
         // Late answers are nobody's.
         let late = sent.back(ACK);
         assert_eq!(ground.answer(&late), (PASS, late.clone()));
+    }
+}
+
+pub fn what_is_counted_begins_anew_where_it_was_removed() {
+    let ground = Ground::new(64);
+    for family in FAMILIES {
+        let backends = [(1, backend(family.backends[0], 8080))];
+        ground.balance(&front(family.service, 80, TCP), turns(), &backends, &[1]);
+        let syn = Packet::tcp(SYN, (family.client, 4000), (family.service, 80));
+        let (_, sent) = ground.send(&syn);
+        assert_eq!(ground.counts(1).connections, 1);
+        assert!(ground.ebpf.maps().counts.remove(&1).unwrap());
+        assert_eq!(ground.answer(&sent.back(SYN | ACK)), (PASS, syn.back(SYN | ACK)));
+        let counts = ground.counts(1);
+        assert_eq!((counts.connections, counts.incoming_packets, counts.outgoing_packets), (0, 0, 1));
     }
 }
 

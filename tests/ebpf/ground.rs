@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use netctl::kernel::ebpf::{
     ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey,
-    Meaning, Place, Port, Programs, SlotKey, Timeouts, Tuple,
+    Meaning, Place, Port, Programs, Timeouts, Tuple,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -75,13 +75,12 @@ impl Ground {
         let place = Place { network: NETWORK, address: front.address };
         maps.addresses.insert(&place, &Meaning::of(ADDRESS_SERVICE)).unwrap();
         for (number, backend) in backends {
-            maps.counts.insert(number).unwrap();
             maps.backends.insert(number, backend).unwrap();
+            maps.counts.remove(number).unwrap();
         }
-        for (slot, number) in (0..).zip(slots) {
-            maps.slots.insert(&SlotKey { front: value.id, slot }, number).unwrap();
-        }
-        maps.fronts.insert(front, &Front { slots: slots.len() as u32, ..value }).unwrap();
+        let (value, blocks) = value.with_slots(slots);
+        maps.slots.insert_all(&blocks).unwrap();
+        maps.fronts.insert(front, &value).unwrap();
     }
 
     /// Balances the TCP port 80 of a family's service to the port 8080 of its three backends, with the
@@ -123,7 +122,7 @@ impl Ground {
 
     /// What is counted for a backend, on all processors.
     pub fn counts(&self, number: u32) -> Counts {
-        self.ebpf.maps().counts.get(&number).unwrap().unwrap().into_iter().sum()
+        self.ebpf.maps().counts.get(&number).unwrap().into_iter().flatten().sum()
     }
 
     /// What is counted of the node at a position.
@@ -152,7 +151,7 @@ pub fn front(service: &str, port: u16, protocol: u8) -> FrontKey {
 
 /// A spread in turns, with the number 1.
 pub fn turns() -> Front {
-    Front { id: 1, scheduler: netctl::kernel::ebpf::SCHEDULER_TURN, affinity: 0, slots: 0, turn: 0 }
+    Front { id: 1, ..bytemuck::Zeroable::zeroed() }
 }
 
 /// A backend of the front with the number 1.

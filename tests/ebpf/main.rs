@@ -25,7 +25,6 @@ fn main() {
     }
     let tests = facts! {
         maps: entries_are_written_read_and_removed_by_the_thousand, a_full_map_says_so,
-            what_is_counted_on_each_processor_comes_by_the_ten_thousand,
             maps_outlive_who_opened_them_and_grow_when_they_are_to;
         programs: the_verifier_follows_no_more_instructions_than_before,
             a_program_is_attached_once_replaced_and_detached;
@@ -37,6 +36,7 @@ fn main() {
             who_speaks_for_another_opens_nothing, a_client_that_was_made_anew_begins_anew,
             a_connection_that_lost_one_way_begins_anew, a_port_that_is_taken_is_not_given_twice,
             a_backend_that_is_gone_takes_its_connections_along,
+            what_is_counted_begins_anew_where_it_was_removed,
             a_reset_connection_begins_anew, silence_ends_a_connection,
             fragments_follow_the_first, the_oldest_connections_leave_a_full_table;
         path: what_is_for_another_node_enters_the_tunnel, what_comes_by_the_tunnel_leaves_it,

@@ -221,6 +221,7 @@ pub fn node(name: &str, alive: bool) -> NodeView {
         subnets_in_use: vec!["192.0.2.0/24".parse().unwrap()],
         labels: BTreeMap::from([("rack".to_owned(), "7".to_owned())]),
         lb: Default::default(),
+        lb_reason: String::new(),
         version: "0.1.0".to_owned(),
     };
     NodeView { node, alive, drained: false, this: alive }

@@ -117,7 +117,7 @@ impl Backend {
 /// Calls an agent's API; it must do what it is asked for.
 #[track_caller]
 pub(crate) fn call(node: &Node, method: &str, path: &str, body: &Value) -> Value {
-    let answer = node.client().call(method, path, Some(body)).unwrap();
+    let answer = node.client().call(method, path, (!body.is_null()).then_some(body)).unwrap();
     assert!(answer.status < 300, "{method} {path} {body}: {answer:?}");
     answer.body
 }

@@ -69,8 +69,8 @@ impl Node {
         Ok(node)
     }
 
-    /// Removes connections, and clients that keep a backend, whose backend is gone: another one may get its
-    /// number.
+    /// Removes connections, clients that keep a backend, and what was counted, whose backend is gone: another
+    /// one may get its number.
     fn forget_connections(&self) -> Result<(), kernel::Error> {
         let maps = self.ebpf.maps();
         let known: BTreeSet<u32> =
@@ -83,7 +83,10 @@ impl Node {
         let clients = maps.clients.entries().map_err(map_error("read", "clients"))?;
         let gone = clients.into_iter().filter(|(_, client)| is_gone(client.backend));
         let gone: Vec<ClientKey> = gone.map(|(key, _)| key).collect();
-        maps.clients.remove_all(&gone).map_err(map_error("change", "clients"))
+        maps.clients.remove_all(&gone).map_err(map_error("change", "clients"))?;
+        let mut gone = maps.counts.keys().map_err(map_error("read", "counts"))?;
+        gone.retain(|number| is_gone(*number));
+        maps.counts.remove_all(&gone).map_err(map_error("change", "counts"))
     }
 
     /// Removes what is left of all networks but these.
@@ -273,20 +276,6 @@ impl ByEbpf {
         Ok(())
     }
 
-    /// Counts for backends for which somebody has taken that away: without it their connections end.
-    fn count_again(&self) -> Result<u64, kernel::Error> {
-        let node = self.node.borrow();
-        let counts = &node.ebpf.maps().counts;
-        let mut missing = Vec::new();
-        for number in self.entries.table.backends.keys() {
-            if counts.get(number).map_err(map_error("read", "counts"))?.is_none() {
-                missing.push(*number);
-            }
-        }
-        counts.insert_all(&missing).map_err(map_error("change", "counts"))?;
-        Ok(missing.len() as u64)
-    }
-
     /// Puts right how many connections backends have, where that decides who is next. The programs count
     /// only what they see: not what silence ended, or what left a full table.
     fn correct(&self) -> Result<(), kernel::Error> {
@@ -353,7 +342,6 @@ impl Balancing for ByEbpf {
             warn!(sandbox = sandbox.name(), changed, "eBPF maps were changed: they are put back");
         }
         (self.drifted, self.entries) = (changed, found);
-        let uncounted = self.count_again()?;
         let unpinned = self.node.borrow().ebpf.pin_again()?;
         if unpinned > 0 {
             warn!(maps = unpinned, "eBPF maps were no longer pinned: they are again");
@@ -368,7 +356,7 @@ impl Balancing for ByEbpf {
         if detached > 0 {
             warn!(sandbox = sandbox.name(), detached, "eBPF programs were detached: they are back");
         }
-        self.mended += uncounted + unpinned + detached;
+        self.mended += unpinned + detached;
         self.correct()?;
         self.loads_of()
     }

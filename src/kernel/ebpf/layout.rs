@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 /// The layout of all that is pinned. Whoever changes a structure here, or a map, counts on: an agent
 /// uses no maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// An address; one of IPv4 is mapped into IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
@@ -186,16 +186,45 @@ pub struct Front {
     pub slots: u32,
     /// Whose turn it is; the programs count on.
     pub turn: u32,
+    /// The backends' numbers, where all slots have room here.
+    pub first: [u32; FRONT_SLOTS],
 }
 
-/// A slot of a front; its value is a backend's number.
+/// How many slots lie in a front itself.
+pub const FRONT_SLOTS: usize = 8;
+/// How many lie together where a front has more.
+pub const BLOCK_SLOTS: usize = 64;
+
+/// Where slots of a front lie that has many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
-pub struct SlotKey {
+pub struct BlockKey {
     /// The front's number.
     pub front: u32,
-    /// Which of its slots.
-    pub slot: u32,
+    /// Which of its blocks.
+    pub block: u32,
+}
+
+/// The numbers of the backends in some slots; 0 after the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Block(pub [u32; BLOCK_SLOTS]);
+
+impl Front {
+    /// The same with the backends of these numbers in its slots: some lie in the front, more in blocks.
+    pub fn with_slots(self, backends: &[u32]) -> (Self, Vec<(BlockKey, Block)>) {
+        let mut front = Self { slots: backends.len() as u32, first: [0; FRONT_SLOTS], ..self };
+        if let Some(first) = front.first.get_mut(..backends.len()) {
+            first.copy_from_slice(backends);
+            return (front, Vec::new());
+        }
+        let block = |(block, numbers): (u32, &[u32])| {
+            let mut backends = [0; BLOCK_SLOTS];
+            backends.iter_mut().zip(numbers).for_each(|(slot, number)| *slot = *number);
+            (BlockKey { front: front.id, block }, Block(backends))
+        };
+        (front, (0..).zip(backends.chunks(BLOCK_SLOTS)).map(block).collect())
+    }
 }
 
 /// A backend of a front.
@@ -375,6 +404,22 @@ pub const EVENTS: [&str; 6] =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_slots_lie_in_the_front_and_many_in_blocks() {
+        let front = Front { id: 7, ..Front::zeroed() };
+        let numbers: Vec<u32> = (1..=130).collect();
+        let (few, blocks) = front.with_slots(&numbers[..8]);
+        assert_eq!((few.slots, few.first, blocks), (8, [1, 2, 3, 4, 5, 6, 7, 8], vec![]));
+        let (none, blocks) = few.with_slots(&[]);
+        assert_eq!((none, blocks), (front, vec![]));
+        let (many, blocks) = few.with_slots(&numbers);
+        assert_eq!((many.slots, many.first), (130, [0; 8]));
+        let keys: Vec<_> = blocks.iter().map(|(key, _)| (key.front, key.block)).collect();
+        assert_eq!(keys, [(7, 0), (7, 1), (7, 2)]);
+        let all: Vec<u32> = blocks.iter().flat_map(|(_, block)| block.0).collect();
+        assert_eq!((&all[..130], &all[130..]), (&numbers[..], &[0; 62][..]));
+    }
 
     #[test]
     fn addresses_and_ports_are_in_network_byte_order() {

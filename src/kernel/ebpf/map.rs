@@ -64,9 +64,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
         self.fd.as_fd().as_raw_fd().unsigned_abs()
     }
 
-    fn element(&self, key: &K, value: *const V) -> Element {
-        let key = std::ptr::from_ref(key) as u64;
-        Element { map: self.number(), zero: 0, key, value: value as u64, flags: 0 }
+    /// A key with a value, or with room for one.
+    fn element<T>(&self, key: *const K, value: *const T) -> Element {
+        Element { map: self.number(), zero: 0, key: key as u64, value: value as u64, flags: 0 }
     }
 
     /// The value of a key.
@@ -100,7 +100,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// # Errors
     /// What the kernel refuses.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
-        let mut element = self.element(key, std::ptr::null());
+        let mut element = self.element(key, std::ptr::null::<V>());
         // SAFETY: as above.
         match unsafe { sys::call(sys::MAP_DELETE_ELEM, &mut element) } {
             Ok(_) => Ok(true),
@@ -243,29 +243,23 @@ impl<K: Pod, V: Pod> CpuMap<K, V> {
         }
     }
 
-    /// Has a key with values that are all 0.
+    /// All keys. What is added or removed meanwhile may be among them or not.
     ///
     /// # Errors
-    /// What the kernel refuses; `E2BIG`: it is full.
-    pub fn insert(&self, key: &K) -> io::Result<()> {
-        let values = vec![V::zeroed(); self.cpus];
-        let mut element = self.map.element(key, values.as_ptr());
-        // SAFETY: as above.
-        unsafe { sys::call(sys::MAP_UPDATE_ELEM, &mut element) }?;
-        Ok(())
-    }
-
-    /// Has many keys with values that are all 0.
-    ///
-    /// # Errors
-    /// What the kernel refuses; those before are there then.
-    pub fn insert_all(&self, keys: &[K]) -> io::Result<()> {
-        for keys in keys.chunks(AT_ONCE) {
-            let values = vec![V::zeroed(); self.cpus * keys.len()];
-            // SAFETY: there is a value for each key and each processor, whose size is a multiple of 8.
-            unsafe { self.map.update_all(keys, values.as_ptr().cast(), self.cpus * size_of::<V>()) }?;
+    /// What the kernel refuses.
+    pub fn keys(&self) -> io::Result<Vec<K>> {
+        let mut keys: Vec<K> = Vec::new();
+        loop {
+            let mut next = K::zeroed();
+            let last = keys.last().map_or(std::ptr::null(), std::ptr::from_ref);
+            let mut element = self.map.element(last, &raw mut next);
+            // SAFETY: the key before, if any, and room for the next one live until it returns.
+            match unsafe { sys::call(sys::MAP_GET_NEXT_KEY, &mut element) } {
+                Ok(_) => keys.push(next),
+                Err(Errno::ENOENT) => return Ok(keys),
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
     }
 
     /// Takes a key away; tells whether it was there.

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 pub(super) const MAP_LOOKUP_ELEM: u32 = 1;
 pub(super) const MAP_UPDATE_ELEM: u32 = 2;
 pub(super) const MAP_DELETE_ELEM: u32 = 3;
+pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const PROG_ATTACH: u32 = 8;
 const PROG_DETACH: u32 = 9;

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use netctl::cluster::drain::Scope;
 use netctl::kernel::ebpf::{
-    ADDRESS_SERVICE, Backend, Ebpf, Front, FrontKey, LAYOUT, Maps, Meaning, Place, SCHEDULER_TURN,
-    SlotKey,
+    ADDRESS_SERVICE, Backend, Ebpf, FRONT_SLOTS, Front, FrontKey, LAYOUT, Maps, Meaning, Place,
+    SCHEDULER_TURN,
 };
 use world::{Config, Space};
 
@@ -85,8 +85,8 @@ fn ours(round: usize, services: u32) -> (f64, f64) {
         let one = milliseconds(start) * 1e3;
         let fronts = maps.fronts.entries().expect("they can be read").len();
         assert_eq!(fronts, services as usize + 1);
-        let slots = maps.slots.entries().expect("they can be read").len();
-        assert_eq!(slots, (services as usize + 1) * BACKENDS as usize);
+        let backends = maps.backends.entries().expect("they can be read").len();
+        assert_eq!(backends, (services as usize + 1) * BACKENDS as usize);
         netctl::kernel::ebpf::remove_pins().expect("they were made here");
         (all, one)
     })
@@ -94,29 +94,27 @@ fn ours(round: usize, services: u32) -> (f64, f64) {
 
 /// Writes the entries of services: their tables first, as the agent makes them, then the maps.
 pub fn write(maps: &Maps, services: std::ops::Range<u32>) {
-    let (mut numbers, mut backends, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut fronts, mut addresses) = (Vec::new(), Vec::new());
+    let (mut backends, mut fronts, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
     for service in services {
         let id = service + 1;
-        for slot in 0..BACKENDS {
-            let number = service * BACKENDS + slot + 1;
+        let numbers: [u32; BACKENDS as usize] =
+            std::array::from_fn(|slot| service * BACKENDS + slot as u32 + 1);
+        for (slot, number) in (0..).zip(numbers) {
             let address = std::net::IpAddr::from(backend(slot)).into();
-            numbers.push(number);
             let value = Backend { address, port: 8080.into(), zero: 0, front: id, weight: 1, open: 0 };
             backends.push((number, value));
-            slots.push((SlotKey { front: id, slot }, number));
         }
         let address = std::net::IpAddr::from(vip(service)).into();
         let key = FrontKey { network: LAYOUT, address, port: 80.into(), protocol: 6, zero: 0 };
-        let front = Front { id, scheduler: SCHEDULER_TURN, affinity: 0, slots: BACKENDS, turn: 0 };
-        fronts.push((key, front));
+        let first = [0; FRONT_SLOTS];
+        let front = Front { id, scheduler: SCHEDULER_TURN, affinity: 0, slots: 0, turn: 0, first };
+        // So few need no blocks.
+        fronts.push((key, front.with_slots(&numbers).0));
         addresses.push((Place { network: LAYOUT, address }, Meaning::of(ADDRESS_SERVICE)));
     }
     let written = maps
-        .counts
-        .insert_all(&numbers)
-        .and_then(|()| maps.backends.insert_all(&backends))
-        .and_then(|()| maps.slots.insert_all(&slots))
+        .backends
+        .insert_all(&backends)
         .and_then(|()| maps.fronts.insert_all(&fronts))
         .and_then(|()| maps.addresses.insert_all(&addresses));
     written.expect("the kernel takes them");

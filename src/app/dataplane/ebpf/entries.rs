@@ -86,8 +86,8 @@ pub(super) fn read(maps: &Maps) -> Result<BTreeMap<u32, Entries>, kernel::Error>
         }
     }
     maps.slots.remove_all(&lost_slots).map_err(map_error("change", "slots"))?;
-    maps.counts.remove_all(&lost_backends).map_err(map_error("change", "counts"))?;
     maps.backends.remove_all(&lost_backends).map_err(map_error("change", "backends"))?;
+    maps.counts.remove_all(&lost_backends).map_err(map_error("change", "counts"))?;
     Ok(all)
 }
 
@@ -111,8 +111,6 @@ pub(super) fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kern
     let (gateways, lost_gateways) = difference(&now.gateways, &wanted.gateways);
     let (addresses, lost_addresses) = difference(&now.addresses, &wanted.addresses);
     let (timeouts, lost_timeouts) = difference(&now.timeouts, &wanted.timeouts);
-    let numbers = backends.iter().map(|(number, _)| *number);
-    let new: Vec<u32> = numbers.filter(|number| !now.backends.contains_key(number)).collect();
     // What the programs count in an entry that only changes goes on.
     for (number, backend) in backends.iter_mut().filter(|(number, _)| now.backends.contains_key(number))
     {
@@ -130,7 +128,6 @@ pub(super) fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kern
         }
     };
     done("timeouts", maps.timeouts.insert_all(&timeouts));
-    done("counts", maps.counts.insert_all(&new));
     done("backends", maps.backends.insert_all(&backends));
     done("slots", maps.slots.insert_all(&slots));
     done("gateways", maps.gateways.insert_all(&gateways));
@@ -140,9 +137,9 @@ pub(super) fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kern
     done("fronts", maps.fronts.remove_all(&lost_fronts));
     done("gateways", maps.gateways.remove_all(&lost_gateways));
     done("slots", maps.slots.remove_all(&lost_slots));
-    // With what is counted for it a backend's connections end.
-    done("counts", maps.counts.remove_all(&lost_backends));
+    // Without both a backend's connections end. The programs count for one that is there.
     done("backends", maps.backends.remove_all(&lost_backends));
+    done("counts", maps.counts.remove_all(&lost_backends));
     done("timeouts", maps.timeouts.remove_all(&lost_timeouts));
     outcome
 }

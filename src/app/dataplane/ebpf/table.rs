@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::kernel::ebpf::{
-    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Front, FrontKey, Meaning, Place, Port,
-    SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_TURN, SlotKey, Timeouts,
+    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Block, BlockKey, FRONT_SLOTS, Front, FrontKey,
+    Meaning, Place, Port, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_TURN, Timeouts,
 };
 use crate::lb::{self, Balancer, Spread};
 use crate::model::{Protocol, Scheduler};
@@ -18,7 +18,7 @@ pub(super) struct Table {
     pub(super) gateways: BTreeMap<Place, Address>,
     pub(super) timeouts: BTreeMap<u32, Timeouts>,
     pub(super) fronts: BTreeMap<FrontKey, Front>,
-    pub(super) slots: BTreeMap<SlotKey, u32>,
+    pub(super) slots: BTreeMap<BlockKey, Block>,
     pub(super) backends: BTreeMap<u32, Backend>,
 }
 
@@ -77,18 +77,12 @@ impl Table {
                 table.backends.insert(number, backend(id, *socket, spread, *weight));
                 all.push(number);
             }
-            let slots = spread.slots();
-            let value = Front {
-                id,
-                scheduler: scheduler(spread.scheduler),
-                affinity: spread.affinity.unwrap_or(0),
-                slots: slots.len() as u32,
-                turn: 0,
-            };
-            table.fronts.insert(key, value);
-            for (slot, number) in (0..).zip(slots.iter().filter_map(|at| all.get(*at))) {
-                table.slots.insert(SlotKey { front: id, slot }, *number);
-            }
+            let slots: Vec<u32> = spread.slots().iter().filter_map(|at| all.get(*at)).copied().collect();
+            let (scheduler, affinity) = (scheduler(spread.scheduler), spread.affinity.unwrap_or(0));
+            let front = Front { id, scheduler, affinity, slots: 0, turn: 0, first: [0; FRONT_SLOTS] };
+            let (front, blocks) = front.with_slots(&slots);
+            table.fronts.insert(key, front);
+            table.slots.extend(blocks);
         }
         table
     }
@@ -191,7 +185,7 @@ mod tests {
         assert_eq!(numbers_of(&after), [2, 5].into());
         let front = |port_number| after.fronts[&key_of(NETWORK, &port(port_number))];
         assert_eq!((front(80).id, front(80).slots, front(82).id, front(82).slots), (1, 1, 3, 0));
-        assert_eq!(after.slots, [(SlotKey { front: 1, slot: 0 }, 5)].into());
+        assert_eq!((front(80).first[..2].to_vec(), after.slots.len()), (vec![5, 0], 0));
         assert_eq!((after.backends[&2].weight, after.backends[&5].weight), (0, 1));
         // A later agent, which has read them, goes on with other numbers.
         let mut again = Numbers::default();
@@ -211,7 +205,7 @@ mod tests {
         let after = Table::wanted(NETWORK, &weights(3), &before, &mut numbers);
         let (set, gone) = difference(&before.backends, &after.backends);
         assert_eq!((set, gone), (vec![(2, after.backends[&2])], vec![]));
-        assert_eq!(difference(&before.slots, &after.slots), (vec![], vec![]));
+        assert_eq!(difference(&before.fronts, &after.fronts), (vec![], vec![]));
         let (set, gone) = difference(&after.fronts, &BTreeMap::new());
         assert_eq!((set.len(), gone.len()), (0, 1));
     }
