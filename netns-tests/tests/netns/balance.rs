@@ -8,14 +8,17 @@ use serde_json::{Value, json};
 use world::Transport::{self, Sctp, Tcp};
 use world::{Answer, Config, Node, Server, Session, Space, World, ask, ask_udp, wait_for};
 
-use crate::cluster::Member;
-use crate::engine::{has_timeouts, is_established, lb, with_affinity, with_all_ports};
+use crate::cluster::{DUAL, Member};
+use crate::engine::{
+    balancing, has_timeouts, is_established, lb, with_affinity, with_all_ports, without_ebpf,
+};
 use crate::shop::{
     Backend, GATEWAYS, Shop, answers, ask_all, each, open, parse, plug, servers, session_with, weights,
 };
 
 crate::tests![
     one_machine_balances_until_its_backends_leave,
+    what_can_be_used_is_taken_and_why_is_said,
     connections_are_spread_over_three_machines_as_the_service_says,
 ];
 
@@ -28,8 +31,7 @@ pub(crate) const LONG: &[crate::Test] = &[(
 fn one_machine_balances_until_its_backends_leave(world: &World) {
     let n1 = world.node("n1");
     let _agent = n1.agent(&Config::embedded().set("lb", &lb()));
-    let shown = n1.ok("node inspect n1").stdout;
-    assert!(shown.lines().any(|line| line.starts_with("Balancing") && line.ends_with(&lb())), "{shown}");
+    assert_eq!(balancing(&n1), format!("{} (it is asked for)", lb()));
     let ports =
         [json!({"port": 80, "target": 8080}), json!({"port": 53, "target": 5000, "protocol": "udp"})];
     let vips = open(&n1, json!({"ports": ports}));
@@ -47,6 +49,32 @@ fn one_machine_balances_until_its_backends_leave(world: &World) {
     an_idle_connection_that_expired_is_reset(&n1, &client, &vips[1]);
     n1.ok("endpoint detach b2 --network shop");
     nobody_answers(&client, &vips);
+}
+
+fn what_can_be_used_is_taken_and_why_is_said(world: &World) {
+    let n1 = world.node("n1");
+    let config = Config::embedded().set("lb", "auto");
+    let agent = n1.agent(&config);
+    assert_eq!(balancing(&n1), "ebpf (the faster one, and this kernel takes its programs)");
+    agent.terminate();
+    without_ebpf(&n1);
+    let refused = n1.netctld(&Config::embedded().set("lb", "ebpf"), &[]);
+    assert_eq!(refused.code, Some(1), "{refused}");
+    assert!(refused.stderr.contains("lb is ebpf, but it cannot be used"), "{refused}");
+    let _agent = n1.agent(&config);
+    let said = balancing(&n1);
+    if world::in_vm() {
+        assert!(said.starts_with("ipvs (ebpf cannot be used here: "), "{said}");
+        return;
+    }
+    assert!(said.starts_with("missing (this kernel has no IPVS, and ebpf cannot be used: "), "{said}");
+    n1.ok(&format!("network create shop {DUAL}"));
+    let refused = n1.ctl("service create web --network shop");
+    assert_eq!(refused.code, Some(1), "{refused}");
+    for word in ["eBPF", "modprobe ip_vs", "node inspect", "--endpoint-mode dnsrr"] {
+        assert!(refused.stderr.contains(word), "{word}: {refused}");
+    }
+    n1.ok("service create web --network shop --endpoint-mode dnsrr");
 }
 
 /// Without a backend pings and connections are refused at once.

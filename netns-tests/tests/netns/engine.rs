@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netctl::kernel::ebpf::{self, Maps, STATE_ANSWERED};
-use world::{Session, Space};
+use world::{Node, Session, Space};
 
 /// Whether eBPF balances although the kernel has IPVS.
 static EBPF: AtomicBool = AtomicBool::new(false);
@@ -26,6 +26,18 @@ pub(crate) fn lb() -> String {
 /// Whether it is eBPF.
 pub(crate) fn is_ebpf() -> bool {
     lb() == "ebpf"
+}
+
+/// Has no agent of a machine find the kernel's file system of eBPF.
+pub(crate) fn without_ebpf(node: &Node) {
+    node.space.sh("mount -t tmpfs -o ro none /sys/fs");
+}
+
+/// What a machine says of what balances there.
+pub(crate) fn balancing(node: &Node) -> String {
+    let shown = node.ok(&format!("node inspect {}", node.name())).stdout;
+    let line = shown.lines().find_map(|line| line.strip_prefix("Balancing"));
+    line.map(|line| line.trim_start_matches(':').trim().to_owned()).unwrap_or_else(|| panic!("{shown}"))
 }
 
 /// Looks at the maps of a machine; nothing where there are none.

@@ -3,6 +3,7 @@
 use world::{Config, DEADLINE, NodeOptions, Output, WithoutModule, World, eventually, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
+use crate::engine::{balancing, without_ebpf};
 
 crate::tests![
     ipvs_balances_with_a_scheduler_that_is_loaded_on_demand,
@@ -109,6 +110,7 @@ fn a_service_that_the_kernel_cannot_balance_is_refused_with_the_modules_name(wor
     assert!(output.text().contains("modprobe ip_vs"), "{output}");
 
     let config = Config::embedded().set("lb", "auto");
+    without_ebpf(&n1);
     let agent = n1.agent(&config);
     n1.ok(&format!("network create shop {DUAL}"));
     let refused = n1.ctl("service create web --network shop");
@@ -120,6 +122,7 @@ fn a_service_that_the_kernel_cannot_balance_is_refused_with_the_modules_name(wor
     agent.terminate();
 
     let _agent = n1.agent(&config);
+    assert!(balancing(&n1).starts_with("ipvs (ebpf cannot be used here: "), "{}", balancing(&n1));
     let without = WithoutModule::new("ip_vs_mh");
     let create = "service create web --network shop --scheduler mh";
     refuses(&n1.ctl(create), &["scheduler mh", "module ip_vs_mh", "modprobe ip_vs_mh"]);

@@ -235,6 +235,7 @@ pub fn stranger(name: NodeName, underlay: IpAddr) -> netctl::model::Node {
         subnets_in_use: Vec::new(),
         labels: std::collections::BTreeMap::new(),
         lb: Default::default(),
+        lb_reason: String::new(),
         version: String::new(),
     }
 }
