@@ -226,7 +226,7 @@ pub fn all_ports_are_balanced_as_they_are() {
             assert_eq!(ground.answer(&sent.back(back)), (PASS, packet.back(back)));
         }
         // A port of its own comes first.
-        let one = [(3, backend(family.backends[2], 8080))];
+        let one = [(3, Backend { front: 2, ..backend(family.backends[2], 8080) })];
         let web = Front { id: 2, ..turns() };
         ground.balance(&front(family.service, 80, TCP), web, &one, &[3]);
         assert_eq!(connect(&ground, family, 4001), family.backends[2]);

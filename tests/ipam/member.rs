@@ -66,6 +66,7 @@ pub fn node(number: usize) -> Node {
         labels: BTreeMap::new(),
         version: String::new(),
         lb: Default::default(),
+        lb_reason: String::new(),
     }
 }
 
