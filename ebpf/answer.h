@@ -20,8 +20,11 @@ SEPARATE int translate_answer(struct __sk_buff *skb, struct packet *packet) {
     struct connection *connection = find(tuple, other, &counted);
     if (!connection || connection->loops)
         return 0;
+    // Its entry may become another's as soon as it has left the table.
+    struct connection *carried = &scratch->connection;
+    *carried = *connection;
     remember_fragment(skb, packet);
     count_outgoing(counted, skb);
     follow(connection, tuple, other, packet);
-    return rewrite(skb, packet, connection);
+    return rewrite(skb, packet, carried);
 }

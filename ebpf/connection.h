@@ -140,19 +140,20 @@ static __always_inline void follow(
         state |= is_answer ? STATE_SERVER_ENDED : STATE_CLIENT_ENDED;
     __u32 now = seconds();
     // Most packets write nothing here: another processor may read the same.
-    if (connection->seen != now) {
-        connection->seen = now;
-        // The other way's entry may have left a full table: the next packet begins anew.
-        if (!bpf_map_lookup_elem(&connections, other))
-            bpf_map_delete_elem(&connections, this);
-    }
-    if (connection->state == state)
+    if (connection->seen == now && connection->state == state)
         return;
     bool was_closed = is_closed(connection);
+    connection->seen = now;
     connection->state = state;
     struct connection *back = bpf_map_lookup_elem(&connections, other);
-    if (back)
-        back->state |= state;
-    if (back && !was_closed && is_closed(back))
+    if (!back) {
+        // It has left a full table: the next packet begins anew.
+        bpf_map_delete_elem(&connections, this);
+        return;
+    }
+    if ((back->state | state) == back->state)
+        return;
+    back->state |= state;
+    if (!was_closed && is_closed(back))
         leave(connection->backend);
 }

@@ -62,13 +62,15 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
         connection = NULL;
     }
     if (connection) {
+        // Its entry may become another's as soon as it has left the table.
+        struct connection carried = *connection;
         remember_fragment(skb, packet);
         if (tuple.reply)
             count_outgoing(counted, skb);
         else
             count_incoming(counted, skb);
         follow(connection, &tuple, &other, packet);
-        return send_to(skb, packet, connection);
+        return send_to(skb, packet, &carried);
     }
     if (tuple.reply || !begins)
         return PASS;
@@ -85,7 +87,8 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
 SEC("classifier")
 int netctl_from(struct __sk_buff *skb) {
     struct packet packet = {.tuple.network = network};
-    if (read_addresses(skb, &packet, skb->protocol, ETH_HLEN))
+    // A frame with a tag is not for the sandbox; carried on it would bring its tag into the underlay.
+    if (skb->vlan_present || read_addresses(skb, &packet, skb->protocol, ETH_HLEN))
         return PASS;
     struct meaning *meaning = meaning_of(network, &packet.tuple.destination);
     if (meaning && meaning->kind != ADDRESS_CONTAINER) {

@@ -23,8 +23,12 @@ int netctl_wire_in(struct __sk_buff *skb) {
         return PASS;
     struct address address = packet.tuple.source;
     struct way *from = way_to(arrival.network, &address);
-    // Only the node that has an address speaks for it.
-    if (!from || !same(&from->remote, &arrival.remote))
+    // Only the node that has an address speaks for it, and only to this one's own end of the tunnel.
+    if (!from || !same(&from->remote, &arrival.remote) || !same_mac(&from->local_mac, &arrival.router))
+        return PASS;
+    // The kernel notes in datagrams that it has merged that they were in a tunnel, which this cannot take
+    // back: whoever cuts them again would look for it.
+    if (skb->gso_size && packet.tuple.protocol == IPPROTO_UDP)
         return PASS;
     address = packet.tuple.destination;
     struct meaning *to = meaning_of(arrival.network, &address);

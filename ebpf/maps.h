@@ -33,7 +33,7 @@ MAP(BPF_MAP_TYPE_HASH, timeouts, __u32, struct timeouts, 1 << 16, BPF_F_NO_PREAL
 // agent says how many `connections` there are.
 MAP(BPF_MAP_TYPE_LRU_HASH, connections, struct tuple, struct connection, 1 << 18, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, clients, struct client_key, struct client, 1 << 16, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct ports, 1 << 12, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct ports, 1 << 14, 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, events, __u32, __u64, EVENTS, 0);
 
 // Where a program lays down what its stack of 512 bytes has no room for. Nothing interrupts a program that

@@ -79,6 +79,10 @@ static __always_inline bool same(const struct address *a, const struct address *
            a->words[3] == b->words[3];
 }
 
+static __always_inline bool same_mac(const struct mac *a, const struct mac *b) {
+    return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2];
+}
+
 static __always_inline void copy_ipv6(struct address *to, const struct in6_addr *from) {
     __builtin_memcpy(to, from, sizeof *to);
 }

@@ -47,7 +47,9 @@ struct aged_ipv4 {
 static __always_inline int age(struct __sk_buff *skb, const struct packet *packet, __u32 at) {
     __u8 time = packet->time - 1;
     if (!packet->ipv4)
-        return bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, hop_limit), &time, sizeof time, 0);
+        // Unlike IPv4's, this header has no checksum that makes up for the change in a device's sum of it all.
+        return bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, hop_limit), &time, sizeof time,
+                                   BPF_F_RECOMPUTE_CSUM);
     __u32 checksum = packet->checksum + bpf_htons(0x0100);
     struct aged_ipv4 aged = {time, packet->tuple.protocol, checksum + (checksum >= 0xffff)};
     return bpf_skb_store_bytes(skb, at + offsetof(struct iphdr, ttl), &aged, sizeof aged, 0);

@@ -41,7 +41,7 @@ static __always_inline int rewrite_ipv6(
         if (sum < 0 || bpf_l4_csum_replace(skb, checksum, 0, sum, BPF_F_PSEUDO_HDR | mangled))
             return -1;
     }
-    return bpf_skb_store_bytes(skb, ETH_HLEN + at, new, sizeof *new, 0);
+    return bpf_skb_store_bytes(skb, ETH_HLEN + at, new, sizeof *new, BPF_F_RECOMPUTE_CSUM);
 }
 
 static __always_inline int rewrite_port(

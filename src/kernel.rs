@@ -20,6 +20,7 @@ pub mod nft;
 mod observe;
 mod plug;
 mod probe;
+mod reach;
 mod sandbox;
 mod sysctl;
 mod unplug;

@@ -1,8 +1,9 @@
 //! Packets as bytes: what an attacker writes into a socket.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::space::Space;
@@ -60,35 +61,96 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or_default()
 }
 
+/// A frame of a container's for its gateway with an IPv4 packet, and with a tag (IEEE 802.1Q) or none.
+pub fn gateway_frame(container: &Space, gateway: Ipv4Addr, tag: Option<u16>, packet: &[u8]) -> Vec<u8> {
+    let mac = |script: &str| -> Vec<u8> {
+        let text = container.sh(script);
+        text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("it is a byte")).collect()
+    };
+    let to = mac(&format!("ip neigh show {gateway} dev eth0 | sed 's/.*lladdr \\([^ ]*\\).*/\\1/'"));
+    let from = mac("ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/'");
+    let tag = tag.map_or(Vec::new(), |tag| [[0x81, 0x00], tag.to_be_bytes()].concat());
+    [&to[..], &from, &tag, &[0x08, 0x00], packet].concat()
+}
+
 /// Sends an Ethernet frame out of an interface, whatever is in it.
 pub fn send_frame(space: &Space, interface: &str, frame: &[u8]) {
+    send_frames(space, interface, [frame]);
+}
+
+/// The same with many.
+pub fn send_frames(
+    space: &Space,
+    interface: &str,
+    frames: impl IntoIterator<Item = impl AsRef<[u8]>, IntoIter: Send> + Send,
+) {
     space.enter(|| {
-        let kind = SockType::Raw;
-        let socket = socket(AddressFamily::Packet, kind, SockFlag::SOCK_CLOEXEC, None)
-            .expect("a packet socket can be made");
-        let index = nix::net::if_::if_nametoindex(interface).expect("the interface is there");
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: 0,
-            sll_ifindex: index.cast_signed(),
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 6,
-            sll_addr: [0; 8],
-        };
+        let socket = frame_socket();
+        let address = every_frame(interface);
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: frame and address are valid for the lengths given, and live during the call.
-        let sent = unsafe {
-            libc::sendto(
-                socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const address).cast(),
-                length,
-            )
-        };
-        let problem = std::io::Error::last_os_error();
-        assert_eq!(usize::try_from(sent), Ok(frame.len()), "{interface}: {problem}");
+        for frame in frames {
+            let frame = frame.as_ref();
+            // SAFETY: frame and address are valid for the lengths given, and live during the call.
+            let sent = unsafe {
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    0,
+                    (&raw const address).cast(),
+                    length,
+                )
+            };
+            let problem = std::io::Error::last_os_error();
+            assert_eq!(usize::try_from(sent), Ok(frame.len()), "{interface}: {problem}");
+        }
     });
+}
+
+fn frame_socket() -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    socket(AddressFamily::Packet, SockType::Raw, flags, None).expect("a packet socket can be made")
+}
+
+/// All frames of an interface, as an address.
+fn every_frame(interface: &str) -> libc::sockaddr_ll {
+    let index = nix::net::if_::if_nametoindex(interface).expect("the interface is there");
+    libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    }
+}
+
+/// The frames of an interface, from now on.
+pub struct Frames(OwnedFd);
+
+impl Frames {
+    /// Begins to keep what comes and goes there.
+    pub fn of(space: &Space, interface: &str) -> Self {
+        space.enter(|| {
+            let socket = frame_socket();
+            let address = every_frame(interface);
+            let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            // SAFETY: the address is valid for the length given, and lives during the call.
+            let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+            assert_eq!(bound, 0, "{interface}: {}", std::io::Error::last_os_error());
+            fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it waits for nothing");
+            Self(socket)
+        })
+    }
+
+    /// Those that have come since this was asked last.
+    pub fn take(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut room = vec![0; 65536];
+        while let Ok(length) = nix::unistd::read(&self.0, &mut room) {
+            frames.push(room[..length].to_vec());
+        }
+        frames
+    }
 }

@@ -15,7 +15,8 @@ const HINT: &str = "load its module (modprobe ip_vs; where that does not find it
                     modules of the running kernel), and restart netctld";
 
 /// What to do where the kernel takes no programs.
-const HINT_EBPF: &str = "it needs Linux 6.6 or newer with eBPF for traffic control; give lb = \"ipvs\"";
+const HINT_EBPF: &str = "it needs Linux 6.1 or newer with eBPF for traffic control, and the file system \
+                         /sys/fs/bpf; give lb = \"ipvs\"";
 
 /// An engine, and why it is that one.
 #[derive(Debug)]

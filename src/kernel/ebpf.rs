@@ -298,6 +298,27 @@ pub fn remove_other_layouts() -> io::Result<()> {
     Ok(())
 }
 
+/// Has programs that are attached leave all packets to the kernel, of whichever layout their maps are.
+///
+/// # Errors
+/// When a map cannot be read or changed.
+pub fn empty_paths() -> io::Result<()> {
+    let layouts = match std::fs::read_dir(DIRECTORY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        layouts => layouts?,
+    };
+    for layout in layouts {
+        let layout = layout?.path();
+        for map in ["ways", "networks", "addresses"] {
+            // One that nobody finds any more nobody can empty.
+            let Ok(data) = aya::maps::MapData::from_pin(layout.join(map)) else { continue };
+            let size = data.info().map_err(io::Error::other)?.key_size();
+            map::empty(data.fd().as_fd(), size as usize)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes all pins.
 ///
 /// # Errors

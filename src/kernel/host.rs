@@ -204,6 +204,16 @@ impl Host {
 
     /// Detaches programs of ours from all devices; goes on after one that fails.
     pub fn detach_programs(&mut self) -> Vec<Error> {
+        self.detach_where(|_| true)
+    }
+
+    /// Detaches programs of ours from the devices that are not ours, but this one; goes on after one that
+    /// fails.
+    pub fn detach_programs_but(&mut self, kept: Option<&str>) -> Vec<Error> {
+        self.detach_where(|found| !is_ours(found) && Some(found.name.as_str()) != kept)
+    }
+
+    fn detach_where(&mut self, is_meant: impl Fn(&observe::Device) -> bool) -> Vec<Error> {
         let devices = match self.devices() {
             Ok(devices) => devices,
             Err(error) => return vec![error],
@@ -212,7 +222,7 @@ impl Host {
             Err(error) if !error.device_is_gone() => Some(error.into()),
             _ => None,
         };
-        devices.into_iter().filter_map(failed).collect()
+        devices.into_iter().filter(is_meant).filter_map(failed).collect()
     }
 
     /// Reads what the host has beside ours.
@@ -280,7 +290,7 @@ impl Host {
         Ok(found.up && found.mtu == plug.mtu && addressed && ends == wanted)
     }
 
-    fn devices(&mut self) -> Result<Vec<observe::Device>, Error> {
+    pub(super) fn devices(&mut self) -> Result<Vec<observe::Device>, Error> {
         let messages = self.netlink.dump(&message::link_dump());
         let messages = messages.map_err(Error::netlink("read devices", HOST))?;
         Ok(messages.iter().filter_map(as_device).collect())

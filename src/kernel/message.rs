@@ -26,6 +26,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netns::Netns;
 use crate::model::object::PROTOCOL;
+use crate::model::subnet::width;
 use crate::model::{MacAddr, Vni};
 
 /// The link group (`IFLA_GROUP`) of devices that are being removed together.
@@ -310,6 +311,19 @@ pub(super) fn route(destination: IpNetwork, hop: Hop, mtu: Option<u32>) -> Route
     }
     attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
+}
+
+/// Asks by which route a packet leaves.
+pub(super) fn route_get(from: IpAddr, to: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(to);
+    message.header.destination_prefix_length = width(to);
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
+    if from.is_ipv4() == to.is_ipv4() {
+        message.header.source_prefix_length = width(from);
+        message.attributes.push(RouteAttribute::Source(RouteAddress::from(from)));
+    }
+    RouteNetlinkMessage::GetRoute(message)
 }
 
 /// Asks for the routes of the main table, only for ours where `ours`.

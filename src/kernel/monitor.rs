@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::netlink::{self, Netlink};
 use super::netns::Netns;
 use super::{Error, message, nft, observe};
-use crate::model::object::{ACCESS_PREFIX, Device, PROTOCOL, TABLE, UPLINK_PREFIX};
+use crate::model::object::{ACCESS_PREFIX, CROSSING_PREFIX, Device, PROTOCOL, TABLE, UPLINK_PREFIX};
 
 /// News that may wait for the thread, for each socket.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
@@ -329,7 +329,9 @@ fn route_change(
 
 fn is_ours(scope: Scope, name: &str) -> bool {
     match scope {
-        Scope::Host => name.starts_with(UPLINK_PREFIX) || name.starts_with(ACCESS_PREFIX),
+        Scope::Host => {
+            [UPLINK_PREFIX, ACCESS_PREFIX, CROSSING_PREFIX].iter().any(|p| name.starts_with(p))
+        }
         Scope::Sandbox => Device::from_name(name).is_some(),
     }
 }

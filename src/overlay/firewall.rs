@@ -133,7 +133,8 @@ fn errors_of_gateways(network: &Network) -> String {
 /// The table of the host.
 ///
 /// - VXLAN has no authentication: the tunnel port takes packets from member nodes only. The check
-///   comes before connection tracking and before any rule of the administrator's.
+///   comes before connection tracking and before any rule of the administrator's, but after what was
+///   cut on its way is whole again (-400): only a datagram's first piece has its port.
 /// - Nobody but the kernel's VXLAN device sends to a tunnel port: not a container, not another
 ///   engine's container whose traffic this host forwards, not a process on this host (a packet of
 ///   a socket has an owner, `meta skuid`; those of a VXLAN device have none).
@@ -150,7 +151,7 @@ pub(super) fn host(around: Surroundings<'_>, uplinks: bool, access: bool) -> Str
     let _ = write!(
         rules,
         r#"    chain prerouting {{
-        type filter hook prerouting priority -450; policy accept;
+        type filter hook prerouting priority -350; policy accept;
         udp dport {{ {ports} }} iifname "{UPLINK_PREFIX}*" counter drop comment "tunnel-from-container"
         udp dport {{ {ports} }} iifname "{ACCESS_PREFIX}*" counter drop comment "tunnel-from-container"
         udp dport {port} jump tunnel

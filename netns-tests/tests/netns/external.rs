@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use world::Transport::Tcp;
 use world::{
-    Answer, Config, Node, Server, Session, Space, World, ask, ask_udp, ethernet, ipv4_udp, send_frame,
-    wait_for,
+    Answer, Config, Node, Server, Session, Space, World, ask, ask_udp, gateway_frame, ipv4_udp,
+    send_frame, wait_for,
 };
 
 use crate::cluster::{Cluster, DUAL, Member};
@@ -317,17 +317,11 @@ fn an_address_leads_outside_on_every_machine_until_all_is_inside(world: &World) 
 #[track_caller]
 fn what_cannot_be_translated_does_not_leave(scene: &Scene, client: Client<'_>) {
     let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
-    let mac = |text: &str| -> [u8; 6] {
-        let bytes = text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap());
-        bytes.collect::<Vec<u8>>().try_into().unwrap()
-    };
     let from = client.space();
-    let gateway = from.sh("ip neigh show 10.9.0.1 dev eth0 | sed 's/.*lladdr \\([^ ]*\\).*/\\1/'");
-    let own = from.sh("ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/'");
     let (own_address, vip) = (address(&client.member.addresses[0]), address(&scene.vips[0]));
     let mut packet = ipv4_udp((own_address, 7003), (vip, 53), b"who\n");
     packet[26..28].copy_from_slice(&[0x12, 0x34]);
-    send_frame(from, "eth0", &ethernet(mac(&gateway), mac(&own), &packet));
+    send_frame(from, "eth0", &gateway_frame(from, [10, 9, 0, 1].into(), None, &packet));
     wait_for("it was dropped", || {
         let rules = scene.sandboxes[0].sh("nft list table inet netctl");
         let drops = rules.lines().filter(|line| line.contains("not-translated"));

@@ -6,6 +6,7 @@ mod table;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Backend, ClientKey, Counts, Ebpf, FastPath, Front, Maps, Programs, SCHEDULER_LEAST, TunnelEnd, Tuple,
+    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Programs, SCHEDULER_LEAST,
+    TunnelEnd, Tuple,
 };
 use crate::kernel::{self, Sandbox};
 use crate::lb::Balancer;
@@ -30,6 +32,8 @@ pub(super) struct Node {
     fast: Option<FastPath>,
     /// Whether what is for other nodes may skip the stack.
     wired: bool,
+    /// Nodes that only the kernel reaches.
+    unfit: BTreeSet<IpAddr>,
     numbers: Numbers,
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Entries>,
@@ -61,7 +65,8 @@ impl Node {
         if fast.is_none() {
             forget_paths(ebpf.maps(), &mut left)?;
         }
-        let mut node = Self { left, ebpf, fast, wired: false, numbers: Numbers::default(), scan: None };
+        let (wired, unfit, numbers) = (false, BTreeSet::new(), Numbers::default());
+        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, scan: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
         }
@@ -95,8 +100,8 @@ impl Node {
             self.left.keys().filter(|network| !networks.contains(network)).copied().collect();
         for network in unwanted {
             if let Some(left) = self.left.get(&network) {
-                apply_paths(self.ebpf.maps(), &left.paths, &Paths::default())?;
-                apply(self.ebpf.maps(), &left.table, &Table::default())?;
+                apply_paths(self.ebpf.maps(), &left.paths, &Paths::default(), &left.table)?;
+                apply(self.ebpf.maps(), &left.table, &Table::default(), &Paths::default())?;
                 self.left.remove(&network);
             }
         }
@@ -146,6 +151,24 @@ impl Node {
     /// Has what is for other nodes skip the stack, or not; tells whether it was otherwise.
     pub(super) fn set_wired(&mut self, wired: bool) -> bool {
         std::mem::replace(&mut self.wired, wired) != wired
+    }
+
+    /// Has what is for these nodes not skip the stack; tells whether it was otherwise.
+    pub(super) fn set_unfit(&mut self, unfit: BTreeSet<IpAddr>) -> bool {
+        for node in unfit.difference(&self.unfit) {
+            warn!(%node, "what is for this node goes through the stack: the host's routes carry too little");
+        }
+        std::mem::replace(&mut self.unfit, unfit) != self.unfit
+    }
+
+    /// What the programs have counted of the node, in the order of [`EVENTS`].
+    pub(super) fn events(&self) -> Result<[u64; EVENTS.len()], kernel::Error> {
+        let mut sums = [0; EVENTS.len()];
+        for (number, sum) in (0..).zip(&mut sums) {
+            let counted = self.ebpf.maps().events.get(&number).map_err(map_error("read", "events"))?;
+            *sum = counted.into_iter().flatten().sum();
+        }
+        Ok(sums)
     }
 
     /// Has what comes by the wire skip the stack where it enters this device of the host's; tells whether
@@ -258,14 +281,19 @@ impl ByEbpf {
             balances,
         });
         let paths = match crossing {
-            Some(crossing) => Paths::through(self.network, crossing, &self.followed, objects),
+            Some(crossing) => {
+                let node = self.node.borrow();
+                Paths::through(self.network, crossing, &self.followed, &node.unfit, objects)
+            }
             None => Paths::default(),
         };
         if paths == self.entries.paths {
             return Ok(());
         }
         let mut node = self.node.borrow_mut();
-        if let Err(error) = apply_paths(node.ebpf.maps(), &self.entries.paths, &paths) {
+        if let Err(error) =
+            apply_paths(node.ebpf.maps(), &self.entries.paths, &paths, &self.entries.table)
+        {
             // What it has now is not certain.
             node.scan = None;
             self.entries.paths = node.look(self.network)?.paths;
@@ -278,12 +306,11 @@ impl ByEbpf {
 
     /// Puts right how many connections backends have, where that decides who is next. The programs count
     /// only what they see: not what silence ended, or what left a full table.
-    fn correct(&self) -> Result<(), kernel::Error> {
+    fn correct(&self, counted: &BTreeMap<u32, (u32, u32)>) -> Result<(), kernel::Error> {
         let least = |front: &&Front| front.scheduler == SCHEDULER_LEAST;
         let fronts: BTreeSet<u32> =
             self.entries.table.fronts.values().filter(least).map(|f| f.id).collect();
-        let mut node = self.node.borrow_mut();
-        let counted = node.scan()?.open.clone();
+        let node = self.node.borrow();
         let maps = node.ebpf.maps();
         for (number, _) in self.entries.table.backends.iter().filter(|(_, b)| fronts.contains(&b.front))
         {
@@ -297,9 +324,9 @@ impl ByEbpf {
         Ok(())
     }
 
-    fn loads_of(&self) -> Result<Vec<Load>, kernel::Error> {
-        let mut node = self.node.borrow_mut();
-        let open = node.scan()?.open.clone();
+    /// What the backends have, of which so many connections are open.
+    fn loads_of(&self, open: &BTreeMap<u32, (u32, u32)>) -> Result<Vec<Load>, kernel::Error> {
+        let node = self.node.borrow();
         let maps = node.ebpf.maps();
         let numbers = self.entries.table.numbers();
         let mut loads = Vec::new();
@@ -357,8 +384,9 @@ impl Balancing for ByEbpf {
             warn!(sandbox = sandbox.name(), detached, "eBPF programs were detached: they are back");
         }
         self.mended += unpinned + detached;
-        self.correct()?;
-        self.loads_of()
+        let open = self.node.borrow_mut().scan()?.open.clone();
+        self.correct(&open)?;
+        self.loads_of(&open)
     }
 
     fn repaired(&mut self) -> u64 {
@@ -377,7 +405,7 @@ impl Balancing for ByEbpf {
         }
         let wanted = Table::wanted(self.network, balancer, &self.entries.table, &mut node.numbers);
         self.balancer = balancer.clone();
-        if let Err(error) = apply(node.ebpf.maps(), &self.entries.table, &wanted) {
+        if let Err(error) = apply(node.ebpf.maps(), &self.entries.table, &wanted, &self.entries.paths) {
             // What it has now is not certain.
             node.scan = None;
             self.entries.table = node.look(self.network)?.table;
@@ -410,7 +438,9 @@ impl Balancing for ByEbpf {
     }
 
     fn loads(&mut self, _: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
-        self.loads_of()
+        // Who asks wants to know what is open now: a drain ends with the last connection.
+        let open = open_connections(self.node.borrow().ebpf.maps())?;
+        self.loads_of(&open)
     }
 
     fn has_rules_for(&self, _: &Balancer) -> bool {
@@ -435,17 +465,18 @@ impl Drop for ByEbpf {
 /// cross.
 fn forget_paths(maps: &Maps, left: &mut BTreeMap<u32, Entries>) -> Result<(), kernel::Error> {
     for entries in left.values_mut() {
-        apply_paths(maps, &std::mem::take(&mut entries.paths), &Paths::default())?;
+        apply_paths(maps, &std::mem::take(&mut entries.paths), &Paths::default(), &entries.table)?;
     }
     Ok(())
 }
 
 /// The same on a node that balances otherwise; there the maps go.
 pub(super) fn forget() -> Result<(), kernel::Error> {
-    // Where there are none nothing was carried.
-    if let Ok(maps) = Maps::of_agent() {
-        forget_paths(&maps, &mut read(&maps)?)?;
-    }
+    let failed = |source| kernel::Error::System {
+        action: "have the kernel carry what an earlier agent's eBPF carried",
+        source,
+    };
+    kernel::ebpf::empty_paths().map_err(failed)?;
     kernel::ebpf::remove_pins().map_err(|source| kernel::Error::System {
         action: "remove the maps of an earlier agent's eBPF",
         source,

@@ -1,12 +1,17 @@
 //! What the dataplane counts of its own work, and of what others do to its objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 use super::Load;
+use crate::kernel::ebpf::EVENTS;
 use crate::model::NetworkId;
 use crate::model::object::{Key, Object};
 
@@ -19,8 +24,36 @@ pub struct Tally {
     pub(super) failures: Counter,
     /// Objects that somebody else changed and that are as they were again.
     pub(super) repairs: Counter,
+    /// What the programs of eBPF counted when it was read last.
+    pub events: Events,
     /// What backends had when what is balanced was read last.
     pub loads: Loads,
+}
+
+/// What the programs of eBPF have counted of the node, in the order of [`EVENTS`]; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Events(Arc<Mutex<Option<[u64; EVENTS.len()]>>>);
+
+impl Events {
+    pub(super) fn keep(&self, counted: [u64; EVENTS.len()]) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(counted);
+    }
+}
+
+impl Collector for Events {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(counted) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return Ok(());
+        };
+        let help = "What the eBPF programs refused, or could not do";
+        let mut family = encoder.encode_descriptor("ebpf_events", help, None, MetricType::Counter)?;
+        for (event, count) in EVENTS.iter().zip(counted) {
+            family
+                .encode_family(&[("event", *event)])?
+                .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
 }
 
 /// What backends have on this node, by network, as it was read last; clones share it.
@@ -61,6 +94,7 @@ impl Tally {
         ] {
             registry.register(name, help, counter.clone());
         }
+        registry.register_collector(Box::new(self.events.clone()));
     }
 }
 

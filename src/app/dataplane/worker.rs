@@ -2,15 +2,17 @@
 
 mod balance;
 mod plug;
+mod wire;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc as async_mpsc, watch};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::batch::Batch;
 use super::changes::{
@@ -26,7 +28,9 @@ use crate::cluster::view::Published;
 use crate::kernel::ebpf::TunnelEnd;
 use crate::kernel::{self, Host, Monitor, Netns, Notice, Scope};
 use crate::model::object::{self, SANDBOX_PREFIX, sandbox_name};
-use crate::model::{Endpoint, EndpointId, Engine, Network, NetworkId, Node, Snapshot, Versioned, Vni};
+use crate::model::{
+    Endpoint, EndpointId, Engine, Network, NetworkId, Node, NodeName, Snapshot, Versioned, Vni,
+};
 use crate::overlay::{self, NameService, Surroundings};
 
 /// How long the first notice of a burst waits for the others.
@@ -74,6 +78,12 @@ pub(super) struct Worker {
     firewall: Option<Firewall>,
     slots: BTreeMap<NetworkId, Slot>,
     snapshot: Snapshot,
+    /// The nodes as they are published: those of the snapshot are as the host reaches them.
+    nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
+    /// How large packets within the tunnel the host's routes carry whole, where that is less than it should be.
+    limits: BTreeMap<IpAddr, u32>,
+    /// Whether the host's devices have no programs of an earlier agent's.
+    swept: bool,
     /// Whether a complete snapshot has come: before that nothing is known to be superfluous.
     synced: bool,
     /// Whether the snapshot is current: only then is anything looked for to be removed.
@@ -144,6 +154,9 @@ impl Worker {
             firewall: None,
             slots: BTreeMap::new(),
             snapshot: Snapshot::default(),
+            nodes: Arc::default(),
+            limits: BTreeMap::new(),
+            swept: false,
             synced: false,
             trusted: false,
             reported: BTreeMap::new(),
@@ -219,7 +232,7 @@ impl Worker {
             return;
         }
         self.trusted = published.health == Health::Current;
-        let (old, new) = (std::mem::replace(&mut self.snapshot, published.snapshot), &self.snapshot);
+        let (old, new) = (self.take_up(published.snapshot), &self.snapshot);
         let nodes_changed = !same_ways(&old.nodes, &new.nodes);
         let mut reshaped = false;
         for (id, members) in &new.members {
@@ -417,53 +430,6 @@ impl Worker {
             }
         }
         outcome
-    }
-
-    /// Has what comes by the wire skip the stack, where the underlay address is now; or nowhere.
-    fn follow_wire(&mut self) -> Result<(), kernel::Error> {
-        let found = self.host.device_of(self.me.underlay)?;
-        let has_ipsec = self.host.has_ipsec().unwrap_or_else(|error| {
-            warn!(%error, "nobody knows whether this host has IPsec policies: the kernel carries all");
-            true
-        });
-        let fast = self.ebpf.as_ref().filter(|node| node.borrow().is_fast());
-        if let Some(node) = fast
-            && node.borrow_mut().set_wired(!has_ipsec)
-        {
-            if has_ipsec {
-                warn!("this host has IPsec policies: what is for other nodes goes through the stack");
-            }
-            self.changed.extend(self.slots.keys());
-        }
-        let fast = fast.filter(|_| !has_ipsec);
-        let attached = match (&found, fast) {
-            (Some(device), Some(node)) => node.borrow().attach_wire(device)?,
-            (Some(device), None) => {
-                kernel::ebpf::detach(device)?;
-                false
-            }
-            (None, _) => false,
-        };
-        if self.wire != found {
-            if let Some(left) = &self.wire
-                && let Err(error) = kernel::ebpf::detach(left)
-            {
-                debug!(%error, "the underlay's device of before has gone");
-            }
-            match (&found, fast) {
-                (Some(device), Some(_)) => info!(device, "what comes by the wire skips the stack"),
-                (None, Some(_)) => warn!(
-                    underlay = %self.me.underlay,
-                    "no device has the underlay address: what comes by the wire goes through the stack"
-                ),
-                (_, None) => {}
-            }
-            self.wire = found;
-        } else if attached {
-            warn!(device = self.wire, "the eBPF program at the underlay was detached: it is back");
-            self.settings.tally.repairs.inc();
-        }
-        Ok(())
     }
 
     fn converge_network(&mut self, id: NetworkId) {

@@ -210,6 +210,27 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 }
 
+/// Takes all entries out of a map whose keys have so many bytes.
+pub(super) fn empty(map: BorrowedFd<'_>, size: usize) -> io::Result<()> {
+    let number = map.as_raw_fd().unsigned_abs();
+    let mut key = vec![0_u8; size];
+    loop {
+        let mut first =
+            Element { map: number, zero: 0, key: 0, value: key.as_mut_ptr() as u64, flags: 0 };
+        // SAFETY: there is room for a key.
+        match unsafe { sys::call(sys::MAP_GET_NEXT_KEY, &mut first) } {
+            Err(Errno::ENOENT) => return Ok(()),
+            found => found?,
+        };
+        let mut gone = Element { key: key.as_ptr() as u64, value: 0, ..first };
+        // SAFETY: the key lives until it returns.
+        match unsafe { sys::call(sys::MAP_DELETE_ELEM, &mut gone) } {
+            Ok(_) | Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// A map whose values are one for each processor.
 #[derive(Debug)]
 pub struct CpuMap<K, V> {

@@ -103,13 +103,20 @@ fn read_paths(maps: &Maps) -> Result<BTreeMap<u32, Entries>, kernel::Error> {
 }
 
 /// Makes one table of another. What is pointed at comes before what points at it, and goes after it: at
-/// every moment a connection finds a whole. Goes on after a failure, and returns the last one.
-pub(super) fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kernel::Error> {
+/// every moment a connection finds a whole. An address that is a container's in the paths stays. Goes on after
+/// a failure, and returns the last one.
+pub(super) fn apply(
+    maps: &Maps,
+    now: &Table,
+    wanted: &Table,
+    paths: &Paths,
+) -> Result<(), kernel::Error> {
     let (mut backends, lost_backends) = difference(&now.backends, &wanted.backends);
     let (mut fronts, lost_fronts) = difference(&now.fronts, &wanted.fronts);
     let (slots, lost_slots) = difference(&now.slots, &wanted.slots);
     let (gateways, lost_gateways) = difference(&now.gateways, &wanted.gateways);
-    let (addresses, lost_addresses) = difference(&now.addresses, &wanted.addresses);
+    let (addresses, mut lost_addresses) = difference(&now.addresses, &wanted.addresses);
+    lost_addresses.retain(|place| !paths.containers.contains_key(place));
     let (timeouts, lost_timeouts) = difference(&now.timeouts, &wanted.timeouts);
     // What the programs count in an entry that only changes goes on.
     for (number, backend) in backends.iter_mut().filter(|(number, _)| now.backends.contains_key(number))
@@ -144,10 +151,17 @@ pub(super) fn apply(maps: &Maps, now: &Table, wanted: &Table) -> Result<(), kern
     outcome
 }
 
-/// Makes paths of others. Goes on after a failure, and returns the last one.
-pub(super) fn apply_paths(maps: &Maps, now: &Paths, wanted: &Paths) -> Result<(), kernel::Error> {
+/// Makes paths of others. An address that is a service's in the table stays. Goes on after a failure, and
+/// returns the last one.
+pub(super) fn apply_paths(
+    maps: &Maps,
+    now: &Paths,
+    wanted: &Paths,
+    table: &Table,
+) -> Result<(), kernel::Error> {
     let (networks, lost_networks) = difference(&now.networks, &wanted.networks);
-    let (containers, lost_containers) = difference(&now.containers, &wanted.containers);
+    let (containers, mut lost_containers) = difference(&now.containers, &wanted.containers);
+    lost_containers.retain(|place| !table.addresses.contains_key(place));
     let (ways, lost_ways) = difference(&now.ways, &wanted.ways);
     let done = |map, result: std::io::Result<()>| result.map_err(map_error("change", map));
     let outcomes = [

@@ -2,7 +2,7 @@
 //! neighbours and forwarding entries say of a network, as the programs look it up. Nothing here speaks with
 //! the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -31,11 +31,12 @@ pub(super) struct Crossing {
 
 impl Paths {
     /// The entries for what is in the sandbox of the network with this number. These are the numbers of the
-    /// containers' devices.
+    /// containers' devices, and the nodes that only the kernel reaches.
     pub(super) fn through<'a>(
         network: u32,
         crossing: Crossing,
         devices: &BTreeMap<EndpointId, u32>,
+        unfit: &BTreeSet<IpAddr>,
         objects: impl IntoIterator<Item = &'a Object> + Clone,
     ) -> Self {
         let found = Found::among(objects.clone());
@@ -53,7 +54,7 @@ impl Paths {
                     paths.containers.insert(Place { network, address: address.into() }, meaning);
                 }
                 Object::Route(Route { destination, target: Target::Via(Device::Tunnel, hop), mtu }) => {
-                    let way = found.way(hop, mtu, crossing);
+                    let way = found.way(hop, mtu, crossing, unfit);
                     paths.ways.extend(way.map(|way| (Range::new(network, destination), way)));
                 }
                 // The sandbox's own, also within a range that another node has: gateways, for one.
@@ -115,17 +116,24 @@ impl Found {
     }
 
     /// The way through a next hop; `None`: something of it is missing, and the kernel has no way either.
-    fn way(&self, hop: IpAddr, mtu: Option<u32>, crossing: Crossing) -> Option<Way> {
+    fn way(
+        &self,
+        hop: IpAddr,
+        mtu: Option<u32>,
+        crossing: Crossing,
+        unfit: &BTreeSet<IpAddr>,
+    ) -> Option<Way> {
         let (local, local_mac, widest) = self.tunnel?;
         let remote_mac = *self.hops.get(&hop)?;
         let (remote, port) = *self.ends.get(&remote_mac)?;
+        let mtu = mtu.map_or(widest, |mtu| mtu.min(widest));
         Some(Way {
             local: local.into(),
             remote: remote.into(),
             local_mac: local_mac.0,
             remote_mac: remote_mac.0,
-            mtu: mtu.map_or(widest, |mtu| mtu.min(widest)),
-            crossing: crossing.inside,
+            mtu,
+            crossing: if unfit.contains(&remote) { 0 } else { crossing.inside },
             port: port.into(),
             zero: 0,
         })
@@ -170,7 +178,7 @@ mod tests {
     fn what_the_kernel_routes_the_programs_carry() {
         let objects = objects();
         let id: EndpointId = "0123456789ab".parse().unwrap();
-        let paths = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &objects);
+        let paths = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &BTreeSet::new(), &objects);
         let place = |address: &str| {
             let address = address.parse::<IpAddr>().unwrap().into();
             Place { network: NETWORK, address }
@@ -181,6 +189,11 @@ mod tests {
         let way = paths.ways[&Range::new(NETWORK, "10.9.0.32/27".parse().unwrap())];
         assert_eq!((IpAddr::from(way.remote), u16::from(way.port)), ("10.1.0.2".parse().unwrap(), 4790));
         assert_eq!((way.mtu, way.crossing, way.remote_mac), (1400, 3, [2, 0, 0, 0, 0, 2]));
+        // Where only the kernel reaches a node, it has what is for that one.
+        let unfit = ["10.1.0.2".parse().unwrap()].into();
+        let paths_of_kernel = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &unfit, &objects);
+        let way = paths_of_kernel.ways[&Range::new(NETWORK, "10.9.0.32/27".parse().unwrap())];
+        assert_eq!((way.mtu, way.crossing), (1400, 0));
         // Single addresses that nobody has, or the sandbox itself, and no whole subnet.
         for address in ["10.9.0.40/32", "10.9.0.33/32"] {
             let none = paths.ways[&Range::new(NETWORK, address.parse().unwrap())];
@@ -195,11 +208,11 @@ mod tests {
         let id: EndpointId = "0123456789ab".parse().unwrap();
         // Without the container's device, its number, or the forwarding entry.
         let mut objects = objects();
-        let paths = Paths::through(NETWORK, CROSSING, &BTreeMap::new(), &objects);
+        let paths = Paths::through(NETWORK, CROSSING, &BTreeMap::new(), &BTreeSet::new(), &objects);
         assert_eq!(paths.containers.len(), 0);
         objects.retain(|object| !matches!(object, Object::Link(Link { kind: LinkKind::Veth, .. })));
         objects.retain(|object| !matches!(object, Object::Fdb { .. }));
-        let paths = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &objects);
+        let paths = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &BTreeSet::new(), &objects);
         assert_eq!((paths.containers.len(), paths.ways.len()), (0, 2));
     }
 }
