@@ -37,7 +37,7 @@ pub(crate) fn without_ebpf(node: &Node) {
 pub(crate) fn balancing(node: &Node) -> String {
     let shown = node.ok(&format!("node inspect {}", node.name())).stdout;
     let line = shown.lines().find_map(|line| line.strip_prefix("Balancing"));
-    line.map(|line| line.trim_start_matches(':').trim().to_owned()).unwrap_or_else(|| panic!("{shown}"))
+    line.map_or_else(|| panic!("{shown}"), |line| line.trim_start_matches(':').trim().to_owned())
 }
 
 /// Looks at the maps of a machine; nothing where there are none.
