@@ -17,9 +17,9 @@
         __type(value, VALUE);                                                                          \
     } NAME SEC(".maps")
 
-// What the agent writes takes memory as it comes; but fronts and backends, of which there are many and which
-// are written at once, have theirs from the start: writing them costs a third of the time.
-MAP(BPF_MAP_TYPE_HASH, addresses, struct place, struct meaning, 1 << 18, BPF_F_NO_PREALLOC);
+// What the agent writes takes memory as it comes; but addresses, fronts and backends, of which there are many
+// and which are written at once, have theirs from the start: writing them costs a third of the time.
+MAP(BPF_MAP_TYPE_HASH, addresses, struct place, struct meaning, 1 << 17, 0);
 MAP(BPF_MAP_TYPE_LPM_TRIE, ways, struct range, struct way, 1 << 20, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 1 << 16, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, fronts, struct front_key, struct front, 1 << 16, 0);

@@ -1,8 +1,8 @@
 //! IPVS, the kernel's balancer of connections, over generic netlink.
 //!
 //! It reads and changes the table of one network namespace: virtual services, by address or by
-//! firewall mark, and their destinations. What `ipvsadm` can do it can, except for the
-//! synchronisation daemons and the list of connections. It knows nothing of networks and endpoints,
+//! firewall mark, and their destinations, and reads the list of connections. What `ipvsadm` can do it can,
+//! except for the synchronisation daemons. It knows nothing of networks and endpoints,
 //! and decides nothing.
 //!
 //! The kernel takes each request by itself, in the order in which they are sent: there are no
@@ -12,6 +12,7 @@
 //! Documentation/networking/ipvs-sysctl.rst.
 
 mod change;
+mod connections;
 mod destination;
 mod error;
 mod scheduler;
@@ -20,6 +21,7 @@ mod stats;
 mod wire;
 
 pub use change::Change;
+pub use connections::{Connection, connections};
 pub use destination::{
     Destination, DestinationKey, DestinationState, Forwarding, Tunnel, TunnelFlags, TunnelKind,
 };

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::ipvs::Ipvs;
+use super::ipvs::{self, Ipvs};
 use super::message::{self, Dev, Hop};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
@@ -122,6 +122,11 @@ impl Sandbox {
         let read = || std::fs::read_to_string("/proc/thread-self/net/ip_vs");
         // Where IPVS is not loaded there is no such file. Three lines are its head.
         Ok(self.netns.enter(read)?.is_ok_and(|text| text.lines().count() > 3))
+    }
+
+    /// The connections that the sandbox's IPVS has.
+    pub fn ipvs_connections(&self) -> Result<Vec<ipvs::Connection>, Error> {
+        self.netns.enter(ipvs::connections)?.map_err(Error::system("read the connections of IPVS"))
     }
 
     /// Opens the sandbox's IPVS.

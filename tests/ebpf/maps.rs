@@ -34,7 +34,7 @@ pub fn a_full_map_says_so() {
     let ebpf = Ebpf::open_in(&directory(), 16).unwrap();
     let addresses = &ebpf.maps().addresses;
     let place = |number: u32| Place { network: number, address: address("10.9.0.80") };
-    let room = 1 << 18;
+    let room = 1 << 17;
     let all: Vec<(Place, Meaning)> = (0..room).map(|number| (place(number), Meaning::of(1))).collect();
     addresses.insert_all(&all).unwrap();
     let error = addresses.insert(&place(room), &Meaning::of(1)).unwrap_err();

@@ -1,13 +1,20 @@
 //! What needs a kernel that this machine may not have: run in the virtual machine of `scripts/vm`.
 
-use world::{Config, DEADLINE, NodeOptions, Output, WithoutModule, World, eventually, wait_for};
+use std::io::ErrorKind;
+
+use serde_json::json;
+use world::{
+    Config, DEADLINE, NodeOptions, Output, WithoutModule, World, ask_udp, eventually, wait_for,
+};
 
 use crate::cluster::{Cluster, DUAL};
 use crate::engine::{balancing, without_ebpf};
+use crate::shop::{Backend, answers, each, open, plug, session_with};
 
 crate::tests![
     ipvs_balances_with_a_scheduler_that_is_loaded_on_demand,
     wireguard_dummy_devices_netem_and_esp_are_there,
+    connections_go_on_when_ebpf_takes_over_from_ipvs,
 ];
 
 /// Tests that take away a part of the kernel: one at a time, and nothing else beside them.
@@ -134,6 +141,60 @@ fn a_service_that_the_kernel_cannot_balance_is_refused_with_the_modules_name(wor
     n1.ok(update);
     let saved = || n1.sandbox("shop").sh("ipvsadm -Sn");
     wait_for("it is balanced so", || saved().contains("-s mh"));
+}
+
+fn connections_go_on_when_ebpf_takes_over_from_ipvs(world: &World) {
+    let n1 = world.node("n1");
+    let with = |lb: &str| Config::embedded().set("lb", lb);
+    let agent = n1.agent(&with("ipvs"));
+    let ports =
+        [json!({"port": 80, "target": 8080}), json!({"port": 53, "target": 5000, "protocol": "udp"})];
+    let vips = open(&n1, json!({"ports": ports}));
+    let client = plug(&n1, "client", None);
+    let backends = ["b1", "b2"].map(|name| Backend::start(&n1, name));
+    let (from, sandbox) = (&client.container.space, n1.sandbox("shop"));
+    let saved = || sandbox.sh("ipvsadm -Sn");
+    let log = || std::fs::read_to_string(n1.dir().join("netctld.log")).unwrap();
+    wait_for("both are balanced", || saved().matches(" -w 1").count() == 8);
+    let mut sessions = Vec::new();
+    for vip in &vips {
+        for server in ["b1", "b2"] {
+            sessions.push((server, session_with(from, vip, 80, server)));
+        }
+    }
+    let ask_by_port = || ask_udp(from, &vips[0], 53, 7100).unwrap().server;
+    let asked = ask_by_port();
+    let own = session_with(&backends[0].member.container.space, &vips[0], 80, "b1");
+    agent.terminate();
+    let agent = n1.agent(&with("ebpf"));
+    wait_for("nothing is left in IPVS", || saved().is_empty());
+    for (server, session) in &mut sessions {
+        assert_eq!(session.ask().unwrap().server, *server, "it goes on");
+    }
+    assert_eq!(ask_by_port(), asked, "datagrams too");
+    for vip in &vips {
+        assert_eq!(answers(from, vip, 4), each(&[("b1", 2), ("b2", 2)]), "{vip}");
+    }
+    let said = log();
+    assert!(said.contains("connections of IPVS go on with eBPF"), "{said}");
+    let port = own.local().port();
+    let lost =
+        |line: &&str| line.contains("cannot carry it on") && line.contains(&format!(":{port} -> "));
+    assert_eq!(said.lines().filter(lost).count(), 1, "who meets itself is listed: {said}");
+    agent.terminate();
+
+    // IPVS takes nothing over, and says so.
+    let _agent = n1.agent(&with("ipvs"));
+    wait_for("both are balanced", || saved().matches(" -w 1").count() == 8);
+    let said = log();
+    assert!(said.contains("connections that eBPF balanced end"), "{said}");
+    for (_, session) in &mut sessions {
+        let error = session.ask().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+    for vip in &vips {
+        assert_eq!(answers(from, vip, 4), each(&[("b1", 2), ("b2", 2)]), "{vip}");
+    }
 }
 
 #[track_caller]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use crate::kernel::{self, Sandbox};
+use crate::kernel::{self, Sandbox, ipvs};
 use crate::lb::{Balancer, Front};
 use crate::model::EndpointId;
 use crate::model::object::Object;
@@ -51,6 +51,14 @@ pub(super) trait Balancing {
     /// Has the connections of the containers whose devices are in the sandbox balanced, and what stays
     /// within the network carried by what is there.
     fn follow(&mut self, sandbox: &Sandbox, objects: &BTreeSet<Object>) -> Result<(), kernel::Error>;
+
+    /// Carries on connections that IPVS has in the sandbox until now; gives those that it cannot.
+    fn take_over(
+        &mut self,
+        sandbox: &Sandbox,
+        objects: &BTreeSet<Object>,
+        connections: &[ipvs::Connection],
+    ) -> Result<Vec<ipvs::Connection>, kernel::Error>;
 
     /// The devices of these containers are others by now, or none.
     fn unfollow(&mut self, containers: &[EndpointId]);

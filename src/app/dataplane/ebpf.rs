@@ -1,6 +1,7 @@
 //! Balancing by eBPF: the maps of the node, and the programs of one sandbox.
 
 mod entries;
+mod import;
 mod paths;
 mod table;
 
@@ -17,11 +18,12 @@ use crate::kernel::ebpf::{
     Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Programs, SCHEDULER_LEAST,
     TunnelEnd, Tuple,
 };
-use crate::kernel::{self, Sandbox};
+use crate::kernel::{self, Sandbox, ipvs};
 use crate::lb::Balancer;
 use crate::model::object::{Device, Object, crossing_name, endpoints, links};
 use crate::model::{EndpointId, NetworkId, Vni};
 use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read};
+use import::Import;
 use paths::{Crossing, Paths};
 use table::{Numbers, Table, key_of};
 
@@ -431,6 +433,24 @@ impl Balancing for ByEbpf {
         self.carry(objects)
     }
 
+    fn take_over(
+        &mut self,
+        sandbox: &Sandbox,
+        objects: &BTreeSet<Object>,
+        connections: &[ipvs::Connection],
+    ) -> Result<Vec<ipvs::Connection>, kernel::Error> {
+        let devices = sandbox.netns().enter(|| client_devices(objects))?;
+        let now = kernel::ebpf::now().map_err(map_error("read the time for", "connections"))?;
+        let import = Import::new(self.network, &self.entries.table, &devices, connections, now);
+        let node = self.node.borrow();
+        for (tuple, connection) in import.taken.iter().flatten() {
+            // One that has begun here by itself stays.
+            let inserted = node.ebpf.maps().connections.insert_new(tuple, connection);
+            inserted.map_err(map_error("change", "connections"))?;
+        }
+        Ok(import.left)
+    }
+
     fn unfollow(&mut self, containers: &[EndpointId]) {
         for container in containers {
             self.followed.remove(container);
@@ -472,6 +492,12 @@ fn forget_paths(maps: &Maps, left: &mut BTreeMap<u32, Entries>) -> Result<(), ke
 
 /// The same on a node that balances otherwise; there the maps go.
 pub(super) fn forget() -> Result<(), kernel::Error> {
+    // IPVS takes no connections over.
+    let open = Maps::of_agent().ok().and_then(|maps| open_connections(&maps).ok()).unwrap_or_default();
+    let open: u32 = open.values().map(|(active, inactive)| active + inactive).sum();
+    if open > 0 {
+        warn!(connections = open, "connections that eBPF balanced end: this engine carries none on");
+    }
     let failed = |source| kernel::Error::System {
         action: "have the kernel carry what an earlier agent's eBPF carried",
         source,
@@ -499,6 +525,17 @@ pub(super) fn remove(sandbox: &Sandbox, containers: impl Iterator<Item = Endpoin
     if let Ok(count @ 1..) = detached {
         info!(sandbox = sandbox.name(), count, "eBPF programs of an earlier agent are detached");
     }
+}
+
+/// The devices that lead to containers, by the containers' addresses.
+fn client_devices(objects: &BTreeSet<Object>) -> BTreeMap<IpAddr, u32> {
+    let device = |object: &Object| match object {
+        Object::Neighbour { device: device @ Device::Endpoint(_), address, .. } => {
+            Some((*address, kernel::ebpf::index(&device.to_string()).ok()?))
+        }
+        _ => None,
+    };
+    objects.iter().filter_map(device).collect()
 }
 
 /// Whether the pair by which packets cross is among the objects.

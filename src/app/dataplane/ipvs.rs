@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use tracing::{debug, warn};
 
 use super::balancing::{Balancing, Load};
-use crate::kernel::ipvs::{DestinationState, Entry, Ipvs, ServiceKey, Timeouts};
+use crate::kernel::ipvs::{self, DestinationState, Entry, Ipvs, ServiceKey, Timeouts};
 use crate::kernel::{self, Sandbox};
 use crate::lb::Balancer;
 use crate::model::EndpointId;
@@ -137,6 +137,16 @@ impl Balancing for ByIpvs {
     fn follow(&mut self, _: &Sandbox, _: &BTreeSet<Object>) -> Result<(), kernel::Error> {
         // It balances what is routed to its addresses, wherever it comes from.
         Ok(())
+    }
+
+    fn take_over(
+        &mut self,
+        _: &Sandbox,
+        _: &BTreeSet<Object>,
+        _: &[ipvs::Connection],
+    ) -> Result<Vec<ipvs::Connection>, kernel::Error> {
+        // They are its own.
+        Ok(Vec::new())
     }
 
     fn unfollow(&mut self, _: &[EndpointId]) {}

@@ -30,6 +30,8 @@ pub(super) struct Slot {
     balancing: Option<Box<dyn Balancing>>,
     /// Whether the kernel may balance something although it is not open.
     unread: bool,
+    /// Whether IPVS balances here until the engine has taken its connections over.
+    replaced: bool,
     /// The addresses that are refused.
     refused: BTreeSet<IpAddr>,
     /// Endpoints whose containers do not have the network's subnets yet.
@@ -39,6 +41,9 @@ pub(super) struct Slot {
     /// What was put right beside objects: the table, and the sandbox's name.
     mended: u64,
 }
+
+/// How many connections that end are listed one by one.
+const LISTED: usize = 20;
 
 /// A table as we installed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,16 +119,15 @@ impl Slot {
     pub(super) fn open(network: NetworkId, engine: Way) -> Result<Self, kernel::Error> {
         let mut sandbox = Sandbox::create(&sandbox_name(network))?;
         let observed = sandbox.observe()?;
-        // What another engine has left goes.
+        // What another engine has left goes: IPVS once eBPF carries its connections on.
+        let mut replaced = false;
         let unread = match &engine {
             Way::Ipvs => {
                 ebpf::remove(&sandbox, endpoints(&observed));
                 sandbox.has_ipvs_services()?
             }
             Way::Ebpf(node, of) => {
-                if sandbox.has_ipvs_services()? {
-                    ByIpvs::open(&sandbox)?.converge(&sandbox, &Balancer::default())?;
-                }
+                replaced = sandbox.has_ipvs_services()?;
                 let has = node.borrow().has(of.vni.number());
                 if !has {
                     // What is attached knows other maps than ours, or a network of before.
@@ -139,6 +143,7 @@ impl Slot {
             engine,
             balancing: None,
             unread,
+            replaced,
             refused: BTreeSet::new(),
             behind: BTreeSet::new(),
             drift: Drift::default(),
@@ -228,7 +233,11 @@ impl Slot {
     fn spread(&mut self, balancer: &Balancer) -> Result<(), kernel::Error> {
         let balancing = match &mut self.balancing {
             Some(balancing) => balancing,
-            None if balancer.fronts.is_empty() && !self.unread && !self.engine.carries() => {
+            None if balancer.fronts.is_empty()
+                && !self.unread
+                && !self.replaced
+                && !self.engine.carries() =>
+            {
                 return Ok(());
             }
             None => {
@@ -238,7 +247,37 @@ impl Slot {
         };
         self.unread = false;
         balancing.converge(&self.sandbox, balancer)?;
+        if self.replaced {
+            return self.replace_ipvs();
+        }
         self.follow()
+    }
+
+    /// Has what balances take the connections of IPVS over, and take its place.
+    fn replace_ipvs(&mut self) -> Result<(), kernel::Error> {
+        let take_over = |slot: &mut Self| {
+            let connections = slot.sandbox.ipvs_connections()?;
+            let Some(balancing) = &mut slot.balancing else {
+                return Ok((connections.len(), connections));
+            };
+            let left = balancing.take_over(&slot.sandbox, &slot.observed, &connections)?;
+            Ok::<_, kernel::Error>((connections.len() - left.len(), left))
+        };
+        // What is unknown goes on by IPVS until that has nothing more: so the second time there is also what
+        // began after the first, and nothing is carried by both.
+        take_over(self)?;
+        self.follow()?;
+        let (taken, left) = take_over(self)?;
+        ByIpvs::open(&self.sandbox)?.converge(&self.sandbox, &Balancer::default())?;
+        self.replaced = false;
+        info!(sandbox = self.sandbox.name(), taken, "connections of IPVS go on with eBPF");
+        for connection in left.iter().take(LISTED) {
+            warn!(sandbox = self.sandbox.name(), %connection, "connection ends: eBPF cannot carry it on");
+        }
+        if left.len() > LISTED {
+            warn!(sandbox = self.sandbox.name(), more = left.len() - LISTED, "and as many more end");
+        }
+        Ok(())
     }
 
     fn unfollow(&mut self, containers: &[EndpointId]) {

@@ -95,6 +95,22 @@ impl<K: Pod, V: Pod> Map<K, V> {
         Ok(())
     }
 
+    /// Gives a key a value where it has none; tells whether it had none.
+    ///
+    /// # Errors
+    /// What the kernel refuses; `E2BIG`: it is full.
+    pub fn insert_new(&self, key: &K, value: &V) -> io::Result<bool> {
+        /// `BPF_NOEXIST`.
+        const NEW: u64 = 1;
+        let mut element = Element { flags: NEW, ..self.element(key, value) };
+        // SAFETY: as above.
+        match unsafe { sys::call(sys::MAP_UPDATE_ELEM, &mut element) } {
+            Ok(_) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Takes a key away; tells whether it was there.
     ///
     /// # Errors

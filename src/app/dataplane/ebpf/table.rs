@@ -119,7 +119,7 @@ pub(super) fn key_of(network: u32, front: &lb::Front) -> FrontKey {
 }
 
 /// The protocol's number (IANA).
-fn number(protocol: Protocol) -> u8 {
+pub(super) fn number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
