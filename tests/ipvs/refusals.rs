@@ -88,7 +88,6 @@ pub fn a_destination_that_cannot_be_is_refused() {
     for (destination, expected) in [
         (Destination { weight: 1 << 31, ..plain }, Reason::OutOfRange),
         (Destination { upper_threshold: 5, lower_threshold: 6, ..plain }, Reason::OutOfRange),
-        (Destination { upper_threshold: 1 << 31, ..plain }, Reason::DestinationNotAccepted),
         (masqueraded("224.0.0.1", 80), Reason::DestinationNotAccepted),
         // Of another family, without a tunnel.
         (masqueraded("fd07::2", 80), Reason::DestinationNotAccepted),
@@ -115,7 +114,12 @@ pub fn what_makes_no_sense_is_not_sent() {
     let mut ipvs = open();
     let every_port = round_robin(tcp(VIRTUAL, 0));
     let long = Service::new(tcp(VIRTUAL, 80), Scheduler::from("a-name-of-16-chr"));
-    let wrong = [Change::AddService(every_port), Change::AddService(long)];
+    let crowded = Destination { upper_threshold: 1 << 31, ..masqueraded(REAL, 80) };
+    let wrong = [
+        Change::AddService(every_port),
+        Change::AddService(long),
+        Change::AddDestination { service: tcp(VIRTUAL, 80), destination: crowded },
+    ];
     let problems: Vec<_> = ipvs
         .apply(&wrong)
         .into_iter()
@@ -124,7 +128,8 @@ pub fn what_makes_no_sense_is_not_sent() {
             other => panic!("{other}"),
         })
         .collect();
-    assert_eq!(problems, [Problem::PortZero, Problem::Name("a-name-of-16-chr".to_owned())]);
+    let name = "a-name-of-16-chr".to_owned();
+    assert_eq!(problems, [Problem::PortZero, Problem::Name(name), Problem::Threshold(1 << 31)]);
     assert_eq!(saved(), Vec::<String>::new());
 }
 

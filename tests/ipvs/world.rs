@@ -123,7 +123,8 @@ pub fn apply(ipvs: &mut Ipvs, changes: &[Change]) {
 
 /// Makes one change that must fail, and returns why it did.
 pub fn refused(ipvs: &mut Ipvs, change: Change) -> (Reason, String) {
-    let error = ipvs.apply(&[change]).pop().unwrap().expect_err("the kernel takes it");
+    let result = ipvs.apply(std::slice::from_ref(&change)).pop().unwrap();
+    let error = result.expect_err(&format!("the kernel takes it: {change:?}"));
     match &error {
         Error::Refused { reason, .. } => (*reason, error.to_string()),
         _ => panic!("not refused by the kernel: {error}"),

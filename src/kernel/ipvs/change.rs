@@ -69,10 +69,10 @@ impl Change {
             }
             Self::DeleteService(key) => (Command::DelService, vec![service(&key.encode())]),
             Self::AddDestination { service: key, destination: added } => {
-                (Command::NewDestination, vec![service(&key.encode()), destination(&added.encode())])
+                (Command::NewDestination, vec![service(&key.encode()), destination(&added.encode()?)])
             }
             Self::EditDestination { service: key, destination: edited } => {
-                (Command::SetDestination, vec![service(&key.encode()), destination(&edited.encode())])
+                (Command::SetDestination, vec![service(&key.encode()), destination(&edited.encode()?)])
             }
             Self::DeleteDestination { service: key, destination: deleted } => {
                 (Command::DelDestination, vec![service(&key.encode()), destination(&deleted.encode())])

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{DecodeError, DefaultNla, ErrorContext};
 
+use super::error::Problem;
 use super::service::Family;
 use super::stats::Stats;
 use super::wire::{self, attributes, missing};
@@ -27,6 +28,9 @@ mod attribute {
     pub(super) const TUNNEL_PORT: u16 = 14;
     pub(super) const TUNNEL_FLAGS: u16 = 15;
 }
+
+/// The highest threshold that every kernel takes: newer ones count in 31 bits.
+const MOST_CONNECTIONS: u32 = i32::MAX as u32;
 
 /// Which destination of a service. No two of a service have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,7 +172,7 @@ pub struct Destination {
     pub forwarding: Forwarding,
     /// Its share, 0 to 2^31 − 1. 0: no new connections, those that it has go on.
     pub weight: u32,
-    /// From how many connections on it gets no new ones; 0 for no limit.
+    /// From how many connections on it gets no new ones, at most 2^31 − 1; 0 for no limit.
     pub upper_threshold: u32,
     /// Below how many it gets new ones again; 0 for three quarters of the upper one, and never above
     /// that.
@@ -183,7 +187,10 @@ impl Destination {
 
     /// All attributes. Those of the tunnel are left out where there is none: Linux before 5.3 does
     /// not know them.
-    pub(super) fn encode(&self) -> Vec<DefaultNla> {
+    pub(super) fn encode(&self) -> Result<Vec<DefaultNla>, Problem> {
+        if self.upper_threshold > MOST_CONNECTIONS {
+            return Err(Problem::Threshold(self.upper_threshold));
+        }
         let mut encoded = self.key.encode();
         encoded.extend([
             wire::put_u32(attribute::METHOD, u32::from(self.forwarding.number())),
@@ -200,7 +207,7 @@ impl Destination {
             wire::put_u32(attribute::UPPER, self.upper_threshold),
             wire::put_u32(attribute::LOWER, self.lower_threshold),
         ]);
-        encoded
+        Ok(encoded)
     }
 }
 

@@ -125,6 +125,9 @@ pub enum Problem {
     /// The name of a scheduler or of a persistence engine is empty or too long.
     #[error("{0:?} is no name of a scheduler or persistence engine: it has 1 to 15 bytes")]
     Name(String),
+    /// Not every kernel takes such a threshold.
+    #[error("an upper threshold of {0} connections is above 2147483647")]
+    Threshold(u32),
 }
 
 /// Why the kernel refused a request.
@@ -160,7 +163,7 @@ pub enum Reason {
     /// `EINVAL` to a destination.
     #[error(
         "its address is not a unicast address that is routed, or of another family than the service's \
-         without a tunnel, or a threshold or the tunnel's port is out of range"
+         without a tunnel, or the tunnel's port is out of range"
     )]
     DestinationNotAccepted,
     /// `EINVAL` to timeouts.

@@ -18,7 +18,10 @@ fn destinations_are_asked_for_as_ipvsadm_does() {
     let expected = "60000280 06000b0002000000 14000100 0a070002000000000000000000000000 \
         0600020000500000 0800030002000000 0800040005000000 05000d0001000000 06000e0017c00000 \
         06000f0002000000 0800050064000000 080006003c000000";
-    assert_eq!(bytes(&[put_nested(command::DESTINATION, &tunnelled().encode())]), hex(expected));
+    assert_eq!(
+        bytes(&[put_nested(command::DESTINATION, &tunnelled().encode().unwrap())]),
+        hex(expected)
+    );
 }
 
 #[test]
@@ -41,7 +44,7 @@ fn destinations_are_read_as_the_kernel_tells_them() {
 fn without_a_family_an_address_is_of_the_service_s() {
     let key = DestinationKey { address: [1; 16].into(), port: 53 };
     let destination = Destination::new(key, Forwarding::Masquerade, 1);
-    let all = destination.encode();
+    let all = destination.encode().unwrap();
     for unset in [all[1..].to_vec(), [vec![put(attribute::FAMILY, &[0, 0])], all[1..].to_vec()].concat()]
     {
         let state = DestinationState::decode(Family::V6, &bytes(&unset)).unwrap();
@@ -54,7 +57,7 @@ fn what_is_missing_is_told() {
     for (kind, what) in
         [(attribute::ADDRESS, "address"), (attribute::PORT, "port"), (attribute::METHOD, "method")]
     {
-        let mut attributes = tunnelled().encode();
+        let mut attributes = tunnelled().encode().unwrap();
         attributes.retain(|attribute| netlink_packet_core::Nla::kind(attribute) != kind);
         let error = DestinationState::decode(Family::V4, &bytes(&attributes)).unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
@@ -64,7 +67,7 @@ fn what_is_missing_is_told() {
 #[test]
 fn an_attribute_of_a_wrong_length_is_an_error() {
     for (kind, length) in [(1, 3), (2, 4), (3, 2), (4, 8), (7, 0), (11, 1), (12, 5), (13, 2), (15, 4)] {
-        let mut attributes = tunnelled().encode();
+        let mut attributes = tunnelled().encode().unwrap();
         attributes.push(put(kind, &vec![0; length]));
         let error = DestinationState::decode(Family::V4, &bytes(&attributes));
         assert!(error.is_err(), "attribute {kind} of {length} bytes: {error:?}");
@@ -75,7 +78,7 @@ prop_compose! {
     fn any_destination()(
         address in any::<IpAddr>(), port in any::<u16>(), method in 0..8u32, kind in any::<u8>(),
         tunnel_port in any::<u16>(), flags in any::<u16>(), weight in any::<u32>(),
-        upper_threshold in any::<u32>(), lower_threshold in any::<u32>(),
+        upper_threshold in 0..=MOST_CONNECTIONS, lower_threshold in any::<u32>(),
     ) -> Destination {
         let flags = TunnelFlags::from_bits_retain(flags);
         let forwarding = Forwarding::decode(method, Tunnel { kind: kind.into(), port: tunnel_port, flags });
@@ -87,7 +90,7 @@ prop_compose! {
 proptest! {
     #[test]
     fn a_destination_comes_back(destination in any_destination()) {
-        let bytes = bytes(&destination.encode());
+        let bytes = bytes(&destination.encode().unwrap());
         prop_assert_eq!(DestinationState::decode(Family::V4, &bytes).unwrap().destination, destination);
     }
 
@@ -96,7 +99,7 @@ proptest! {
         destination in any_destination(), at in any::<prop::sample::Index>(), with in any::<u8>(),
         cut in 0..9usize,
     ) {
-        let mut bytes = bytes(&destination.encode());
+        let mut bytes = bytes(&destination.encode().unwrap());
         let at = at.index(bytes.len());
         bytes[at] = with;
         bytes.truncate(bytes.len() - cut);
