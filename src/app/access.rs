@@ -147,7 +147,7 @@ async fn attend(
     if wanted.is_empty() {
         return;
     }
-    let inventory = match inventory().await {
+    let mut inventory = match inventory().await {
         Ok(inventory) => inventory,
         Err(error) => {
             warn!(%error, "the host's routes cannot be read");
@@ -155,6 +155,10 @@ async fn attend(
         }
     };
     for network in wanted {
+        // They are at the host's own device, also where somebody has just given it another name.
+        for address in own(agent, snapshot, network.id).iter().flat_map(|own| &own.addresses) {
+            inventory.subnets.remove(&IpNetwork::from(*address));
+        }
         let used = |subnet: &Subnet| agent.access.used(&inventory, &snapshot.nodes, subnet.cidr());
         let used = network.standing().find_map(used);
         let present = open.remove(&network.id).flatten();
