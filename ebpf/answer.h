@@ -26,5 +26,6 @@ SEPARATE int translate_answer(struct __sk_buff *skb, struct packet *packet) {
     remember_fragment(skb, packet);
     count_outgoing(counted, skb);
     follow(connection, tuple, other, packet);
+    note_translation(packet, &carried->source, carried->source_port);
     return rewrite(skb, packet, carried);
 }

@@ -5,18 +5,19 @@
 #include "of_network.h"
 #include "open.h"
 #include "path.h"
+#include "report.h"
 
 // Sends a frame back to who has sent it, by the device that it came from.
-static __always_inline int send_back(struct __sk_buff *skb) {
+static __always_inline int send_back(struct __sk_buff *skb, struct packet *packet) {
     struct ethhdr frame;
     __u8 sender[ETH_ALEN];
     if (bpf_skb_load_bytes(skb, 0, &frame, sizeof frame))
-        return TC_ACT_SHOT;
+        return lost(packet);
     __builtin_memcpy(sender, frame.h_source, sizeof sender);
     __builtin_memcpy(frame.h_source, frame.h_dest, sizeof sender);
     __builtin_memcpy(frame.h_dest, sender, sizeof sender);
     if (bpf_skb_store_bytes(skb, 0, &frame, sizeof frame, 0))
-        return TC_ACT_SHOT;
+        return lost(packet);
     return bpf_redirect(skb->ifindex, 0);
 }
 
@@ -27,13 +28,14 @@ static __always_inline int send_back(struct __sk_buff *skb) {
 static __always_inline int
 send_to(struct __sk_buff *skb, struct packet *packet, struct connection *connection) {
     if (rewrite(skb, packet, connection))
-        return TC_ACT_SHOT;
+        return lost(packet);
+    note_translation(packet, &connection->destination, connection->destination_port);
     packet->tuple.source = connection->source;
     packet->tuple.destination = connection->destination;
     __u32 at = ETH_HLEN + offsetof(struct iphdr, check);
     if (packet->ipv4 && bpf_skb_load_bytes(skb, at, &packet->checksum, sizeof packet->checksum))
-        return TC_ACT_SHOT;
-    return connection->loops ? send_back(skb) : SEND_ON;
+        return lost(packet);
+    return connection->loops ? send_back(skb, packet) : SEND_ON;
 }
 
 // Balances a packet for a service, or an answer of a backend that has met itself.
@@ -84,21 +86,26 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
     return send_to(skb, packet, &new);
 }
 
+static __always_inline int carry(struct __sk_buff *skb, struct packet *packet) {
+    struct meaning *meaning = meaning_of(network, &packet->tuple.destination);
+    if (meaning && meaning->kind != ADDRESS_CONTAINER) {
+        if (is_error(packet))
+            return translate_error(skb, packet, 0);
+        int verdict = balance(skb, packet, meaning->kind);
+        if (verdict != SEND_ON)
+            return verdict;
+    }
+    return send(skb, packet, !meaning);
+}
+
 SEC("classifier")
 int netctl_from(struct __sk_buff *skb) {
     struct packet packet = {.tuple.network = network};
     // A frame with a tag is not for the sandbox; carried on it would bring its tag into the underlay.
     if (skb->vlan_present || read_addresses(skb, &packet, skb->protocol, ETH_HLEN))
         return PASS;
-    struct meaning *meaning = meaning_of(network, &packet.tuple.destination);
-    if (meaning && meaning->kind != ADDRESS_CONTAINER) {
-        if (is_error(&packet))
-            return translate_error(skb, &packet, 0);
-        int verdict = balance(skb, &packet, meaning->kind);
-        if (verdict != SEND_ON)
-            return verdict;
-    }
-    return send(skb, &packet, !meaning);
+    struct report *report = begin_report(skb, &packet, POINT_FROM_CONTAINER, ETH_HLEN);
+    return end_report(report, &packet, carry(skb, &packet));
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

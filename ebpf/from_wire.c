@@ -2,10 +2,26 @@
 // What comes from other nodes, where it enters this one: packets in the tunnel for containers leave it here,
 // and skip the stack. Everything else goes on as it is, so all that the kernel refuses it refuses.
 #include "path.h"
+#include "report.h"
 
 // Where this node's tunnel ends: they are set when the program is loaded.
 const volatile struct address local = {};
 const volatile __u32 port = 0;
+
+// Brings a packet out of the tunnel, and on its way to a container.
+static __always_inline int bring(struct __sk_buff *skb, struct packet *packet, const struct arrival *arrival,
+                                 const struct meaning *to, const struct network *network) {
+    __u32 interface = to->interface;
+    if (strip(skb, arrival))
+        return PASS;
+    packet->transport -= arrival->at - ETH_HLEN;
+    if (address_frame(skb, &to->mac, &arrival->router, arrival->protocol) || age(skb, packet, ETH_HLEN) ||
+        (network->balances && translate_answer(skb, packet)))
+        return lost(packet);
+    // The way through the sandbox: see into_container.c.
+    skb->mark = interface;
+    return bpf_redirect_peer(network->crossing, 0);
+}
 
 SEC("classifier")
 int netctl_wire_in(struct __sk_buff *skb) {
@@ -35,16 +51,8 @@ int netctl_wire_in(struct __sk_buff *skb) {
     if (!to || to->kind != ADDRESS_CONTAINER || !to->interface ||
         !fits(skb, &packet, arrival.at, to->mtu))
         return PASS;
-    __u32 interface = to->interface;
-    if (strip(skb, &arrival))
-        return PASS;
-    packet.transport -= arrival.at - ETH_HLEN;
-    if (address_frame(skb, &to->mac, &arrival.router, arrival.protocol) || age(skb, &packet, ETH_HLEN) ||
-        (network->balances && translate_answer(skb, &packet)))
-        return lost();
-    // The way through the sandbox: see into_container.c.
-    skb->mark = interface;
-    return bpf_redirect_peer(network->crossing, 0);
+    struct report *report = begin_report(skb, &packet, POINT_FROM_WIRE, arrival.at);
+    return end_report(report, &packet, bring(skb, &packet, &arrival, to, network));
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -140,15 +140,15 @@ SEPARATE int translate_error(struct __sk_buff *skb, struct packet *packet, __u8 
     __be16 new_port = reply ? connection.source_port : connection.destination_port;
     __u32 checksum = packet->transport + ERROR_CHECKSUM;
     if (rewrite_inner(skb, packet, &inner, reply, old, new))
-        return TC_ACT_SHOT;
+        return lost(packet);
     if (old_port != new_port &&
         (bpf_l4_csum_replace(skb, checksum, old_port, new_port, sizeof new_port) ||
          bpf_skb_store_bytes(skb, inner.transport + (reply ? 2 : 0), &new_port, sizeof new_port, 0)))
-        return TC_ACT_SHOT;
+        return lost(packet);
     // The backend's own error comes from the service; one for the service goes to the backend. What a
     // router between them says stays the router's.
     struct address *outer = reply ? &packet->tuple.source : &packet->tuple.destination;
     if (same(outer, old) && rewrite_outer(skb, packet, !reply, outer, new))
-        return TC_ACT_SHOT;
+        return lost(packet);
     return PASS;
 }

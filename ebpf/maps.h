@@ -35,6 +35,14 @@ MAP(BPF_MAP_TYPE_LRU_HASH, connections, struct tuple, struct connection, 1 << 18
 MAP(BPF_MAP_TYPE_LRU_HASH, clients, struct client_key, struct client, 1 << 16, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct ports, 1 << 14, 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, events, __u32, __u64, EVENTS, 0);
+// What is wanted to be seen, and what there was to see.
+#define REPORT_BYTES (1 << 20)
+MAP(BPF_MAP_TYPE_ARRAY, watching, __u32, struct watching, 1, 0);
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __uint(max_entries, REPORT_BYTES);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} reports SEC(".maps");
 
 // Where a program lays down what its stack of 512 bytes has no room for. Nothing interrupts a program that
 // would use it on the same processor.
@@ -44,6 +52,7 @@ struct scratch {
     struct tuple theirs;
     struct connection connection;
     struct connection back;
+    struct report report;
 };
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -120,7 +120,7 @@ open_connection(struct __sk_buff *skb, struct packet *packet, struct connection 
         number = 0;
     }
     if (failed >= 0) {
-        note(failed);
+        refuse(packet, failed);
         return false;
     }
     if (front->affinity) {

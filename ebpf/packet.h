@@ -42,7 +42,34 @@ struct packet {
     __u8 congestion;
     // Of IPv4: of its header.
     __sum16 checksum;
+    // Why it was not carried: one more than the event.
+    __u8 reason;
+    // Whether it is among those that are shown although they go their way.
+    bool is_shown;
+    // Whether it is of a balanced connection: then where it leads, or from where it came, in truth or in show.
+    bool is_translated;
+    __be16 translated_port;
+    struct address translated;
 };
+
+// Counts why a packet is not carried, or not as it wanted to be.
+static __always_inline void refuse(struct packet *packet, __u32 event) {
+    packet->reason = event + 1;
+    note(event);
+}
+
+// Drops a packet that could not be changed.
+static __always_inline int lost(struct packet *packet) {
+    refuse(packet, EVENT_NO_MEMORY);
+    return TC_ACT_SHOT;
+}
+
+static __always_inline void
+note_translation(struct packet *packet, const struct address *address, __be16 port) {
+    packet->translated = *address;
+    packet->translated_port = port;
+    packet->is_translated = true;
+}
 
 // The header of a frame (IEEE 802.3, 3.1.1), in words.
 struct frame {

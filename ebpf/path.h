@@ -62,11 +62,6 @@ static __always_inline int address_frame(
     return bpf_skb_store_bytes(skb, 0, &frame, sizeof frame, 0);
 }
 
-static __always_inline int lost(void) {
-    note(EVENT_NO_MEMORY);
-    return TC_ACT_SHOT;
-}
-
 // Brings a packet of a container of this network to another of this node.
 static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, struct meaning *to) {
     __u32 interface = to->interface;
@@ -75,13 +70,13 @@ static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet,
         return PASS;
     if (age(skb, packet, ETH_HLEN) || address_frame(skb, &to->mac, &router, skb->protocol) ||
         translate_answer(skb, packet))
-        return lost();
+        return lost(packet);
     return bpf_redirect_peer(interface, 0);
 }
 
 // Puts a packet into the tunnel, and across into the host's namespace.
 static __always_inline int
-encapsulate(struct __sk_buff *skb, const struct packet *packet, const struct way *way) {
+encapsulate(struct __sk_buff *skb, struct packet *packet, const struct way *way) {
     struct tunnel tunnel = {
         .way = way,
         .network = packet->tuple.network,
@@ -99,16 +94,16 @@ encapsulate(struct __sk_buff *skb, const struct packet *packet, const struct way
         if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
             return PASS;
         if (write_ipv4(skb, &tunnel))
-            return lost();
+            return lost(packet);
     } else {
         room = sizeof(struct ipv6hdr) + TUNNEL_HEADERS;
         if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
             return PASS;
         if (write_ipv6(skb, &tunnel))
-            return lost();
+            return lost(packet);
     }
     if (age(skb, packet, ETH_HLEN + room))
-        return lost();
+        return lost(packet);
     return bpf_redirect_peer(way->crossing, 0);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
 // What leaves a sandbox in the tunnel, where it enters the host's namespace: the host's routes and neighbours
 // say by which device it goes on.
+#include "report.h"
 #include "tunnel.h"
 
 // For how long an answer of the host's routes holds, in nanoseconds.
@@ -88,6 +89,29 @@ static __always_inline int read_ends(struct __sk_buff *skb, struct hop_key *key,
     return 0;
 }
 
+// Shows the packet in the tunnel, for which the host has no way.
+static __always_inline void report_lost(struct __sk_buff *skb, const struct hop_key *key) {
+    struct packet packet = {};
+    struct {
+        __be32 number;
+        struct frame frame;
+    } __attribute__((packed)) inner;
+    if (!wanted())
+        return;
+    // Behind the header of UDP, and the first half of that of VXLAN, whose second has the number in its upper
+    // bits (RFC 7348, 5).
+    __u32 at = ETH_HLEN + (is_mapped(&key->remote) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) +
+               sizeof(struct udphdr) + sizeof inner.number;
+    if (bpf_skb_load_bytes(skb, at, &inner, sizeof inner))
+        return;
+    at += sizeof inner;
+    packet.tuple.network = bpf_ntohl(inner.number) >> 8;
+    if (read_addresses(skb, &packet, inner.frame.protocol, at))
+        return;
+    packet.reason = EVENT_NO_ROUTE + 1;
+    end_report(begin_report(skb, &packet, POINT_TO_WIRE, at), &packet, TC_ACT_SHOT);
+}
+
 SEC("classifier")
 int netctl_wire_out(struct __sk_buff *skb) {
     struct hop_key key = {};
@@ -99,6 +123,7 @@ int netctl_wire_out(struct __sk_buff *skb) {
     if (!hop || (__s64)(hop->until - bpf_ktime_get_coarse_ns()) <= 0) {
         if (ask_routes(skb, &key, &local, &new)) {
             note(EVENT_NO_ROUTE);
+            report_lost(skb, &key);
             return TC_ACT_SHOT;
         }
         bpf_map_update_elem(&hops, &key, &new, BPF_ANY);

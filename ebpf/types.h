@@ -210,6 +210,62 @@ struct ports {
     __be16 destination;
 };
 
+// What somebody wants to see of packets; the only value of `watching`.
+struct watching {
+    // Until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
+    __u64 until;
+    // One of how many packets is shown, beside those that open or end a TCP connection; 0: those only that
+    // were not carried.
+    __u32 every;
+    // Of which network; 0: of all.
+    __u32 network;
+};
+
+// Where a packet was seen.
+#define POINT_FROM_CONTAINER 0
+#define POINT_TO_CONTAINER 1
+#define POINT_FROM_WIRE 2
+#define POINT_TO_WIRE 3
+
+// What became of it there.
+#define VERDICT_KERNEL 0
+#define VERDICT_CARRIED 1
+#define VERDICT_DROPPED 2
+
+// A packet, as those see it who watch; in `reports`.
+struct report {
+    // When, in nanoseconds of CLOCK_MONOTONIC.
+    __u64 time;
+    __u32 network;
+    // Of the packet, without its frame.
+    __u32 length;
+    // As it came: addresses and ports, 0 where it has none.
+    struct address source;
+    struct address destination;
+    // What became of its destination, where it was for a service; of its source, where it is an answer.
+    struct address translated;
+    __be16 source_port;
+    __be16 destination_port;
+    __be16 translated_port;
+    __u8 protocol;
+    __u8 tcp_flags;
+    // `POINT_…`
+    __u8 point;
+    // `VERDICT_…`
+    __u8 verdict;
+    // Why it was not carried: one more than the event, or `REASON_ERROR`; 0: it was.
+    __u8 reason;
+    // 1: `translated` says something.
+    __u8 is_translated;
+    // Of the error by which its sender was told.
+    __u8 error_type;
+    __u8 error_code;
+    __u16 zero;
+};
+
+// The kernel, or somebody on the way, has refused it, and told its sender so (ICMP).
+#define REASON_ERROR 255
+
 // What is counted of a node, as positions in `events`.
 enum event {
     // A connection was not balanced because its table is full.
@@ -224,5 +280,7 @@ enum event {
     EVENT_NO_ROUTE = 4,
     // A packet could not be changed: there was no memory for it.
     EVENT_NO_MEMORY = 5,
-    EVENTS = 6,
+    // Somebody watches, and did not read in time.
+    EVENT_NOT_SHOWN = 6,
+    EVENTS = 7,
 };

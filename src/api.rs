@@ -4,6 +4,7 @@
 //! [`Service`].
 
 pub mod client;
+mod monitor;
 mod names;
 pub mod server;
 mod services;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::Receiver;
 use utoipa::ToSchema;
 
 use crate::model::{
@@ -24,6 +26,7 @@ use crate::model::{
 };
 use ipnetwork::IpNetwork;
 
+pub use monitor::{Carrier, MonitorQuery, Party, Point, SAMPLE, Seen, Sighting, SightingKind};
 pub use names::{NameQuery, NameSource, NameView, RecordView};
 pub use services::{BackendView, Connections, ExternalView, ServiceView, TimeoutsView};
 pub use settings::{SettingsView, percent};
@@ -510,4 +513,6 @@ pub trait Service: Send + Sync + 'static {
     async fn drain_state(&self, target: Target) -> Result<DrainView, ApiError>;
     /// Has what is drained get connections again.
     async fn activate(&self, target: Target) -> Result<(), ApiError>;
+    /// Tells what is seen of packets on this node from now on, until nobody listens any more.
+    async fn monitor(&self, query: MonitorQuery) -> Result<Receiver<Sighting>, ApiError>;
 }

@@ -21,6 +21,7 @@ mod health;
 mod identity;
 mod join;
 mod metrics;
+mod monitor;
 mod networks;
 mod place;
 mod pressure;
@@ -155,6 +156,7 @@ async fn serve(
             }
             tell(&[NotifyState::Stopping]);
             info!("stopping: the data path stays as it is");
+            agent.watchers.stop().await;
             agent.names.stop().await;
             agent.dataplane.stop();
             match thread.await {
@@ -252,6 +254,7 @@ async fn start_agent(
             alarm: config.address_alarm,
         }),
         places: Places::new(),
+        watchers: monitor::Watchers::default(),
     });
 
     metrics.follow(view.clone());

@@ -9,6 +9,7 @@ mod drain;
 mod endpoint;
 mod failure;
 mod ipam;
+mod monitor;
 mod network;
 mod node;
 mod output;
@@ -95,6 +96,8 @@ enum Command {
     /// Ask the name server of this node, or print how this machine asks it
     #[command(subcommand)]
     Dns(dns::Command),
+    /// Watch packets on this node: each that is dropped, with the reason, and a part of the others
+    Monitor(monitor::Arguments),
     /// Show the versions of this command and of the agent
     Version,
     /// Print a script that completes commands and options in a shell
@@ -123,6 +126,7 @@ pub fn main() -> ExitCode {
                 Command::Ipam(command) => ipam::run(&session, command).await,
                 Command::Node(command) => node::run(&session, command).await,
                 Command::Service(command) => service::run(&session, command).await,
+                Command::Monitor(arguments) => monitor::run(&session, arguments).await,
                 Command::Plan(arguments) => plan::run(&session, arguments).await,
                 Command::Version => version::run(&session).await,
                 Command::Run(_) | Command::Completion(_) => Ok(Exit::Done.into()),

@@ -5,6 +5,7 @@
 //! our mark: names of ours, protocol number 110, the table `inet netctl`.
 
 mod datagrams;
+mod drops;
 pub mod ebpf;
 mod error;
 mod host;
@@ -26,8 +27,9 @@ mod sysctl;
 mod unplug;
 
 pub use datagrams::Datagrams;
+pub use drops::{Dropped, Drops};
 pub use error::Error;
-pub use host::{Host, Interface, Inventory};
+pub use host::{Host, Interface, Inventory, network_of};
 pub use listen::{Listening, listen_at};
 pub use look::plugged;
 pub use monitor::{Kind, Monitor, Notice, Scope};

@@ -4,6 +4,10 @@
 mod checked;
 #[path = "support/memory.rs"]
 mod memory;
+#[path = "api/monitor.rs"]
+mod monitor;
+#[path = "support/monitor.rs"]
+mod seen;
 #[path = "support/services.rs"]
 mod services;
 
@@ -108,6 +112,7 @@ async fn every_operation_answers_as_documented_with_every_status() {
     show_endpoints(&mut api).await;
     show_check(&mut api).await;
     show_nodes(&mut api).await;
+    monitor::show(&mut api).await;
     services::show_names(&mut api).await;
     let missed = api.missed();
     assert!(missed.is_empty(), "documented and not shown: {missed:?}");

@@ -2,6 +2,10 @@
 
 #[path = "support/memory.rs"]
 mod memory;
+#[path = "cli/monitor.rs"]
+mod monitor;
+#[path = "support/monitor.rs"]
+mod seen;
 #[path = "cli/services.rs"]
 mod services;
 #[path = "cli/sizing.rs"]

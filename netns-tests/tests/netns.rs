@@ -43,6 +43,8 @@ mod host;
 mod ipam;
 #[path = "netns/metrics.rs"]
 mod metrics;
+#[path = "netns/monitor.rs"]
+mod monitor;
 #[path = "netns/multitude.rs"]
 mod multitude;
 #[path = "netns/names.rs"]
@@ -139,6 +141,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
     ("forward", forward::TESTS),
+    ("monitor", monitor::TESTS),
     ("multitude", multitude::TESTS),
     ("repair", repair::TESTS),
     ("rest", rest::TESTS),
@@ -166,6 +169,7 @@ fn run_in_vm(arguments: &Arguments) -> ExitCode {
         ("crowd", crowd::TESTS),
         ("rolling", rolling::TESTS),
         ("host", host::BALANCED),
+        ("monitor", monitor::DROPS),
     ];
     if std::env::var_os("NETCTL_LONG").is_some() {
         own.extend([

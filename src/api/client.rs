@@ -1,5 +1,7 @@
 //! The client of the agent's API, over its unix socket.
 
+mod monitor;
+
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,6 +26,8 @@ use super::{
     Target, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, ServiceSpec, ServiceUpdate};
+
+pub use monitor::Sightings;
 
 /// Where the agent's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/netctl/netctl.sock";
@@ -447,20 +451,28 @@ impl Client {
         body: Bytes,
         limit: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let request = Request::builder()
+        let request = self.request(method, path, body)?;
+        let answered = tokio::time::timeout(limit, self.send(request)).await;
+        let (status, body) = answered.map_err(|_| self.late(limit))??;
+        if status.is_success() {
+            return Ok((status, body));
+        }
+        Err(self.refusal(status, &body))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        Request::builder()
             .method(method)
             .uri(path)
             .header("host", "netctl")
             .header("content-type", "application/json")
             .body(Full::new(body))
-            .map_err(|error| self.broken(error))?;
-        let answered = tokio::time::timeout(limit, self.send(request)).await;
-        let (status, body) =
-            answered.map_err(|_| self.broken(format!("no answer within {} s", limit.as_secs())))??;
-        if status.is_success() {
-            return Ok((status, body));
-        }
-        Err(self.refusal(status, &body))
+            .map_err(|error| self.broken(error))
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
@@ -521,6 +533,10 @@ impl Client {
                 Err(_) => self.strange(status, error),
             },
         }
+    }
+
+    fn late(&self, limit: Duration) -> ClientError {
+        self.broken(format!("no answer within {} s", limit.as_secs()))
     }
 
     fn broken(&self, reason: impl ToString) -> ClientError {

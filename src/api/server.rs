@@ -7,6 +7,7 @@ mod bind;
 mod drain;
 mod extract;
 mod metrics;
+mod monitor;
 mod names;
 mod routes;
 mod services;

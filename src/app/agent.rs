@@ -12,6 +12,7 @@ use super::access::{self, Access};
 use super::dataplane::{Dataplane, PlugError, Stopped};
 use super::dns::NameServer;
 use super::health;
+use super::monitor::Watchers;
 use super::place::Places;
 use super::pressure::Pressure;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NodeView};
@@ -50,6 +51,7 @@ pub(super) struct Agent {
     pub(super) access: Access,
     pub(super) pressure: Pressure,
     pub(super) places: Places,
+    pub(super) watchers: Watchers,
 }
 
 impl Agent {

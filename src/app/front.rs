@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use ipnetwork::IpNetwork;
+use tokio::sync::mpsc::Receiver;
 
 use super::agent::Agent;
 use super::metrics::Metrics;
+use super::monitor;
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, DrainView, EndpointView, ErrorCode, Expanded,
-    NameQuery, NameView, NetworkView, NodeView, ReserveRequest, Service, ServiceView, SettingsView,
-    Target, VersionView,
+    MonitorQuery, NameQuery, NameView, NetworkView, NodeView, ReserveRequest, Service, ServiceView,
+    SettingsView, Sighting, Target, VersionView,
 };
 use crate::model::{EndpointId, ExpandSpec, Name, NetworkSpec, NodeName, ServiceSpec, ServiceUpdate};
 
@@ -41,9 +43,9 @@ impl Front {
         let _ = self.agent.set(agent);
     }
 
-    fn agent(&self) -> Result<&Agent, ApiError> {
+    fn agent(&self) -> Result<&Arc<Agent>, ApiError> {
         let obstacle = || self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.agent.get().map(Arc::as_ref).ok_or_else(obstacle)
+        self.agent.get().ok_or_else(obstacle)
     }
 }
 
@@ -171,5 +173,9 @@ impl Service for Front {
 
     async fn activate(&self, target: Target) -> Result<(), ApiError> {
         self.agent()?.activate(&target).await
+    }
+
+    async fn monitor(&self, query: MonitorQuery) -> Result<Receiver<Sighting>, ApiError> {
+        monitor::watch(self.agent()?, query).await
     }
 }

@@ -9,10 +9,11 @@ mod clsact;
 mod layout;
 mod map;
 mod program;
+mod reports;
 mod sys;
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramError;
@@ -26,6 +27,7 @@ use nix::time::{ClockId, clock_gettime};
 pub use layout::*;
 pub use map::{CpuMap, Map};
 pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
+pub use reports::{Reports, nanoseconds};
 
 /// Where the kernel has its file system of maps and programs (`BPF_FS_MAGIC` in linux/magic.h).
 const FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -133,6 +135,10 @@ pub struct Maps {
     pub fragments: Map<FragmentKey, Ports>,
     /// What is counted of the node, in the order of [`EVENTS`].
     pub events: CpuMap<u32, u64>,
+    /// What somebody wants to see of packets.
+    pub watching: Map<u32, Watching>,
+    /// What there was to see; [`Reports`] reads it.
+    reports: OwnedFd,
 }
 
 /// The eBPF of a node.
@@ -222,7 +228,7 @@ impl Maps {
     }
 
     /// All of them by their names.
-    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 13] {
+    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 15] {
         [
             ("addresses", self.addresses.fd()),
             ("ways", self.ways.fd()),
@@ -237,6 +243,8 @@ impl Maps {
             ("clients", self.clients.fd()),
             ("fragments", self.fragments.fd()),
             ("events", self.events.fd()),
+            ("watching", self.watching.fd()),
+            ("reports", self.reports.as_fd()),
         ]
     }
 
@@ -256,22 +264,31 @@ impl Maps {
             clients: open_map(directory, "clients")?,
             fragments: open_map(directory, "fragments")?,
             events: CpuMap::new(open_map(directory, "events")?).map_err(cpus("events"))?,
+            watching: open_map(directory, "watching")?,
+            reports: open_pin(directory, "reports")?.0,
         })
     }
 }
 
 /// Opens a pinned map, whose keys and values must be of these types.
 fn open_map<K: Pod, V: Pod>(directory: &Path, map: &'static str) -> Result<Map<K, V>, Error> {
+    let (fd, sizes) = open_pin(directory, map)?;
+    if sizes != (size_of::<K>(), size_of::<V>()) {
+        let path = directory.join(map);
+        let text = format!("{} is of another layout: remove it", path.display());
+        return Err(Error::Map { action: "open", map, source: io::Error::other(text) });
+    }
+    Ok(Map::new(fd))
+}
+
+/// Opens a pinned map; tells how large its keys and values are.
+fn open_pin(directory: &Path, map: &'static str) -> Result<(OwnedFd, (usize, usize)), Error> {
     let failed = |source| Error::Map { action: "open", map, source };
     let data = aya::maps::MapData::from_pin(directory.join(map));
     let data = data.map_err(|error| failed(io::Error::other(error)))?;
     let info = data.info().map_err(|error| failed(io::Error::other(error)))?;
-    if (info.key_size() as usize, info.value_size() as usize) != (size_of::<K>(), size_of::<V>()) {
-        let path = directory.join(map);
-        let text = format!("{} is of another layout: remove it", path.display());
-        return Err(failed(io::Error::other(text)));
-    }
-    data.fd().as_fd().try_clone_to_owned().map(Map::new).map_err(failed)
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
+    Ok((fd, (info.key_size() as usize, info.value_size() as usize)))
 }
 
 /// The time that entries of connections bear: seconds of `CLOCK_MONOTONIC`.

@@ -361,8 +361,18 @@ fn is_ours(found: &observe::Device) -> bool {
 }
 
 fn has_name(found: &observe::Device, prefix: &str) -> bool {
-    let id = found.name.strip_prefix(prefix);
-    found.kind == LinkKind::Veth && id.is_some_and(|id| id.parse::<NetworkId>().is_ok())
+    found.kind == LinkKind::Veth && network_in(&found.name, prefix).is_some()
+}
+
+fn network_in(name: &str, prefix: &str) -> Option<NetworkId> {
+    name.strip_prefix(prefix)?.parse().ok()
+}
+
+/// The network to which a device of the host leads, by its number in the thread's namespace.
+pub fn network_of(device: u32) -> Option<NetworkId> {
+    let name = nix::net::if_::if_indextoname(device).ok()?;
+    let name = name.to_str().ok()?;
+    [UPLINK_PREFIX, CROSSING_PREFIX, ACCESS_PREFIX].iter().find_map(|prefix| network_in(name, prefix))
 }
 
 fn is_link_local6(network: &IpNetwork) -> bool {

@@ -18,7 +18,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{
     Socket, SocketAddr,
-    protocols::{NETLINK_GENERIC, NETLINK_ROUTE},
+    protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -143,6 +143,17 @@ impl Netlink {
             &TimeVal::seconds(ANSWER_TIMEOUT.as_secs() as i64),
         )?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// Opens a socket for netfilter in the calling thread's namespace.
+    pub fn netfilter() -> io::Result<Self> {
+        Self::connect(NETLINK_NETFILTER)
+    }
+
+    /// The socket itself, from which nobody waits for an answer any more.
+    pub(super) fn into_socket(self) -> io::Result<Socket> {
+        self.socket.set_non_blocking(true)?;
+        Ok(self.socket)
     }
 
     /// Sends the requests in order and returns a result for each. One that fails does not stop

@@ -128,12 +128,14 @@ fn try_devices() -> Result<Vec<String>, Error> {
     check("VXLAN", "vxlan", made.map(drop));
     match nft::install(
         &netns,
-        "table inet netctl { chain probe { type filter hook input priority 0; }; }",
+        "table inet netctl { chain probe { type filter hook input priority 0; log group 1 drop; }; }",
     ) {
         Ok(()) => {}
         Err(error @ Error::NftMissing) => missing.push(error.to_string()),
         Err(error) => {
-            missing.push(format!("nftables does not work: {error}; load the module nf_tables"));
+            missing.push(format!(
+                "nftables does not work: {error}; load the modules nf_tables, nft_log and nfnetlink_log"
+            ));
         }
     }
     Ok(missing)

@@ -27,6 +27,8 @@ pub const CROSSING_PREFIX: &str = "nf-";
 /// The prefix of the names of the devices by which the host itself is on a network.
 pub const ACCESS_PREFIX: &str = "nh-";
 
+/// Under which group the kernel logs the packets that rules of ours drop (NFLOG): who watches listens there.
+pub const DROP_GROUP: u16 = 4789;
 /// The name of a network's sandbox namespace: `ip netns exec netctl-<network id>` works.
 pub fn sandbox_name(network: NetworkId) -> String {
     format!("{SANDBOX_PREFIX}{network}")

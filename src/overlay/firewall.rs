@@ -1,7 +1,8 @@
 //! The nftables tables of ours, as scripts for `nft -f`: one for the host, one for each sandbox.
 //!
 //! A script replaces the whole table in one transaction, so there is no moment without rules.
-//! Every drop has a counter and, as its comment, the reason.
+//! Every drop has a counter and, as its comment, the reason, with which the kernel shows the packet to who
+//! watches.
 
 mod names;
 mod services;
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 use super::{NameService, Surroundings};
 use crate::lb::Balancer;
 use crate::model::node::{UPLINKS4, UPLINKS6};
-use crate::model::object::{ACCESS_PREFIX, TABLE, UPLINK_PREFIX};
+use crate::model::object::{ACCESS_PREFIX, DROP_GROUP, TABLE, UPLINK_PREFIX};
 use crate::model::{Network, Subnet};
 
 /// The table of a sandbox.
@@ -244,5 +245,25 @@ fn member_sets(around: Surroundings<'_>) -> String {
 
 /// A script that puts a table with these rules in the place of the present one, if any.
 fn table(rules: &str) -> String {
+    let rules = logged(rules);
     format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{{rules}}}\n")
+}
+
+/// The rules, where each packet that is dropped or rejected, and counted, is shown to who watches, with its reason.
+/// Where nobody does the kernel writes the reason down and finds no listener.
+fn logged(rules: &str) -> String {
+    let mut logged = String::with_capacity(rules.len());
+    for line in rules.split_inclusive('\n') {
+        let reason = line.split_once(" comment \"").and_then(|(_, rest)| rest.split('"').next());
+        match (line.split_once("counter "), reason) {
+            (Some((packets, verdict)), Some(reason)) => {
+                let _ = write!(
+                    logged,
+                    "{packets}counter log prefix \"{reason}\" group {DROP_GROUP} {verdict}"
+                );
+            }
+            _ => logged.push_str(line),
+        }
+    }
+    logged
 }

@@ -224,8 +224,8 @@ fn the_hosts_table_guards_its_access_to_networks_also_where_all_are_internal() {
             ))
         };
         assert_eq!((guarded("nc-"), guarded("nh-")), (uplinks, access), "{script}");
-        assert_eq!(script.contains("        oifname \"nh-*\" counter drop"), access, "{script}");
-        assert_eq!(script.contains("        iifname \"nh-*\" counter drop"), access, "{script}");
+        assert_eq!(script.contains("        oifname \"nh-*\" counter log prefix"), access, "{script}");
+        assert_eq!(script.contains("        iifname \"nh-*\" counter log prefix"), access, "{script}");
         assert_eq!(script.contains("masquerade"), uplinks, "{script}");
     }
 }
@@ -309,8 +309,8 @@ const REMOTE: [&str; 8] = [
     "chain remote {",
     "icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
     "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
-    "meta l4proto tcp counter reject with tcp reset comment \"not-balanced-there\"",
-    "counter reject with icmpx port-unreachable comment \"not-balanced-there\"",
+    "meta l4proto tcp counter log prefix \"not-balanced-there\" group 4789 reject with tcp reset comment \"not-balanced-there\"",
+    "counter log prefix \"not-balanced-there\" group 4789 reject with icmpx port-unreachable comment \"not-balanced-there\"",
     "chain input {",
     "type filter hook input priority filter; policy accept;",
     "iifname \"vx0\" jump remote",
@@ -405,7 +405,7 @@ fn what_goes_outside_is_tracked_to_be_translated_and_what_stays_inside_no_furthe
         "set outside6 { type ipv6_addr; elements = { 2001:db8::10 }; }",
         "ip daddr @fronts4 accept",
         "ip6 daddr @fronts6 accept",
-        "ip saddr { 10.9.0.0/24 } ip daddr @outside4 ct state { invalid, untracked } counter drop comment \"not-translated\"",
+        "ip saddr { 10.9.0.0/24 } ip daddr @outside4 ct state { invalid, untracked } counter log prefix \"not-translated\" group 4789 drop comment \"not-translated\"",
         "ip daddr { 10.9.0.0/24 } notrack",
         "ip6 daddr { fd00:9::/64 } notrack",
     ] {
@@ -427,9 +427,33 @@ fn an_address_without_a_ready_backend_refuses_pings() {
     let network = network(serde_json::json!({}));
     let script = sandbox_firewall(&network, NameService::default(), &balancer(port, false, true));
     for line in [
-        "ip daddr { 10.9.0.200 } icmp type echo-request counter reject with icmp host-unreachable comment \"no-backend\"",
-        "ip6 daddr { fd00:9::200 } icmpv6 type echo-request counter reject with icmpv6 addr-unreachable comment \"no-backend\"",
+        "ip daddr { 10.9.0.200 } icmp type echo-request counter log prefix \"no-backend\" group 4789 reject with icmp host-unreachable comment \"no-backend\"",
+        "ip6 daddr { fd00:9::200 } icmpv6 type echo-request counter log prefix \"no-backend\" group 4789 reject with icmpv6 addr-unreachable comment \"no-backend\"",
     ] {
         assert!(script.lines().any(|found| found.trim() == line), "{line}: {script}");
     }
+}
+
+#[test]
+fn every_rule_that_counts_what_it_drops_shows_it_with_the_same_reason() {
+    let n1 = node("n1", "192.0.2.1", 1450);
+    let nodes = nodes(std::slice::from_ref(&n1));
+    let (around, network) = (around(&n1, &nodes), network(serde_json::json!({"host_access": true})));
+    let sandbox = sandbox(around, &network, &Blocks::new(), &[], &Balancer::default());
+    let scripts = [host(around, [&network]).firewall, sandbox.firewall];
+    let mut count = 0;
+    for line in scripts.iter().flat_map(|script| script.lines()) {
+        let Some((_, shown)) = line.split_once("counter log prefix \"") else {
+            assert!(!line.contains("counter "), "{line}");
+            continue;
+        };
+        let (prefix, rest) = shown.split_once('"').unwrap();
+        assert!(
+            rest.starts_with(" group 4789 drop ") || rest.starts_with(" group 4789 reject "),
+            "{line}"
+        );
+        assert!(rest.ends_with(&format!(" comment \"{prefix}\"")), "{line}");
+        count += 1;
+    }
+    assert!(count > 10, "{count}: {scripts:?}");
 }

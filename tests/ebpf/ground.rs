@@ -54,6 +54,8 @@ pub const FAMILIES: [Family; 2] = [
 
 /// A sandbox.
 pub struct Ground {
+    /// Where its maps are.
+    pub directory: PathBuf,
     pub ebpf: Ebpf,
     pub programs: Programs,
 }
@@ -62,11 +64,12 @@ impl Ground {
     /// A new one, with room for so many connections.
     pub fn new(connections: u32) -> Self {
         fresh_namespace();
-        let ebpf = Ebpf::open_in(&directory(), connections).unwrap();
+        let directory = directory();
+        let ebpf = Ebpf::open_in(&directory, connections).unwrap();
         let programs = ebpf.load(NETWORK).unwrap();
         let timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
         ebpf.maps().timeouts.insert(&NETWORK, &timeouts).unwrap();
-        Self { ebpf, programs }
+        Self { directory, ebpf, programs }
     }
 
     /// Balances a front over backends, by the numbers of their slots.

@@ -10,6 +10,7 @@ mod maps;
 mod packet;
 mod path;
 mod programs;
+mod reports;
 #[path = "../support/trials.rs"]
 mod trials;
 
@@ -43,6 +44,9 @@ fn main() {
             a_balanced_packet_enters_the_tunnel_with_its_backends_address,
             what_the_other_end_may_not_send_passes_as_it_is, containers_of_one_node_reach_each_other,
             what_needs_the_kernel_passes_as_it_is, the_tunnel_leaves_by_the_hosts_routes_or_not_at_all;
+        reports: nobody_is_told_who_does_not_watch, what_a_balanced_connection_does_is_told,
+            what_is_refused_is_told_and_of_the_rest_a_part, what_skips_the_stack_is_told_at_both_ends,
+            what_somebody_refuses_is_told_as_it_was_sent, what_nobody_reads_in_time_is_counted;
         errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,
             errors_about_others_pass_as_they_are;
     };

@@ -21,15 +21,15 @@ const MTU: u32 = 1450;
 const CROSSING: u32 = 77;
 
 /// This node and the other, by their underlay addresses.
-const UNDERLAYS: [[&str; 2]; 2] = [["192.168.50.1", "192.168.50.2"], ["fd00:50::1", "fd00:50::2"]];
+pub const UNDERLAYS: [[&str; 2]; 2] = [["192.168.50.1", "192.168.50.2"], ["fd00:50::1", "fd00:50::2"]];
 
 /// Another container of this node, of each family.
-fn neighbour(family: Family) -> &'static str {
+pub fn neighbour(family: Family) -> &'static str {
     if family.client.contains(':') { "fd00:9::6" } else { "10.9.0.6" }
 }
 
 /// A node whose client reaches another container by a device, and a block of addresses by the tunnel.
-fn ground(underlay: [&str; 2]) -> (Ground, FastPath) {
+pub fn ground(underlay: [&str; 2]) -> (Ground, FastPath) {
     let ground = Ground::new(64);
     let end = TunnelEnd { address: underlay[0].parse().unwrap(), port: PORT };
     let path = ground.ebpf.load_path(end).unwrap();
@@ -123,7 +123,7 @@ fn is_in_the_tunnel(outer: &[u8], underlay: [&str; 2], inner: &[u8]) {
 }
 
 /// A frame that has come from the other node.
-fn arrived(underlay: [&str; 2], inner: &[u8]) -> Vec<u8> {
+pub fn arrived(underlay: [&str; 2], inner: &[u8]) -> Vec<u8> {
     let [here, there] = underlay;
     let inner = between(NEAR, FAR, inner);
     let mut datagram = Packet::new(UDP, (there, 0xc123), (here, PORT));
@@ -132,11 +132,11 @@ fn arrived(underlay: [&str; 2], inner: &[u8]) -> Vec<u8> {
     datagram.bytes()
 }
 
-fn send(ground: &Ground, frame: &[u8]) -> (i32, Vec<u8>) {
+pub fn send(ground: &Ground, frame: &[u8]) -> (i32, Vec<u8>) {
     ground.programs.run("netctl_from", DEVICE, frame).unwrap()
 }
 
-fn arrive(path: &FastPath, frame: &[u8]) -> (i32, Vec<u8>) {
+pub fn arrive(path: &FastPath, frame: &[u8]) -> (i32, Vec<u8>) {
     path.from_wire.run("netctl_wire_in", DEVICE, frame).unwrap()
 }
 

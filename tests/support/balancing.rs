@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use netctl::api::{BackendView, Connections, ExternalView, TimeoutsView};
+use netctl::api::{BackendView, Connections, DrainView, ExternalView, TimeoutsView};
 use netctl::model::{EndpointId, EndpointState, External};
 
 pub fn timeouts(network: &str) -> TimeoutsView {
@@ -41,4 +41,10 @@ pub fn external(external: &[External], networks: &[String]) -> Vec<ExternalView>
         connections: Some(Connections { active: 1, inactive: 2 }),
     };
     networks.iter().flat_map(|network| external.iter().map(move |e| view(e, network))).collect()
+}
+
+/// A drain that waits for n2, or is at its end.
+pub fn drain(done: bool) -> DrainView {
+    let waiting = if done { Vec::new() } else { vec!["n2".parse().unwrap()] };
+    DrainView { done, endpoints: 1, waiting, dead: Vec::new(), connections: u64::from(!done) }
 }

@@ -4,6 +4,8 @@
 mod balancing;
 #[path = "names.rs"]
 mod names;
+#[path = "seen.rs"]
+mod seen;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,20 +13,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use balancing::{backends, external, timeouts};
+use balancing::{backends, drain, external, timeouts};
 use ipnetwork::IpNetwork;
 use netctl::api::server;
 use netctl::api::{
     ApiError, AttachRequest, Attached, CheckOutcome, CheckView, DrainView, EndpointView, ErrorCode,
-    Expanded, NameQuery, NameView, NetworkView, NodeCheck, NodeUsage, NodeView, ReserveRequest,
-    ResolverView, Service, ServiceView, SettingsView, Share, SubnetUsage, Target, Usage, VersionView,
-    percent,
+    Expanded, MonitorQuery, NameQuery, NameView, NetworkView, NodeCheck, NodeUsage, NodeView,
+    ReserveRequest, ResolverView, Service, ServiceView, SettingsView, Share, Sighting, SubnetUsage,
+    Target, Usage, VersionView, percent,
 };
 use netctl::model::{
     Attachment, Endpoint, EndpointId, ExpandSpec, Finding, FindingKind, MacAddr, Name, Network,
     NetworkId, NetworkSpec, Node, NodeId, NodeName, ServiceId, ServiceSpec, ServiceUpdate, Subnet, Vni,
     subnet,
 };
+use tokio::sync::mpsc::Receiver;
 use tokio::sync::{Semaphore, oneshot};
 
 /// The agent's state; tests may look at it and set its faults.
@@ -61,6 +64,10 @@ pub struct State {
     pub drains: VecDeque<DrainView>,
     /// Why endpoints take no connections.
     pub out: Option<String>,
+    /// What is seen of packets; then nobody tells any more.
+    pub sightings: Vec<Sighting>,
+    /// What somebody wanted to see, as it was asked for.
+    pub monitored: Vec<MonitorQuery>,
 }
 
 pub struct Memory {
@@ -202,12 +209,6 @@ fn finding(&(what, repairable): &(&str, bool)) -> Finding {
         repair: "remove the key".to_owned(),
         repairable,
     }
-}
-
-/// A drain that waits for n2, or is at its end.
-fn drain(done: bool) -> DrainView {
-    let waiting = if done { Vec::new() } else { vec!["n2".parse().unwrap()] };
-    DrainView { done, endpoints: 1, waiting, dead: Vec::new(), connections: u64::from(!done) }
 }
 
 pub fn node(name: &str, alive: bool) -> NodeView {
@@ -536,6 +537,11 @@ impl Service for Memory {
         let mut state = self.call()?;
         state.find(&target)?;
         Ok(state.drains.pop_front().unwrap_or_else(|| drain(true)))
+    }
+
+    async fn monitor(&self, query: MonitorQuery) -> Result<Receiver<Sighting>, ApiError> {
+        let mut state = self.call()?;
+        seen::watch(&mut state, query)
     }
 
     async fn activate(&self, target: Target) -> Result<(), ApiError> {

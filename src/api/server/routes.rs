@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Body, Parameters, Refusal, Segment};
-use super::{drain, metrics, names, services};
+use super::{drain, metrics, monitor, names, services};
 use crate::api::{
     ApiError, AttachRequest, Attached, CheckView, Detached, EndpointView, ErrorCode, Expanded,
     NetworkView, NodeView, Service, SettingsView, VersionView,
@@ -67,6 +67,7 @@ fn open_router() -> OpenApiRouter<Arc<dyn Service>> {
         .merge(services::router())
         .merge(drain::router())
         .merge(names::router())
+        .merge(monitor::router())
         .merge(metrics::open_router())
 }
 

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 /// The layout of all that is pinned. Whoever changes a structure here, or a map, counts on: an agent
 /// uses no maps of another layout.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// An address; one of IPv4 is mapped into IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
@@ -397,9 +397,83 @@ pub struct Ports {
     pub destination: Port,
 }
 
+/// What somebody wants to see of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Watching {
+    /// Until when, in nanoseconds of `CLOCK_MONOTONIC`; 0: nobody does.
+    pub until: u64,
+    /// One of how many packets is shown, beside those that open or end a TCP connection; 0: those only that
+    /// were not carried.
+    pub every: u32,
+    /// Of which network; 0: of all.
+    pub network: u32,
+}
+
+/// A packet, as those see it who watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Report {
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// The network's number.
+    pub network: u32,
+    /// Of the packet, without its frame.
+    pub length: u32,
+    /// Where it came from.
+    pub source: Address,
+    /// Where it was for.
+    pub destination: Address,
+    /// What became of its destination, where it was for a service; of its source, where it is an answer.
+    pub translated: Address,
+    /// From which port.
+    pub source_port: Port,
+    /// For which port.
+    pub destination_port: Port,
+    /// The port of `translated`.
+    pub translated_port: Port,
+    /// The protocol's number (IANA).
+    pub protocol: u8,
+    /// Of TCP: byte 13 of its header.
+    pub tcp_flags: u8,
+    /// `POINT_…`.
+    pub point: u8,
+    /// `VERDICT_…`.
+    pub verdict: u8,
+    /// Why it was not carried: one more than the position in [`EVENTS`], or [`REASON_ERROR`]; 0: it was.
+    pub reason: u8,
+    /// 1: `translated` says something.
+    pub is_translated: u8,
+    /// Of the error (ICMP) by which its sender was told.
+    pub error_type: u8,
+    /// As above.
+    pub error_code: u8,
+    /// 0.
+    pub zero: u16,
+}
+
+/// The kernel, or somebody on the way, has refused it, and told its sender so.
+pub const REASON_ERROR: u8 = 255;
+
+/// It was seen where it left a container.
+pub const POINT_FROM_CONTAINER: u8 = 0;
+/// It was seen where it goes into a container.
+pub const POINT_TO_CONTAINER: u8 = 1;
+/// It was seen where it came from another node.
+pub const POINT_FROM_WIRE: u8 = 2;
+/// It was seen on its way to another node.
+pub const POINT_TO_WIRE: u8 = 3;
+
+/// The kernel has it.
+pub const VERDICT_KERNEL: u8 = 0;
+/// The programs have carried it.
+pub const VERDICT_CARRIED: u8 = 1;
+/// It was dropped.
+pub const VERDICT_DROPPED: u8 = 2;
+
 /// What is counted of a node, in the order of `enum event`.
-pub const EVENTS: [&str; 6] =
-    ["table-full", "no-backend", "port-taken", "foreign-source", "no-route", "no-memory"];
+pub const EVENTS: [&str; 7] =
+    ["table-full", "no-backend", "port-taken", "foreign-source", "no-route", "no-memory", "not-shown"];
 
 #[cfg(test)]
 mod tests {
