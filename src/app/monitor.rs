@@ -7,7 +7,6 @@
 mod names;
 mod sources;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use sources::{Found, Sources};
 /// How many watchers there are at most: each costs a look at every packet that is shown.
 const WATCHERS: usize = 32;
 /// How much waits for a watcher that reads slowly; more is counted as lost.
-const WAITING: usize = 4096;
+const WAITING: usize = 1024;
 /// How often the programs are told that somebody watches yet, and watchers are looked after.
 const OFTEN: Duration = Duration::from_secs(1);
 
@@ -71,8 +70,8 @@ struct Watcher {
 struct Wanted {
     /// A network and its number.
     network: Option<(NetworkId, u32)>,
-    /// The network and the addresses of an endpoint.
-    endpoint: Option<(NetworkId, Vec<IpAddr>)>,
+    /// The network and the name of an endpoint: one that is made anew under it is meant, too.
+    endpoint: Option<(NetworkId, Name)>,
     service: Option<Name>,
     kind: Option<SightingKind>,
     sample: u32,
@@ -136,7 +135,7 @@ async fn find(agent: &Agent, query: MonitorQuery) -> Result<Wanted, ApiError> {
     let endpoint = match &endpoint {
         Some(name) => {
             let view = agent.endpoint(name.as_str(), network.as_ref().map(Name::as_str)).await?;
-            Some((view.endpoint.network, view.endpoint.addresses))
+            Some((view.endpoint.network, view.endpoint.name))
         }
         None => None,
     };
@@ -296,8 +295,9 @@ impl Wanted {
         let Some(packet) = &sighting.packet else { return true };
         self.kind.is_none_or(|kind| kind == sighting.kind)
             && self.network.is_none_or(|(wanted, _)| Some(wanted) == network)
-            && self.endpoint.as_ref().is_none_or(|(of, addresses)| {
-                Some(*of) == network && packet.parties().any(|party| addresses.contains(&party.address))
+            && self.endpoint.as_ref().is_none_or(|(of, name)| {
+                Some(*of) == network
+                    && packet.parties().any(|party| party.endpoint.as_ref() == Some(name))
             })
             && self.service.as_ref().is_none_or(|service| {
                 packet.parties().any(|party| party.service.as_ref() == Some(service))
