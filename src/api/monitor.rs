@@ -133,6 +133,29 @@ pub struct Sighting {
     pub packet: Option<Seen>,
 }
 
+impl fmt::Display for SightingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flow => "flow",
+            Self::Drop => "drop",
+            Self::Lost => "lost",
+        })
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FromContainer => "from-container",
+            Self::ToContainer => "to-container",
+            Self::FromWire => "from-wire",
+            Self::ToWire => "to-wire",
+            Self::Sandbox => "sandbox",
+            Self::Host => "host",
+        })
+    }
+}
+
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = self.endpoint.as_ref().or(self.service.as_ref()) {

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Format};
-use crate::api::{Carrier, MonitorQuery, Point, SAMPLE, Seen, Sighting, SightingKind};
+use crate::api::{Carrier, MonitorQuery, SAMPLE, Seen, Sighting, SightingKind};
 use crate::model::Name;
 
 const EXAMPLES: &str = "\
@@ -103,24 +103,13 @@ fn line(sighting: &Sighting, zone: &TimeZone) -> String {
         None if sighting.lost == 0 => sighting.reason.clone(),
         None => format!("{} packets are not shown: they came too quickly", sighting.lost),
     };
-    match sighting.kind {
-        SightingKind::Flow => format!("{time} flow {what}"),
-        SightingKind::Drop => format!("{time} drop {what}: {}", sighting.reason),
-        SightingKind::Lost => format!("{time} lost {what}"),
-    }
+    let line = format!("{time} {} {what}", sighting.kind);
+    if sighting.kind == SightingKind::Drop { format!("{line}: {}", sighting.reason) } else { line }
 }
 
 fn shown(packet: &Seen) -> String {
     let network = packet.network.as_ref().map_or("-", Name::as_str);
-    let point = match packet.point {
-        Point::FromContainer => "from-container",
-        Point::ToContainer => "to-container",
-        Point::FromWire => "from-wire",
-        Point::ToWire => "to-wire",
-        Point::Sandbox => "sandbox",
-        Point::Host => "host",
-    };
-    let (from, to) = (&packet.source, &packet.destination);
+    let (point, from, to) = (packet.point, &packet.source, &packet.destination);
     let mut text = format!("{point} {network} {} {from} > {to}", packet.protocol);
     if let Some(translated) = &packet.translated {
         // Only an answer bears the address of a service.

@@ -227,6 +227,14 @@ impl Maps {
         Self::open(&Path::new(DIRECTORY).join(LAYOUT.to_string()))
     }
 
+    /// What is counted of the node at a position of [`EVENTS`], on all processors.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn event(&self, number: u32) -> io::Result<u64> {
+        Ok(self.events.get(&number)?.into_iter().flatten().sum())
+    }
+
     /// All of them by their names.
     fn all(&self) -> [(&'static str, BorrowedFd<'_>); 15] {
         [

@@ -130,7 +130,7 @@ impl Ground {
 
     /// What is counted of the node at a position.
     pub fn event(&self, position: u32) -> u64 {
-        self.ebpf.maps().events.get(&position).unwrap().unwrap().into_iter().sum()
+        self.ebpf.maps().event(position).unwrap()
     }
 
     /// The connections.

@@ -5,7 +5,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, StatusCode};
 
 use super::{Client, ClientError, Connection, TIMEOUT, with_query};
-use crate::api::{MonitorQuery, Sighting, SightingKind};
+use crate::api::{MonitorQuery, Sighting};
 use crate::model::Name;
 
 /// What is seen of packets on a node, as it comes.
@@ -45,18 +45,13 @@ impl Client {
     /// # Errors
     /// See [`Client::version`].
     pub async fn monitor(&self, query: &MonitorQuery) -> Result<Sightings, ClientError> {
-        let kind = query.kind.map(|kind| match kind {
-            SightingKind::Flow => "flow",
-            SightingKind::Drop => "drop",
-            SightingKind::Lost => "lost",
-        });
         let path = with_query(
             "/v1/monitor",
             &[
                 ("network", query.network.as_ref().map(Name::as_str)),
                 ("endpoint", query.endpoint.as_ref().map(Name::as_str)),
                 ("service", query.service.as_ref().map(Name::as_str)),
-                ("type", kind),
+                ("type", query.kind.map(|kind| kind.to_string()).as_deref()),
                 ("sample", query.sample.map(|sample| sample.to_string()).as_deref()),
             ],
         );

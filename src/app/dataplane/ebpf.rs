@@ -167,8 +167,7 @@ impl Node {
     pub(super) fn events(&self) -> Result<[u64; EVENTS.len()], kernel::Error> {
         let mut sums = [0; EVENTS.len()];
         for (number, sum) in (0..).zip(&mut sums) {
-            let counted = self.ebpf.maps().events.get(&number).map_err(map_error("read", "events"))?;
-            *sum = counted.into_iter().flatten().sum();
+            *sum = self.ebpf.maps().event(number).map_err(map_error("read", "events"))?;
         }
         Ok(sums)
     }

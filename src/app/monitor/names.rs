@@ -115,28 +115,28 @@ fn party(network: Option<&Known>, (address, port): (IpAddr, Option<u16>)) -> Par
 
 fn reported(report: &Report, network: Option<&Known>) -> Seen {
     let ports = has_ports(report.protocol);
-    let end =
-        |address: Address, port: Port| party(network, (address.into(), ports.then_some(port.into())));
-    Seen {
-        network: network.map(|network| network.name.clone()),
-        point: match report.point {
-            ebpf::POINT_FROM_CONTAINER => Point::FromContainer,
-            ebpf::POINT_TO_CONTAINER => Point::ToContainer,
-            ebpf::POINT_FROM_WIRE => Point::FromWire,
-            _ => Point::ToWire,
-        },
-        carrier: match report.verdict {
-            ebpf::VERDICT_CARRIED => Some(Carrier::Direct),
-            ebpf::VERDICT_KERNEL => Some(Carrier::Kernel),
-            _ => None,
-        },
-        protocol: protocol(report.protocol),
+    let end = |address: Address, port: Port| (address.into(), ports.then_some(port.into()));
+    let headers = Headers {
         source: end(report.source, report.source_port),
         destination: end(report.destination, report.destination_port),
-        translated: (report.is_translated != 0).then(|| end(report.translated, report.translated_port)),
+        protocol: report.protocol,
+        flags: report.tcp_flags,
         length: report.length,
-        flags: if report.protocol == TCP { flags(report.tcp_flags) } else { String::new() },
-    }
+    };
+    let point = match report.point {
+        ebpf::POINT_FROM_CONTAINER => Point::FromContainer,
+        ebpf::POINT_TO_CONTAINER => Point::ToContainer,
+        ebpf::POINT_FROM_WIRE => Point::FromWire,
+        _ => Point::ToWire,
+    };
+    let carrier = match report.verdict {
+        ebpf::VERDICT_CARRIED => Some(Carrier::Direct),
+        ebpf::VERDICT_KERNEL => Some(Carrier::Kernel),
+        _ => None,
+    };
+    let translated = (report.is_translated != 0)
+        .then(|| party(network, end(report.translated, report.translated_port)));
+    Seen { carrier, translated, ..headers.seen(point, network) }
 }
 
 /// Why a packet was not carried.

@@ -58,8 +58,7 @@ impl Reports {
     /// When the map cannot be read.
     pub fn not_shown(&self) -> io::Result<u64> {
         let event = EVENTS.iter().position(|event| *event == "not-shown").unwrap_or_default();
-        let counts = self.maps.events.get(&(event as u32))?;
-        Ok(counts.into_iter().flatten().sum())
+        self.maps.event(event as u32)
     }
 
     /// Takes the next one that is there.
