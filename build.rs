@@ -5,7 +5,18 @@ use std::process::{Command, ExitCode};
 use std::{env, fs};
 
 /// The programs: one file each, over the headers beside them.
-const PROGRAMS: [&str; 5] = ["from_container", "to_container", "into_container", "to_wire", "from_wire"];
+const PROGRAMS: [&str; 10] = [
+    "from_container",
+    "to_container",
+    "into_container",
+    "to_wire",
+    "from_wire",
+    "connect",
+    "getpeername",
+    "sendmsg",
+    "recvmsg",
+    "tcp_state",
+];
 /// Compilers that are tried in turn, where the variable CLANG names none.
 const COMPILERS: [&str; 2] = ["clang", "clang-14"];
 

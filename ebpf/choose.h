@@ -8,6 +8,21 @@
 // How many backends are tried where another connection of the client's has the same ports.
 #define TRIES 4
 
+static __always_inline struct front *front_of(const struct tuple *tuple) {
+    struct front_key key = {
+        .network = tuple->network,
+        .address = tuple->destination,
+        .port = tuple->destination_port,
+        .protocol = tuple->protocol,
+    };
+    struct front *front = bpf_map_lookup_elem(&fronts, &key);
+    if (front)
+        return front;
+    key.port = 0;
+    key.protocol = 0;
+    return bpf_map_lookup_elem(&fronts, &key);
+}
+
 // Mixes the bits of a word (the finalizer of MurmurHash3 by Austin Appleby, public domain).
 static __always_inline __u32 mix(__u32 bits) {
     bits ^= bits >> 16;
@@ -84,4 +99,10 @@ static __always_inline __u32 kept(const struct front *front, const struct client
         return 0;
     client->seen = seconds();
     return number;
+}
+
+// Has a client keep a backend.
+static __always_inline void keep(const struct client_key *key, __u32 number) {
+    struct client client = {.backend = number, .seen = seconds()};
+    bpf_map_update_elem(&clients, key, &client, BPF_ANY);
 }

@@ -23,21 +23,6 @@ static __always_inline bool is_own_source(struct __sk_buff *skb, const struct pa
            route.ifindex == skb->ifindex;
 }
 
-static __always_inline struct front *front_of(const struct tuple *tuple) {
-    struct front_key key = {
-        .network = tuple->network,
-        .address = tuple->destination,
-        .port = tuple->destination_port,
-        .protocol = tuple->protocol,
-    };
-    struct front *front = bpf_map_lookup_elem(&fronts, &key);
-    if (front)
-        return front;
-    key.port = 0;
-    key.protocol = 0;
-    return bpf_map_lookup_elem(&fronts, &key);
-}
-
 // Writes both entries of a new connection to a backend of a front; gives -1, or the event that keeps it from that.
 // Keys are copies: Linux 6.1 looks nothing up under what another function hands on.
 SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 front, __u32 number) {
@@ -123,9 +108,7 @@ open_connection(struct __sk_buff *skb, struct packet *packet, struct connection 
         refuse(packet, failed);
         return false;
     }
-    if (front->affinity) {
-        struct client client = {.backend = number, .seen = seconds()};
-        bpf_map_update_elem(&clients, &key, &client, BPF_ANY);
-    }
+    if (front->affinity)
+        keep(&key, number);
     return true;
 }

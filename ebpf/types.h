@@ -27,6 +27,8 @@ struct place {
 #define ADDRESS_GATEWAY 2
 // It is a container's of this node.
 #define ADDRESS_CONTAINER 3
+// It is a service's of which something is outside of the overlay: only its packets can be balanced.
+#define ADDRESS_OUTSIDE 4
 
 // What an address means.
 struct meaning {
@@ -210,6 +212,71 @@ struct ports {
     __be16 destination;
 };
 
+// A network that a container is in, with the container's addresses there; all 0: none.
+struct membership {
+    __u32 network;
+    struct address ipv4;
+    struct address ipv6;
+};
+
+// In how many networks services are looked for when a container's socket asks for one.
+#define MEMBERSHIPS 8
+
+// A container's namespace; the value of `namespaces`, by the kernel's number for it (SO_NETNS_COOKIE).
+struct namespace {
+    // Those that there are come first.
+    struct membership networks[MEMBERSHIPS];
+};
+
+// It waits for an answer.
+#define SOCKET_OPENING 0
+// It is established.
+#define SOCKET_OPEN 1
+// One side has ended it.
+#define SOCKET_ENDING 2
+
+// A TCP socket that has asked for a service; the value of `sockets`, by the kernel's number for it (SO_COOKIE).
+struct socket {
+    // Its namespace's number.
+    __u64 namespace;
+    // What it has asked for.
+    struct address service;
+    // What it got.
+    struct address backend;
+    __be16 service_port;
+    __be16 backend_port;
+    // The backend's number.
+    __u32 number;
+    // When it has asked, in seconds of CLOCK_MONOTONIC.
+    __u32 since;
+    // `SOCKET_…`
+    __u32 state;
+};
+
+// With whom a socket exchanges datagrams; the key of `datagrams`.
+struct datagram_key {
+    // The socket's number.
+    __u64 socket;
+    // For whom it sends one, or from whom it gets one.
+    struct address address;
+    __be16 port;
+    // 1: it gets one.
+    __u16 reply;
+    __u32 zero;
+};
+
+// Who that is instead. There are two for each pair of a socket and a service: what is sent goes to the backend,
+// what is got comes from the service.
+struct datagram {
+    struct address address;
+    __be16 port;
+    __u16 zero;
+    __u32 network;
+    __u32 backend;
+    // When the last one was sent, in seconds of CLOCK_MONOTONIC.
+    __u32 seen;
+};
+
 // What somebody wants to see of packets; the only value of `watching`.
 struct watching {
     // Until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.
@@ -226,6 +293,8 @@ struct watching {
 #define POINT_TO_CONTAINER 1
 #define POINT_FROM_WIRE 2
 #define POINT_TO_WIRE 3
+// No packet yet: a socket has asked for a service.
+#define POINT_SOCKET 4
 
 // What became of it there.
 #define VERDICT_KERNEL 0

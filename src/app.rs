@@ -212,12 +212,13 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
-fn settings(config: &Config, boot: String, names: &NameServer, tally: Tally) -> Settings {
+fn settings(config: &Config, node: &Node, boot: String, names: &NameServer, tally: Tally) -> Settings {
     Settings {
         boot,
         lease: config.lease,
         connections: config.lb_connections,
         fast: config.fast_path,
+        cgroup: node.socket_lb.clone(),
         names: names.service(),
         resync: config.resync,
         tally,
@@ -237,7 +238,7 @@ async fn start_agent(
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
     let loads = tally.loads.clone();
-    let settings = settings(config, boot.clone(), &names, tally);
+    let settings = settings(config, node, boot.clone(), &names, tally);
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let agent = Arc::new(Agent {

@@ -79,6 +79,10 @@ pub struct Config {
     pub lb_connections: u32,
     /// Whether eBPF carries packets between containers past the stack.
     pub fast_path: bool,
+    /// Whether eBPF has containers' sockets asked for services.
+    pub socket_lb: bool,
+    /// The control group whose sockets these are; `None`: all.
+    pub cgroup: Option<PathBuf>,
     /// As whom the commands of health checks run.
     pub health_user: HealthUser,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.

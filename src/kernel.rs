@@ -5,6 +5,7 @@
 //! our mark: names of ours, protocol number 110, the table `inet netctl`.
 
 mod datagrams;
+mod diag;
 mod drops;
 pub mod ebpf;
 mod error;
@@ -27,6 +28,7 @@ mod sysctl;
 mod unplug;
 
 pub use datagrams::Datagrams;
+pub use diag::end_connections;
 pub use drops::{Dropped, Drops};
 pub use error::Error;
 pub use host::{Host, Interface, Inventory, network_of};

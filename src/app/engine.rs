@@ -1,10 +1,12 @@
 //! Which engine balances the connections of services on this node.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use tracing::warn;
 
 use crate::api::{ApiError, ErrorCode};
-use crate::config::EngineChoice;
+use crate::config::{Config, EngineChoice};
 use crate::kernel;
 use crate::kernel::ebpf::Ebpf;
 use crate::kernel::ipvs::{self, Ipvs};
@@ -72,6 +74,27 @@ fn prefer(
         }
         Err(error) => Err(error),
     }
+}
+
+/// The control group whose sockets are asked; `None`: none are.
+///
+/// # Errors
+/// When that is wanted, and the system has no control groups of version 2.
+pub(super) fn asked_group(config: &Config, engine: Engine) -> anyhow::Result<Option<PathBuf>> {
+    if !config.socket_lb {
+        return Ok(None);
+    }
+    if engine != Engine::Ebpf {
+        warn!(%engine, "sockets are not asked for services, as socket_lb says: only ebpf does");
+        return Ok(None);
+    }
+    let found = match &config.cgroup {
+        Some(cgroup) => Some(cgroup.clone()),
+        None => kernel::ebpf::control_groups().context("what is mounted cannot be read")?,
+    };
+    let missing = "socket_lb needs control groups of version 2, and no cgroup2 is mounted: mount it (mount -t \
+                   cgroup2 none /sys/fs/cgroup), or give socket_lb = false";
+    found.map(Some).context(missing)
 }
 
 /// Whether a service that is reached in this way can be made on a node with this engine.

@@ -63,7 +63,8 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         .collect();
     let chosen = underlay::choose(config.underlay.as_ref(), &candidates)?;
     let engine::Chosen { engine, reason } = engine::choose(config.lb, config.lb_connections)?;
-    tracing::info!(%engine, reason, "what balances services on this node");
+    let socket_lb = engine::asked_group(config, engine)?;
+    tracing::info!(%engine, reason, ?socket_lb, "what balances services on this node");
     Ok(Node {
         id: identity.node,
         name: config.node.clone(),
@@ -75,6 +76,7 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         labels: config.labels.clone(),
         lb: engine,
         lb_reason: reason,
+        socket_lb,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

@@ -147,6 +147,13 @@ fn balancing(node: &Node) -> String {
     }
 }
 
+/// Whether sockets are asked for services, and of which control group.
+fn asks_sockets(node: &Node) -> String {
+    node.socket_lb
+        .as_ref()
+        .map_or("no".to_owned(), |cgroup| format!("yes, those of {}", cgroup.display()))
+}
+
 fn details(view: &NodeView) -> Details {
     let node = &view.node;
     Details::default()
@@ -161,6 +168,7 @@ fn details(view: &NodeView) -> Details {
         .with("Inner MTU", node.mtu)
         .with_all("Subnets in use", &node.subnets_in_use)
         .with("Balancing", balancing(node))
+        .with("Asks sockets", asks_sockets(node))
         .with("Version", &node.version)
         .with_all("Labels", output::labels(&node.labels))
 }

@@ -49,6 +49,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
     let (lb, lb_connections, fast_path) = check.engine();
+    let (socket_lb, cgroup) = check.sockets(lb);
     let health_user = check.value("health_user", nobody(), user);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
@@ -82,6 +83,8 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         lb,
         lb_connections,
         fast_path,
+        socket_lb,
+        cgroup,
         health_user,
         log,
         log_format,
@@ -125,6 +128,18 @@ impl Check<'_> {
             self.value("lb_connections", LB_CONNECTIONS, connections),
             self.value("fast_path", true, boolean),
         )
+    }
+
+    /// Whether sockets are asked, and of which control group.
+    fn sockets(&mut self, lb: EngineChoice) -> (bool, Option<PathBuf>) {
+        let socket_lb = self.value("socket_lb", false, boolean);
+        if socket_lb && !matches!(lb, EngineChoice::Auto | EngineChoice::Ebpf) {
+            self.report(
+                "socket_lb",
+                "only ebpf asks sockets: give lb = \"ebpf\" or \"auto\"".to_owned(),
+            );
+        }
+        (socket_lb, self.value("cgroup", None, |text| absolute(text).map(Some)))
     }
 
     fn address_levels(&mut self) -> (u8, u8) {

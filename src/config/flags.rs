@@ -109,6 +109,14 @@ pub struct Flags {
     /// or false [default: true]
     #[arg(long, value_name = "BOOL")]
     fast_path: Option<String>,
+    /// Whether ebpf also has the sockets of containers asked: a service that one connects to is a backend
+    /// from there on, and costs nothing for each packet: true or false [default: false]
+    #[arg(long, value_name = "BOOL")]
+    socket_lb: Option<String>,
+    /// The control group (cgroup2) whose processes have the sockets that are asked, with all below it
+    /// [default: where cgroup2 is mounted]
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<String>,
     /// As whom the commands of health checks run: a name or a number [default: nobody]
     #[arg(long, value_name = "USER")]
     health_user: Option<String>,
@@ -207,6 +215,8 @@ impl Flags {
             one("lb", &self.lb),
             one("lb_connections", &self.lb_connections),
             one("fast_path", &self.fast_path),
+            one("socket_lb", &self.socket_lb),
+            one("cgroup", &self.cgroup),
             one("health_user", &self.health_user),
             one("log", &self.log),
             one("log_format", &self.log_format),

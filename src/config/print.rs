@@ -42,6 +42,10 @@ pub(super) fn print(config: &Config) -> String {
     set("lb", text(config.lb));
     set("lb_connections", i64::from(config.lb_connections).into());
     set("fast_path", config.fast_path.into());
+    set("socket_lb", config.socket_lb.into());
+    if let Some(cgroup) = &config.cgroup {
+        set("cgroup", path(cgroup));
+    }
     set("health_user", text(&config.health_user.name));
     set("log", text(&config.log));
     set("log_format", text(format_name(config.log_format)));

@@ -22,7 +22,7 @@ enum Shape {
 }
 
 /// All keys, as the file has them; those of a section with its name before a dot.
-const KEYS: [(&str, Shape); 43] = [
+const KEYS: [(&str, Shape); 45] = [
     ("node", Shape::One),
     ("state_dir", Shape::One),
     ("run_dir", Shape::One),
@@ -45,6 +45,8 @@ const KEYS: [(&str, Shape); 43] = [
     ("lb", Shape::One),
     ("lb_connections", Shape::One),
     ("fast_path", Shape::Truth),
+    ("socket_lb", Shape::Truth),
+    ("cgroup", Shape::One),
     ("health_user", Shape::One),
     ("log", Shape::One),
     ("log_format", Shape::One),

@@ -7,9 +7,11 @@
 
 mod clsact;
 mod layout;
+mod link;
 mod map;
 mod program;
 mod reports;
+mod sockets;
 mod sys;
 
 use std::io;
@@ -28,6 +30,7 @@ pub use layout::*;
 pub use map::{CpuMap, Map};
 pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
 pub use reports::{Reports, nanoseconds};
+pub use sockets::{Sockets, control_groups};
 
 /// Where the kernel has its file system of maps and programs (`BPF_FS_MAGIC` in linux/magic.h).
 const FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -176,12 +179,14 @@ impl Ebpf {
             move |source| Error::FileSystem { action, path, source }
         };
         std::fs::create_dir_all(directory).map_err(failed("make"))?;
-        let pinned = directory.join("connections");
-        // One of another size cannot grow: what was open ends.
-        if let Ok(map) = aya::maps::MapData::from_pin(&pinned)
-            && map.info().is_ok_and(|info| info.max_entries() != entries(connections))
-        {
-            std::fs::remove_file(&pinned).map_err(failed("make anew the connections in"))?;
+        for (map, entries) in sizes(connections) {
+            let pinned = directory.join(map);
+            // One of another size cannot grow: what was open ends.
+            if let Ok(map) = aya::maps::MapData::from_pin(&pinned)
+                && map.info().is_ok_and(|info| info.max_entries() != entries)
+            {
+                std::fs::remove_file(&pinned).map_err(failed("make anew the connections in"))?;
+            }
         }
         for source in program::sources() {
             let maps = |error| Error::Maps { program: source.name, source: Box::new(error) };
@@ -359,15 +364,18 @@ pub fn remove_pins() -> io::Result<()> {
 fn loader<'a>(directory: &Path, connections: u32) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(directory);
-    loader.map_max_entries("connections", entries(connections));
+    for (map, entries) in sizes(connections) {
+        loader.map_max_entries(map, entries);
+    }
     // The programs touch no structure of the kernel's own, so its types need not be read.
     loader.btf(None);
     loader
 }
 
-/// Each connection has two entries.
-fn entries(connections: u32) -> u32 {
-    connections.saturating_mul(2).max(2)
+/// How many entries the maps have whose size depends on how many connections there is room for: each that is
+/// balanced has two, and a socket that has asked for a service one.
+fn sizes(connections: u32) -> [(&'static str, u32); 2] {
+    [("connections", connections.saturating_mul(2).max(2)), ("sockets", connections.max(1))]
 }
 
 /// Mounts the kernel's file system for maps where it is not mounted yet.

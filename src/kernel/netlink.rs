@@ -18,7 +18,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{
     Socket, SocketAddr,
-    protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE},
+    protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG},
 };
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -127,6 +127,11 @@ impl Netlink {
     /// Opens a generic netlink socket in the calling thread's namespace.
     pub fn generic() -> io::Result<Self> {
         Self::connect(NETLINK_GENERIC)
+    }
+
+    /// Opens a netlink socket for the sockets of the calling thread's namespace.
+    pub fn sockets() -> io::Result<Self> {
+        Self::connect(NETLINK_SOCK_DIAG)
     }
 
     fn connect(protocol: isize) -> io::Result<Self> {

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
 
@@ -177,6 +178,26 @@ impl Netns {
     /// The inode, which no other namespace has at the same time.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// The number that the kernel's programs know it by (`SO_NETNS_COOKIE`): no other namespace gets it before
+    /// the next boot.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the kernel does not tell (before Linux 5.14).
+    pub fn cookie(&self) -> Result<u64, Error> {
+        let asked = self.enter(|| {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+            let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+            let (level, option) = (libc::SOL_SOCKET, libc::SO_NETNS_COOKIE);
+            let room = (&raw mut cookie).cast();
+            // SAFETY: there is room for as many bytes as it says.
+            let asked =
+                unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, room, &raw mut length) };
+            Errno::result(asked).map(|_| cookie)
+        })?;
+        asked.map_err(Error::path("read the number of", &self.path))
     }
 
     /// Runs `work` on this thread inside the namespace and comes back.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,10 @@ pub struct Node {
     /// Why that.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub lb_reason: String,
+    /// The control group whose sockets are asked for services there; none: no sockets are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub socket_lb: Option<PathBuf>,
     /// The version of its agent.
     #[serde(default)]
     pub version: String,

@@ -6,11 +6,13 @@
 mod balance;
 mod errors;
 mod ground;
+mod group;
 mod maps;
 mod packet;
 mod path;
 mod programs;
 mod reports;
+mod sockets;
 #[path = "../support/trials.rs"]
 mod trials;
 
@@ -47,6 +49,14 @@ fn main() {
         reports: nobody_is_told_who_does_not_watch, what_a_balanced_connection_does_is_told,
             what_is_refused_is_told_and_of_the_rest_a_part, what_skips_the_stack_is_told_at_both_ends,
             what_somebody_refuses_is_told_as_it_was_sent, what_nobody_reads_in_time_is_counted;
+        sockets: who_connects_to_a_service_has_a_backend_and_sees_the_service,
+            who_connects_to_a_mapped_address_has_a_backend_too,
+            who_is_not_a_container_of_the_network_is_not_asked, what_is_no_service_is_connected_as_it_is,
+            a_socket_gets_its_backend_by_the_scheduler,
+            what_becomes_of_a_connection_is_known_and_its_bytes_are_counted,
+            an_ended_connection_is_told_and_without_backends_nothing_is_changed, what_is_sent_to_a_service_is_answered_by_it,
+            a_socket_leaves_a_backend_that_is_gone, two_services_with_the_same_backend_are_told_apart,
+            who_watches_sees_what_a_socket_gets, they_outlive_who_has_them_asked_and_are_put_back;
         errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,
             errors_about_others_pass_as_they_are;
     };

@@ -67,6 +67,7 @@ pub fn node(number: usize) -> Node {
         version: String::new(),
         lb: Default::default(),
         lb_reason: String::new(),
+        socket_lb: None,
     }
 }
 

@@ -223,6 +223,7 @@ pub fn node(name: &str, alive: bool) -> NodeView {
         labels: BTreeMap::from([("rack".to_owned(), "7".to_owned())]),
         lb: Default::default(),
         lb_reason: String::new(),
+        socket_lb: None,
         version: "0.1.0".to_owned(),
     };
     NodeView { node, alive, drained: false, this: alive }

@@ -1,5 +1,6 @@
 //! Balancing by eBPF: the maps of the node, and the programs of one sandbox.
 
+mod asked;
 mod entries;
 mod import;
 mod paths;
@@ -8,6 +9,7 @@ mod table;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,8 +23,9 @@ use crate::kernel::ebpf::{
 use crate::kernel::{self, Sandbox, ipvs};
 use crate::lb::Balancer;
 use crate::model::object::{Device, Object, crossing_name, endpoints, links};
-use crate::model::{EndpointId, NetworkId, Vni};
-use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read};
+use crate::model::{Endpoint, EndpointId, NetworkId, Vni};
+use asked::Asked;
+use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read, timeouts_of};
 use import::Import;
 use paths::{Crossing, Paths};
 use table::{Numbers, Table, key_of};
@@ -37,6 +40,8 @@ pub(super) struct Node {
     /// Nodes that only the kernel reaches.
     unfit: BTreeSet<IpAddr>,
     numbers: Numbers,
+    /// Containers' sockets, where they are asked.
+    asked: Option<Asked>,
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Entries>,
     scan: Option<Scan>,
@@ -56,10 +61,21 @@ struct Scan {
 const FRESH: Duration = Duration::from_millis(300);
 
 impl Node {
-    /// Opens the maps, and reads what is in them. Where a tunnel's end is given, packets skip the stack.
-    pub(super) fn open(connections: u32, end: Option<TunnelEnd>) -> Result<Self, kernel::Error> {
+    /// Opens the maps, and reads what is in them. Where a tunnel's end is given, packets skip the stack; where
+    /// a control group is, its sockets are asked.
+    pub(super) fn open(
+        connections: u32,
+        end: Option<TunnelEnd>,
+        cgroup: Option<&Path>,
+    ) -> Result<Self, kernel::Error> {
         let ebpf = Ebpf::open(connections)?;
         let fast = end.map(|end| ebpf.load_path(end)).transpose()?;
+        let asked = cgroup.map(|cgroup| Asked::open(&ebpf, cgroup)).transpose()?;
+        if asked.is_none() && ebpf.ask_no_sockets()? {
+            info!(
+                "sockets are not asked any more: what they connect to from here on, packets are balanced for"
+            );
+        }
         if let Err(error) = kernel::ebpf::remove_other_layouts() {
             warn!(%error, "maps of another version's eBPF programs are not removed");
         }
@@ -67,8 +83,11 @@ impl Node {
         if fast.is_none() {
             forget_paths(ebpf.maps(), &mut left)?;
         }
-        let (wired, unfit, numbers) = (false, BTreeSet::new(), Numbers::default());
-        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, scan: None };
+        let (wired, unfit, mut numbers) = (false, BTreeSet::new(), Numbers::default());
+        if let Some(asked) = &asked {
+            numbers.skip_backends(asked.last_backend()?);
+        }
+        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, asked, scan: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
         }
@@ -107,7 +126,7 @@ impl Node {
                 self.left.remove(&network);
             }
         }
-        Ok(())
+        self.asked.as_mut().map_or(Ok(()), |asked| asked.keep(networks))
     }
 
     /// What the kernel has of a network now.
@@ -126,11 +145,41 @@ impl Node {
             Some(scan) => scan,
             None => {
                 let maps = self.ebpf.maps();
-                let (entries, open) = (read(maps)?, open_connections(maps)?);
+                let (entries, open) = (read(maps)?, self.open_connections()?);
                 Scan { at: Instant::now(), entries, looked: BTreeSet::new(), open }
             }
         };
         Ok(self.scan.insert(scan))
+    }
+
+    /// How many connections each backend has: established ones, and others.
+    fn open_connections(&self) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
+        let maps = self.ebpf.maps();
+        let mut open = open_connections(maps)?;
+        if let Some(asked) = &self.asked {
+            asked.add_open(&timeouts_of(maps)?, &mut open)?;
+        }
+        Ok(open)
+    }
+
+    /// Has the sockets of these containers asked for the services of a network, and of no others.
+    pub(super) fn ask<'a>(
+        &mut self,
+        network: u32,
+        containers: impl Iterator<Item = &'a Endpoint>,
+    ) -> Result<(), kernel::Error> {
+        self.asked.as_mut().map_or(Ok(()), |asked| asked.follow(network, containers))
+    }
+
+    /// Whether sockets are asked.
+    pub(super) fn asks(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Puts right what somebody else has changed of what sockets are asked by; tells how much that was.
+    pub(super) fn mend_asked(&mut self) -> Result<u64, kernel::Error> {
+        let maps = self.ebpf.maps();
+        self.asked.as_mut().map_or(Ok(0), |asked| asked.mend(maps))
     }
 
     /// What was read before of a network is another by now.
@@ -412,8 +461,13 @@ impl Balancing for ByEbpf {
             self.entries.table = node.look(self.network)?.table;
             return Err(error);
         }
+        let is_lost = |number: &u32| !wanted.backends.contains_key(number);
+        let lost = self.entries.table.backends.keys().any(is_lost);
         self.entries.table = wanted;
         node.forget_scan_of(self.network);
+        if let Some(asked) = node.asked.as_ref().filter(|_| lost) {
+            asked.end_lost(node.ebpf.maps())?;
+        }
         self.mended += std::mem::take(&mut self.drifted);
         Ok(())
     }
@@ -458,7 +512,7 @@ impl Balancing for ByEbpf {
 
     fn loads(&mut self, _: &Sandbox) -> Result<Vec<Load>, kernel::Error> {
         // Who asks wants to know what is open now: a drain ends with the last connection.
-        let open = open_connections(self.node.borrow().ebpf.maps())?;
+        let open = self.node.borrow().open_connections()?;
         self.loads_of(&open)
     }
 

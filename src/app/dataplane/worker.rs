@@ -7,6 +7,7 @@ mod wire;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ pub struct Settings {
     pub connections: u32,
     /// Whether eBPF carries packets past the stack.
     pub fast: bool,
+    /// The control group whose sockets are asked; `None`: none are.
+    pub cgroup: Option<PathBuf>,
     /// How names are answered.
     pub names: NameService,
     /// How often everything is compared with the kernel, notices or not.
@@ -131,7 +134,11 @@ impl Worker {
         let ebpf = match me.lb {
             Engine::Ebpf => {
                 let end = TunnelEnd { address: me.underlay, port: me.tunnel_port };
-                let node = ebpf::Node::open(settings.connections, settings.fast.then_some(end))?;
+                let node = ebpf::Node::open(
+                    settings.connections,
+                    settings.fast.then_some(end),
+                    settings.cgroup.as_deref(),
+                )?;
                 Some(Rc::new(RefCell::new(node)))
             }
             Engine::Ipvs | Engine::None | Engine::Missing => {
@@ -324,6 +331,7 @@ impl Worker {
             self.dirty.extend(self.slots.keys().copied().map(Some));
             // One whose removal failed before.
             self.remove_stale_sandboxes();
+            self.mend_asked();
         } else if self.check_at.is_none_or(|check| now < check) {
             return;
         }
@@ -482,6 +490,7 @@ impl Worker {
         for endpoint in gone.iter().filter_map(|id| endpoints.get(id)) {
             self.report_gone(endpoint);
         }
+        self.ask(id);
     }
 
     /// Has an endpoint released whose container does not exist any more.

@@ -65,6 +65,8 @@ pub const ADDRESS_SERVICE: u32 = 1;
 pub const ADDRESS_GATEWAY: u32 = 2;
 /// It is a container's of this node.
 pub const ADDRESS_CONTAINER: u32 = 3;
+/// It is a service's of which something is outside of the overlay: only its packets can be balanced.
+pub const ADDRESS_OUTSIDE: u32 = 4;
 
 /// What an address means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -397,6 +399,85 @@ pub struct Ports {
     pub destination: Port,
 }
 
+/// A network that a container is in, with the container's addresses there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Membership {
+    /// The network's number.
+    pub network: u32,
+    /// The address of IPv4; all 0: none.
+    pub ipv4: Address,
+    /// That of IPv6.
+    pub ipv6: Address,
+}
+
+/// In how many networks services are looked for when a container's socket asks for one.
+pub const MEMBERSHIPS: usize = 8;
+
+/// A container's namespace: the networks come first, and all 0 after the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Namespace(pub [Membership; MEMBERSHIPS]);
+
+/// It is established.
+pub const SOCKET_OPEN: u32 = 1;
+
+/// A TCP socket that has asked for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Socket {
+    /// The number of its namespace.
+    pub namespace: u64,
+    /// What it has asked for.
+    pub service: Address,
+    /// What it got.
+    pub backend: Address,
+    /// The port that it has asked for.
+    pub service_port: Port,
+    /// The port that it got.
+    pub backend_port: Port,
+    /// The backend's number.
+    pub number: u32,
+    /// When it has asked, in seconds of `CLOCK_MONOTONIC`.
+    pub since: u32,
+    /// [`SOCKET_OPEN`], 0: it waits for an answer, or more: one side has ended it.
+    pub state: u32,
+}
+
+/// With whom a socket exchanges datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct DatagramKey {
+    /// The socket's number.
+    pub socket: u64,
+    /// For whom it sends one, or from whom it gets one.
+    pub address: Address,
+    /// The port.
+    pub port: Port,
+    /// 1: it gets one.
+    pub reply: u16,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// Who that is instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Datagram {
+    /// The backend, or the service.
+    pub address: Address,
+    /// The port.
+    pub port: Port,
+    /// Always 0.
+    pub zero: u16,
+    /// The network's number.
+    pub network: u32,
+    /// The backend's number.
+    pub backend: u32,
+    /// When the last one was sent, in seconds of `CLOCK_MONOTONIC`.
+    pub seen: u32,
+}
+
 /// What somebody wants to see of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -463,6 +544,9 @@ pub const POINT_TO_CONTAINER: u8 = 1;
 pub const POINT_FROM_WIRE: u8 = 2;
 /// It was seen on its way to another node.
 pub const POINT_TO_WIRE: u8 = 3;
+
+/// No packet yet: a socket has asked for a service.
+pub const POINT_SOCKET: u8 = 4;
 
 /// The kernel has it.
 pub const VERDICT_KERNEL: u8 = 0;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::OnceLock;
 
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError};
 use aya::{EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 
@@ -129,20 +129,39 @@ impl Ebpf {
         source: Source,
         set: impl FnOnce(&mut EbpfLoader<'a>),
     ) -> Result<Loaded, Error> {
-        let program = source.name;
+        let (fd, instructions) = self.load_code(source.name, source.code, set)?;
+        let described = sys::describe(fd.as_fd());
+        let (id, _) = described.map_err(|errno| Error::Program {
+            program: source.name,
+            source: Box::new(ProgramError::IOError(errno.into())),
+        })?;
+        Ok(Loaded { source, fd, id, instructions })
+    }
+
+    /// Loads one of the programs of a file; tells how many instructions the kernel's verifier has followed.
+    pub(super) fn load_code<'a>(
+        &self,
+        program: &'static str,
+        code: &'static [u8],
+        set: impl FnOnce(&mut EbpfLoader<'a>),
+    ) -> Result<(OwnedFd, u32), Error> {
         let maps = |error| Error::Maps { program, source: Box::new(error) };
         let refused = |error| Error::Program { program, source: Box::new(error) };
         let mut loader = loader(&self.directory, self.connections);
         set(&mut loader);
-        let mut object = loader.load(source.code).map_err(maps)?;
-        let program = object.program_mut(program).ok_or(Error::Missing { program })?;
-        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
-        program.load().map_err(refused)?;
-        let instructions = program.info().ok().and_then(|info| info.verified_instruction_count());
-        let fd = program.fd().map_err(refused)?.as_fd().try_clone_to_owned();
+        let mut object = loader.load(code).map_err(maps)?;
+        let loaded = object.program_mut(program).ok_or(Error::Missing { program })?;
+        let taken = match loaded {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            _ => return Err(Error::Missing { program }),
+        };
+        taken.map_err(refused)?;
+        let instructions = loaded.info().ok().and_then(|info| info.verified_instruction_count());
+        let fd = loaded.fd().map_err(refused)?.as_fd().try_clone_to_owned();
         let fd = fd.map_err(|error| refused(ProgramError::IOError(error)))?;
-        let (id, _) = sys::describe(fd.as_fd()).map_err(|e| refused(ProgramError::IOError(e.into())))?;
-        Ok(Loaded { source, fd, id, instructions: instructions.unwrap_or(0) })
+        Ok((fd, instructions.unwrap_or(0)))
     }
 }
 

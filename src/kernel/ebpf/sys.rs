@@ -15,6 +15,7 @@ pub(super) const MAP_UPDATE_ELEM: u32 = 2;
 pub(super) const MAP_DELETE_ELEM: u32 = 3;
 pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
+pub(super) const OBJ_GET: u32 = 7;
 const PROG_ATTACH: u32 = 8;
 const PROG_DETACH: u32 = 9;
 const PROG_TEST_RUN: u32 = 10;
@@ -24,6 +25,8 @@ const PROG_QUERY: u32 = 16;
 pub(super) const MAP_LOOKUP_BATCH: u32 = 24;
 pub(super) const MAP_UPDATE_BATCH: u32 = 26;
 pub(super) const MAP_DELETE_BATCH: u32 = 27;
+pub(super) const LINK_CREATE: u32 = 28;
+pub(super) const LINK_UPDATE: u32 = 29;
 
 /// `BPF_F_REPLACE`: take the place of another program.
 const REPLACE: u32 = 1 << 2;
@@ -162,7 +165,7 @@ pub(super) fn program(id: u32) -> io::Result<OwnedFd> {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct InfoOf {
-    program: u32,
+    object: u32,
     length: u32,
     info: u64,
 }
@@ -183,13 +186,19 @@ struct Info {
     name: [u8; 16],
 }
 
-/// The number and the name of a program; names are cut to 15 bytes.
-pub(super) fn describe(program: BorrowedFd<'_>) -> Result<(u32, String), Errno> {
-    let mut info = Info::zeroed();
+/// The beginning of what the kernel tells about a program, a map or a link.
+pub(super) fn info<I: Pod>(object: BorrowedFd<'_>) -> Result<I, Errno> {
+    let mut info = I::zeroed();
     let pointer = std::ptr::from_mut(&mut info) as u64;
-    let mut of = InfoOf { program: number(program), length: size_of::<Info>() as u32, info: pointer };
+    let mut of = InfoOf { object: number(object), length: size_of::<I>() as u32, info: pointer };
     // SAFETY: there is room for as many bytes as it says.
     unsafe { call(OBJ_GET_INFO_BY_FD, &mut of) }?;
+    Ok(info)
+}
+
+/// The number and the name of a program; names are cut to 15 bytes.
+pub(super) fn describe(program: BorrowedFd<'_>) -> Result<(u32, String), Errno> {
+    let info: Info = info(program)?;
     let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok((info.id, String::from_utf8_lossy(name).into_owned()))
 }

@@ -236,6 +236,7 @@ pub fn stranger(name: NodeName, underlay: IpAddr) -> netctl::model::Node {
         labels: std::collections::BTreeMap::new(),
         lb: Default::default(),
         lb_reason: String::new(),
+        socket_lb: None,
         version: String::new(),
     }
 }

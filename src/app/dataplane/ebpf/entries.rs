@@ -175,11 +175,16 @@ pub(super) fn apply_paths(
     outcomes.into_iter().rfind(Result::is_err).unwrap_or(Ok(()))
 }
 
-/// How many connections each backend has: established ones, and others.
+/// The networks' timeouts.
+pub(super) fn timeouts_of(maps: &Maps) -> Result<BTreeMap<u32, Timeouts>, kernel::Error> {
+    let timeouts = maps.timeouts.entries().map_err(map_error("read", "timeouts"))?;
+    Ok(timeouts.into_iter().collect())
+}
+
+/// How many connections each backend has whose packets are balanced: established ones, and others.
 pub(super) fn open_connections(maps: &Maps) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
     let now = kernel::ebpf::now().map_err(map_error("read the time for", "connections"))?;
-    let timeouts = maps.timeouts.entries().map_err(map_error("read", "timeouts"))?;
-    let timeouts: BTreeMap<u32, Timeouts> = timeouts.into_iter().collect();
+    let timeouts = timeouts_of(maps)?;
     let mut open: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
     let seen = maps.connections.entries().map_err(map_error("read", "connections"))?;
     let seen: HashMap<Tuple, Connection> = seen.into_iter().collect();

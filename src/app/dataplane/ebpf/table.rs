@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::kernel::ebpf::{
-    ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Block, BlockKey, FRONT_SLOTS, Front, FrontKey,
-    Meaning, Place, Port, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_TURN, Timeouts,
+    ADDRESS_GATEWAY, ADDRESS_OUTSIDE, ADDRESS_SERVICE, Address, Backend, Block, BlockKey, FRONT_SLOTS,
+    Front, FrontKey, Meaning, Place, Port, SCHEDULER_HASH, SCHEDULER_LEAST, SCHEDULER_TURN, Timeouts,
 };
 use crate::lb::{self, Balancer, Spread};
 use crate::model::{Protocol, Scheduler};
@@ -30,6 +30,11 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
+    /// A backend's number is given up to this one.
+    pub(super) fn skip_backends(&mut self, last: u32) {
+        self.backend = self.backend.max(last);
+    }
+
     /// Those of a table are given.
     pub(super) fn take(&mut self, table: &Table) {
         let fronts = table.fronts.values().map(|front| front.id);
@@ -58,7 +63,9 @@ impl Table {
         }
         let place = |address: &std::net::IpAddr| Place { network, address: (*address).into() };
         for address in &balancer.addresses {
-            table.addresses.insert(place(address), Meaning::of(ADDRESS_SERVICE));
+            let is_outside = balancer.outside.iter().any(|(_, service)| service == address);
+            let kind = if is_outside { ADDRESS_OUTSIDE } else { ADDRESS_SERVICE };
+            table.addresses.insert(place(address), Meaning::of(kind));
         }
         for (backend, gateway) in &balancer.gateways {
             table.gateways.insert(place(backend), (*gateway).into());

@@ -71,6 +71,37 @@ impl Worker {
         }
     }
 
+    /// Has the sockets of the containers that are plugged into a network asked for its services, where sockets
+    /// are asked.
+    pub(super) fn ask(&mut self, id: NetworkId) {
+        let Some(node) = self.ebpf.clone().filter(|node| node.borrow().asks()) else { return };
+        let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return };
+        let endpoints = self.endpoints(id);
+        let plugged = slot.plugged();
+        let here = endpoints.values().filter(|e| plugged.contains(&e.id) && e.node == self.me.name);
+        let of_this_boot = here.filter(|endpoint| endpoint.attachment.boot == self.settings.boot);
+        let number = network.vni.number();
+        let asked = node.borrow_mut().ask(number, of_this_boot.map(Arc::as_ref));
+        if let Err(error) = asked {
+            warn!(network = %network.name, %error, "sockets of containers are not asked");
+            self.settings.tally.failures.inc();
+            self.retry(Some(id));
+        }
+    }
+
+    /// Puts right what somebody has changed of what sockets are asked by.
+    pub(super) fn mend_asked(&mut self) {
+        // Before, an earlier agent's entries are all that there is.
+        let Some(node) = self.ebpf.as_ref().filter(|_| self.synced) else { return };
+        match node.borrow_mut().mend_asked() {
+            Ok(mended) => drop(self.settings.tally.repairs.inc_by(mended)),
+            Err(error) => {
+                warn!(%error, "sockets of containers are not asked as they should be");
+                self.settings.tally.failures.inc();
+            }
+        }
+    }
+
     /// Removes what eBPF balances in networks that this node does not use any more.
     pub(super) fn forget_balanced(&mut self) {
         // A network whose record cannot be read may be any.

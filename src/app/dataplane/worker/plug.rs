@@ -61,6 +61,7 @@ impl Worker {
             let _ = reply.send(result.map_err(|error| Arc::new(error).into()));
         }
         self.follow_backends(id, &plugged);
+        self.ask(id);
     }
 
     /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
@@ -103,6 +104,7 @@ impl Worker {
         if result.is_err() {
             self.retry(Some(network));
         }
+        self.ask(network);
         self.complete_rest(requests.iter().map(|(endpoint, ..)| &**endpoint));
         let failure = result.err().map(|error| error.to_string());
         for (_, _, reply) in requests {

@@ -1,0 +1,240 @@
+//! The sockets that are asked, where they are: containers' namespaces, and what their sockets got.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use bytemuck::Zeroable as _;
+use tracing::{info, warn};
+
+use super::entries::map_error;
+use super::table::difference;
+use crate::kernel::ebpf::{
+    Address, DatagramKey, Ebpf, MEMBERSHIPS, Maps, Membership, Namespace, SOCKET_OPEN, Sockets, Timeouts,
+};
+use crate::kernel::{self, Netns};
+use crate::model::{Endpoint, EndpointId};
+
+/// After which time a socket that had no answer is not waited for any more: longer than the kernel itself waits
+/// (`tcp_syn_retries`), in seconds.
+const OPENING: u32 = 180;
+
+/// Whose sockets are asked, and what is known of them.
+pub(super) struct Asked {
+    sockets: Sockets,
+    /// The containers that are plugged in, by their networks' numbers; only of networks that were followed.
+    containers: BTreeMap<u32, BTreeMap<EndpointId, Container>>,
+    /// What the map has.
+    written: BTreeMap<u64, Namespace>,
+    /// Whether all networks of this node were followed: before that, what an earlier agent has written of the
+    /// others stays.
+    settled: bool,
+}
+
+/// A container in a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Container {
+    place: Place,
+    /// The number of its namespace.
+    namespace: u64,
+    addresses: Vec<IpAddr>,
+}
+
+/// A namespace: its path, and the inode that it has there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Place {
+    /// Opens it; `None`: it is gone, or another one is there.
+    fn open(&self) -> Option<Netns> {
+        Netns::open(&self.path).ok().filter(|netns| netns.inode() == self.inode)
+    }
+}
+
+impl Asked {
+    /// Has the sockets of a control group asked.
+    pub(super) fn open(ebpf: &Ebpf, cgroup: &Path) -> Result<Self, kernel::Error> {
+        let sockets = ebpf.ask_sockets(cgroup)?;
+        let written = sockets.namespaces.entries().map_err(map_error("read", "namespaces"))?;
+        let written = written.into_iter().collect();
+        Ok(Self { sockets, containers: BTreeMap::new(), written, settled: false })
+    }
+
+    /// The highest number of a backend that a socket has got.
+    pub(super) fn last_backend(&self) -> Result<u32, kernel::Error> {
+        let sockets = self.sockets.sockets.entries().map_err(map_error("read", "sockets"))?;
+        let datagrams = self.sockets.datagrams.entries().map_err(map_error("read", "datagrams"))?;
+        let numbers = sockets.iter().map(|(_, socket)| socket.number);
+        Ok(numbers.chain(datagrams.iter().map(|(_, datagram)| datagram.backend)).max().unwrap_or(0))
+    }
+
+    /// Has the sockets of these containers asked for the services of the network with this number, and of no
+    /// others.
+    pub(super) fn follow<'a>(
+        &mut self,
+        network: u32,
+        containers: impl Iterator<Item = &'a Endpoint>,
+    ) -> Result<(), kernel::Error> {
+        let known = self.containers.remove(&network).unwrap_or_default();
+        let mut now = BTreeMap::new();
+        for endpoint in containers {
+            let place =
+                Place { path: endpoint.attachment.netns.clone(), inode: endpoint.attachment.inode };
+            let before = known.get(&endpoint.id).filter(|before| before.place == place);
+            let namespace = match before {
+                Some(before) => before.namespace,
+                // One that is gone has no sockets either.
+                None => match place.open() {
+                    Some(netns) => netns.cookie()?,
+                    None => continue,
+                },
+            };
+            let addresses = endpoint.addresses.clone();
+            now.insert(endpoint.id, Container { place, namespace, addresses });
+        }
+        self.containers.insert(network, now);
+        self.write()
+    }
+
+    /// Has no sockets asked any more for the services of other networks than these.
+    pub(super) fn keep(&mut self, networks: &[u32]) -> Result<(), kernel::Error> {
+        self.containers.retain(|network, _| networks.contains(network));
+        self.write()
+    }
+
+    /// What the map should have.
+    fn wanted(&self) -> BTreeMap<u64, Namespace> {
+        let mut namespaces: BTreeMap<u64, Vec<Membership>> = BTreeMap::new();
+        for (network, containers) in &self.containers {
+            for container in containers.values() {
+                let mut membership = Membership { network: *network, ..Membership::zeroed() };
+                for address in &container.addresses {
+                    match address {
+                        IpAddr::V4(_) => membership.ipv4 = Address::from(*address),
+                        IpAddr::V6(_) => membership.ipv6 = Address::from(*address),
+                    }
+                }
+                namespaces.entry(container.namespace).or_default().push(membership);
+            }
+        }
+        if !self.settled {
+            for (number, namespace) in &self.written {
+                let others = namespace.0.iter().filter(|of| of.network != 0);
+                let others = others.filter(|of| !self.containers.contains_key(&of.network));
+                namespaces.entry(*number).or_default().extend(others);
+            }
+        }
+        let whole = |memberships: Vec<Membership>| {
+            let mut all = [Membership::zeroed(); MEMBERSHIPS];
+            all.iter_mut().zip(memberships).for_each(|(place, membership)| *place = membership);
+            Namespace(all)
+        };
+        namespaces
+            .into_iter()
+            .filter(|(_, of)| !of.is_empty())
+            .map(|(number, of)| (number, whole(of)))
+            .collect()
+    }
+
+    fn write(&mut self) -> Result<(), kernel::Error> {
+        let wanted = self.wanted();
+        let (set, gone) = difference(&self.written, &wanted);
+        let map = &self.sockets.namespaces;
+        map.insert_all(&set).map_err(map_error("change", "namespaces"))?;
+        map.remove_all(&gone).map_err(map_error("change", "namespaces"))?;
+        self.written = wanted;
+        Ok(())
+    }
+
+    /// Puts right what somebody else has changed, and ends what has lost its backend; tells how many things
+    /// were put right.
+    pub(super) fn mend(&mut self, maps: &Maps) -> Result<u64, kernel::Error> {
+        let attached = self.sockets.mend()?;
+        let found = self.sockets.namespaces.entries().map_err(map_error("read", "namespaces"))?;
+        let found: BTreeMap<u64, Namespace> = found.into_iter().collect();
+        let (set, gone) = difference(&found, &self.written);
+        let changed = (set.len() + gone.len()) as u64;
+        if attached + changed > 0 {
+            warn!(
+                attached,
+                changed, "programs that ask sockets were detached, or their map was changed"
+            );
+        }
+        self.written = found;
+        self.settled = true;
+        self.write()?;
+        self.end_lost(maps)?;
+        Ok(attached + changed)
+    }
+
+    /// Ends the connections of sockets whose backend is gone: their peer is, or the connection is not its any
+    /// more, and nobody would tell them.
+    pub(super) fn end_lost(&self, maps: &Maps) -> Result<(), kernel::Error> {
+        let sockets = self.sockets.sockets.entries().map_err(map_error("read", "sockets"))?;
+        let now = kernel::ebpf::now().map_err(map_error("read the time for", "sockets"))?;
+        let mut there: BTreeMap<u32, bool> = BTreeMap::new();
+        let mut lost: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        let mut done = Vec::new();
+        for (number, socket) in sockets {
+            let is_there = match there.get(&socket.number) {
+                Some(known) => *known,
+                None => {
+                    let backend = maps.backends.get(&socket.number);
+                    let found = backend.map_err(map_error("read", "backends"))?.is_some();
+                    there.insert(socket.number, found);
+                    found
+                }
+            };
+            if !is_there {
+                lost.entry(socket.namespace).or_default().insert(number);
+            } else if socket.state == 0 && now.saturating_sub(socket.since) > OPENING {
+                done.push(number);
+            }
+        }
+        for (namespace, numbers) in lost {
+            let place = self.place_of(namespace);
+            // What is not known yet will be.
+            if place.is_none() && !self.settled {
+                continue;
+            }
+            // One that is not plugged in any more reaches nobody by what it had.
+            if let Some(netns) = place.and_then(Place::open) {
+                let ended = kernel::end_connections(&netns, &numbers)?;
+                let netns = netns.path().display();
+                info!(%netns, ended, "connections of sockets end: their backend is gone");
+            }
+            done.extend(numbers);
+        }
+        self.sockets.sockets.remove_all(&done).map_err(map_error("change", "sockets"))
+    }
+
+    fn place_of(&self, namespace: u64) -> Option<&Place> {
+        let mut containers = self.containers.values().flat_map(BTreeMap::values);
+        containers.find(|container| container.namespace == namespace).map(|container| &container.place)
+    }
+
+    /// Adds what sockets have to the connections that each backend has: established ones, and others.
+    pub(super) fn add_open(
+        &self,
+        timeouts: &BTreeMap<u32, Timeouts>,
+        open: &mut BTreeMap<u32, (u32, u32)>,
+    ) -> Result<(), kernel::Error> {
+        for (_, socket) in self.sockets.sockets.entries().map_err(map_error("read", "sockets"))? {
+            let (active, inactive) = open.entry(socket.number).or_default();
+            *(if socket.state == SOCKET_OPEN { active } else { inactive }) += 1;
+        }
+        let now = kernel::ebpf::now().map_err(map_error("read the time for", "datagrams"))?;
+        let datagrams = self.sockets.datagrams.entries().map_err(map_error("read", "datagrams"))?;
+        let is_sent = |key: &DatagramKey| key.reply == 0;
+        for (_, datagram) in datagrams.into_iter().filter(|(key, _)| is_sent(key)) {
+            let timeout = timeouts.get(&datagram.network).map_or(0, |timeouts| timeouts.udp);
+            if now.saturating_sub(datagram.seen) < timeout {
+                open.entry(datagram.backend).or_default().1 += 1;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! What containers' sockets are asked: a service that one names is its backend from there on (`ebpf/socket.h`).
+//! The programs are at a control group, and so at all below it, by links that are pinned beside the maps: they
+//! outlive the agent.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::include_bytes_aligned;
+use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+
+use super::layout::{Datagram, DatagramKey, Namespace, Socket};
+use super::link::{self, Call};
+use super::map::Map;
+use super::{Ebpf, Error, open_map, sys};
+
+/// A program: its name, its code, and what it is asked about.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    name: &'static str,
+    code: &'static [u8],
+    call: Call,
+}
+
+macro_rules! source {
+    ($name:literal, $file:literal, $call:ident) => {{
+        static CODE: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $file, ".o"));
+        Source { name: $name, code: CODE, call: Call::$call }
+    }};
+}
+
+/// They are attached in this order: what follows a socket comes before what gives it a backend.
+const SOURCES: [Source; 9] = [
+    source!("netctl_tcp", "tcp_state", TcpState),
+    source!("netctl_peer4", "getpeername", Peer4),
+    source!("netctl_peer6", "getpeername", Peer6),
+    source!("netctl_receive4", "recvmsg", Receive4),
+    source!("netctl_receive6", "recvmsg", Receive6),
+    source!("netctl_connect4", "connect", Connect4),
+    source!("netctl_connect6", "connect", Connect6),
+    source!("netctl_send4", "sendmsg", Send4),
+    source!("netctl_send6", "sendmsg", Send6),
+];
+
+/// The maps that only they use.
+const MAPS: [&str; 3] = ["namespaces", "sockets", "datagrams"];
+
+/// The programs at a control group, with their maps.
+#[derive(Debug)]
+pub struct Sockets {
+    directory: PathBuf,
+    cgroup: PathBuf,
+    /// The same, open.
+    group: File,
+    /// The containers whose sockets are asked, by the numbers of their namespaces.
+    pub namespaces: Map<u64, Namespace>,
+    /// The TCP sockets that have asked for a service, by their numbers.
+    pub sockets: Map<u64, Socket>,
+    /// With whom UDP sockets exchange datagrams.
+    pub datagrams: Map<DatagramKey, Datagram>,
+    asked: Vec<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    source: Source,
+    program: OwnedFd,
+    link: OwnedFd,
+    instructions: u32,
+}
+
+impl Ebpf {
+    /// Has the sockets of a control group asked, in place of what an earlier agent has there.
+    ///
+    /// # Errors
+    /// When it is no control group, or the kernel does not take a program.
+    pub fn ask_sockets(&self, cgroup: &Path) -> Result<Sockets, Error> {
+        let not = |source| Error::FileSystem {
+            action: "use as a control group",
+            path: cgroup.to_owned(),
+            source,
+        };
+        let group = File::open(cgroup).map_err(not)?;
+        if fstatfs(&group).map_err(|errno| not(errno.into()))?.filesystem_type() != CGROUP2_SUPER_MAGIC {
+            return Err(not(io::Error::other("it is not one of cgroup2")));
+        }
+        let mut asked = Vec::new();
+        for source in SOURCES {
+            let (program, instructions) = self.load_code(source.name, source.code, |_| {})?;
+            let path = pin_of(&self.directory, source);
+            let failed = attach_error("attach", cgroup);
+            let link = link_of(&path, &group, &program, source.call).map_err(failed)?;
+            asked.push(Asked { source, program, link, instructions });
+        }
+        let directory = &self.directory;
+        Ok(Sockets {
+            directory: directory.clone(),
+            cgroup: cgroup.to_owned(),
+            group,
+            namespaces: open_map(directory, "namespaces")?,
+            sockets: open_map(directory, "sockets")?,
+            datagrams: open_map(directory, "datagrams")?,
+            asked,
+        })
+    }
+
+    /// Has sockets not asked any more that an earlier agent has had asked; tells whether any were. What they
+    /// have got stays.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn ask_no_sockets(&self) -> Result<bool, Error> {
+        let mut were = false;
+        let links = SOURCES.iter().rev().map(|source| pin_of(&self.directory, *source));
+        for path in links.chain(MAPS.map(|map| self.directory.join(map))) {
+            match std::fs::remove_file(&path) {
+                Ok(()) => were = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::FileSystem { action: "remove", path, source }),
+            }
+        }
+        Ok(were)
+    }
+}
+
+impl Sockets {
+    /// Attaches again what somebody has detached, and pins what is not pinned any more; tells how many.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn mend(&mut self) -> Result<u64, Error> {
+        let mut count = 0;
+        let here = link::number_of(self.group.as_fd());
+        let here = here.map_err(|errno| attach_error("look at", &self.cgroup)(errno.into()))?;
+        for Asked { source, program, link, .. } in &mut self.asked {
+            let path = pin_of(&self.directory, *source);
+            let is_there = link::cgroup_of(link.as_fd()) == Ok(here) && path.exists();
+            if !is_there {
+                let failed = attach_error("attach", &self.cgroup);
+                let again = match link::cgroup_of(link.as_fd()) == Ok(here) {
+                    true => pin(&path, link),
+                    false => new_link(&path, &self.group, program, source.call).map(|new| *link = new),
+                };
+                again.map_err(failed)?;
+                count += 1;
+            }
+        }
+        let maps = [self.namespaces.fd(), self.sockets.fd(), self.datagrams.fd()];
+        for (map, fd) in MAPS.iter().zip(maps) {
+            let path = self.directory.join(map);
+            if !path.exists() {
+                let failed = |source| Error::FileSystem { action: "make", path: path.clone(), source };
+                sys::pin(fd, &path).map_err(failed)?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// How many instructions the kernel's verifier has followed in each program, where it tells.
+    pub fn instructions(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.asked.iter().map(|asked| (asked.source.name, asked.instructions))
+    }
+}
+
+/// Where the system has its control groups; `None`: it has none of version 2.
+///
+/// # Errors
+/// When that cannot be read.
+pub fn control_groups() -> io::Result<Option<PathBuf>> {
+    // A line is: what, where, as which file system, and how.
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let place = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        let place = words.next()?;
+        (words.next()? == "cgroup2").then(|| place.into())
+    };
+    Ok(mounts.lines().find_map(place))
+}
+
+/// Where a program's link is pinned.
+fn pin_of(directory: &Path, source: Source) -> PathBuf {
+    directory.join(format!("link_{}", source.name))
+}
+
+/// The link that is pinned there, with this program now; a new one where that is at another group, or not there.
+fn link_of(path: &Path, group: &File, program: &OwnedFd, call: Call) -> io::Result<OwnedFd> {
+    let here = link::number_of(group.as_fd())?;
+    match link::open(path) {
+        Ok(link) if link::cgroup_of(link.as_fd()) == Ok(here) => {
+            link::update(link.as_fd(), program.as_fd())?;
+            Ok(link)
+        }
+        Err(error) if error.raw_os_error() != Some(Errno::ENOENT as i32) => Err(error),
+        _ => new_link(path, group, program, call),
+    }
+}
+
+fn new_link(path: &Path, group: &File, program: &OwnedFd, call: Call) -> io::Result<OwnedFd> {
+    let link = link::create(program.as_fd(), group.as_fd(), call)?;
+    pin(path, &link)?;
+    Ok(link)
+}
+
+/// Pins a link in place of another one.
+fn pin(path: &Path, link: &OwnedFd) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sys::pin(link.as_fd(), path),
+    }
+}
+
+fn attach_error(action: &'static str, cgroup: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let device = cgroup.display().to_string();
+    move |source| Error::Attach { action, device, source }
+}
