@@ -33,7 +33,7 @@ pub use node::{Container, Node, NodeOptions};
 pub use packet::{Frames, ethernet, gateway_frame, ipv4_udp, ipv6_udp, send_frame, send_frames, vxlan};
 pub use probe::{Inbox, Stream, StreamReport, Transfer, connects, datagram, tcp_transfer};
 pub use process::{Output, Process, as_nobody, become_nobody, output};
-pub use seal::seal;
+pub use seal::{group, seal};
 pub use server::{Answer, Server, Session, Transport, ask, ask_udp, has_sctp};
 pub use space::Space;
 pub use vm::{WithoutModule, in_vm};

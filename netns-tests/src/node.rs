@@ -234,7 +234,7 @@ fn text(value: &serde_json::Value, key: &str) -> String {
 }
 
 /// Gives a machine a /run of its own, in which the world's files are still seen, a /sys of its
-/// own network, and copies of the files that name resolution reads.
+/// own network with the control groups, and copies of the files that name resolution reads.
 fn furnish(dir: &Path) {
     const NONE: Option<&str> = None;
     let bind = |from: &Path, to: &Path| {
@@ -247,7 +247,7 @@ fn furnish(dir: &Path) {
         bind(&copy, &Path::new(file).canonicalize().unwrap_or_else(|_| file.into()));
     }
     let files = File::open(FILES).unwrap_or_else(|error| panic!("{FILES}: {error}"));
-    for (kind, at) in [("tmpfs", "/run"), ("sysfs", "/sys")] {
+    for (kind, at) in [("tmpfs", "/run"), ("sysfs", "/sys"), ("cgroup2", "/sys/fs/cgroup")] {
         mount(Some(kind), at, Some(kind), MsFlags::empty(), NONE)
             .unwrap_or_else(|error| panic!("mount {at}: {error}"));
     }

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -12,6 +14,11 @@ use nix::unistd::{ForkResult, Uid, fork, getpid};
 
 /// The programs that tests call.
 const PROGRAMS: [&str; 8] = ["etcd", "etcdctl", "ip", "bridge", "nft", "ping", "strace", "sh"];
+
+/// Where control groups are in the sealed room.
+const GROUPS: &str = "/sys/fs/cgroup";
+/// The room's own control group.
+static GROUP: OnceLock<PathBuf> = OnceLock::new();
 
 /// Kernel features that every test needs, as commands which fail without them.
 const FEATURES: [(&str, &str); 4] = [
@@ -40,12 +47,16 @@ pub fn seal() {
         fail(&format!("programs are missing ({}): run ./scripts/setup", missing.join(", ")));
     }
     let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
+    let group = check("find the control group", own_group());
     check("make namespaces", unshare(spaces));
-    go_on_in_child();
+    // When all inside have ended.
+    go_on_in_child(|| leave(&group));
     die_with_parent();
     check("seal the mounts", furnish());
+    check("make a control group", enter(&group));
+    GROUP.get_or_init(|| group);
     // The first process of a PID namespace reaps orphans; the tests run in its child.
-    go_on_in_child();
+    go_on_in_child(|| {});
     for (feature, trial) in FEATURES {
         let works = Command::new("sh").args(["-c", trial]).output();
         match works {
@@ -59,23 +70,59 @@ pub fn seal() {
     }
 }
 
-/// Forks and returns in the child; the parent waits and exits as the child did.
-fn go_on_in_child() {
+/// The control group (cgroup2) in which everything runs that the tests start.
+///
+/// # Panics
+/// Outside of a sealed room.
+pub fn group() -> &'static Path {
+    GROUP.get().expect("the room is sealed")
+}
+
+/// The path that a control group of this room's own will have, below that of the process.
+fn own_group() -> io::Result<PathBuf> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup")?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = own.ok_or_else(|| io::Error::other("the kernel has no cgroup2"))?;
+    Ok(Path::new(GROUPS).join(own).join(format!("netctl-tests-{}", getpid())))
+}
+
+fn enter(group: &Path) -> io::Result<()> {
+    mount(Some("cgroup2"), GROUPS, Some("cgroup2"), MsFlags::empty(), None::<&str>)?;
+    std::fs::create_dir(group)?;
+    std::fs::write(group.join("cgroup.procs"), "0")
+}
+
+/// Removes the control group; nothing is in it any more but what the kernel has not done away with yet.
+fn leave(group: &Path) {
+    for _ in 0..100 {
+        match std::fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Forks and returns in the child; the parent waits, calls `after` and exits as the child did.
+fn go_on_in_child(after: impl FnOnce()) {
     // SAFETY: no thread has been started yet, so the child may do anything.
     let child = match check("fork", unsafe { fork() }) {
         ForkResult::Child => return,
         ForkResult::Parent { child } => child,
     };
-    loop {
+    let ended = loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == child => exit(status),
+            Ok(WaitStatus::Exited(pid, status)) if pid == child => break Ok(status),
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
-                fail(&format!("ended by {signal}"))
+                break Err(format!("ended by {signal}"));
             }
             Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(error) => fail(&format!("cannot wait for the tests: {error}")),
+            Err(error) => break Err(format!("cannot wait for the tests: {error}")),
         }
-    }
+    };
+    after();
+    exit(ended.unwrap_or_else(|error| fail(&error)))
 }
 
 /// Ends this process, and with it its namespaces, when the one outside ends.

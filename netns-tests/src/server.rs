@@ -163,6 +163,11 @@ impl Session {
         self.reader.get_ref().local_addr().expect("a connected socket has an address")
     }
 
+    /// The server's end, as the client's socket has it.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.reader.get_ref().peer_addr()
+    }
+
     /// Asks the server who it is.
     ///
     /// # Errors

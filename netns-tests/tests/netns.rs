@@ -75,6 +75,8 @@ mod shop;
 mod shortage;
 #[path = "netns/single.rs"]
 mod single;
+#[path = "netns/sockets.rs"]
+mod sockets;
 #[path = "netns/store.rs"]
 mod store;
 #[path = "netns/upstream.rs"]
@@ -149,6 +151,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("security", security::TESTS),
     ("services", services::TESTS),
     ("shortage", shortage::TESTS),
+    ("sockets", sockets::TESTS),
     ("store", store::TESTS),
 ];
 

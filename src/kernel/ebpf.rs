@@ -30,7 +30,7 @@ pub use layout::*;
 pub use map::{CpuMap, Map};
 pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
 pub use reports::{Reports, nanoseconds};
-pub use sockets::{Sockets, control_groups};
+pub use sockets::{SocketMaps, Sockets, control_groups};
 
 /// Where the kernel has its file system of maps and programs (`BPF_FS_MAGIC` in linux/magic.h).
 const FILE_SYSTEM: &str = "/sys/fs/bpf";

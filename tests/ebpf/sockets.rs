@@ -55,7 +55,7 @@ impl Container {
         for (place, network) in all.0.iter_mut().zip(networks) {
             *place = Membership { network: *network, ipv4: v4, ipv6: v6 };
         }
-        self.sockets.namespaces.insert(&here(), &all).unwrap();
+        self.sockets.maps().namespaces.insert(&here(), &all).unwrap();
     }
 
     /// Balances port 80 of a family's service to its backends' ports, with the numbers 1 to 3.
@@ -69,7 +69,7 @@ impl Container {
 
     /// What sockets have of TCP, by their states.
     fn states(&self) -> Vec<u32> {
-        self.sockets.sockets.entries().unwrap().iter().map(|(_, socket)| socket.state).collect()
+        self.sockets.maps().sockets.entries().unwrap().iter().map(|(_, socket)| socket.state).collect()
     }
 
     fn open(&self, number: u32) -> u32 {
@@ -172,7 +172,7 @@ pub fn who_is_not_a_container_of_the_network_is_not_asked() {
     let eight: Vec<u32> = (1..8).chain([NETWORK]).collect();
     container.is_in(&eight);
     assert!(!is_refused(), "it is the last of as many as there can be");
-    container.sockets.namespaces.remove(&here()).unwrap();
+    container.sockets.maps().namespaces.remove(&here()).unwrap();
     assert!(is_refused());
     container.is_in(&[NETWORK]);
     assert!(!is_refused());
@@ -231,7 +231,7 @@ pub fn what_becomes_of_a_connection_is_known_and_its_bytes_are_counted() {
     let listener = TcpListener::bind(socket_of(family.backends[0], PORTS[0])).unwrap();
     let mut stream = TcpStream::connect_timeout(&socket_of(family.service, 80), LONG).unwrap();
     let (mut peer, _) = listener.accept().unwrap();
-    let (number, socket) = container.sockets.sockets.entries().unwrap()[0];
+    let (number, socket) = container.sockets.maps().sockets.entries().unwrap()[0];
     assert_eq!((socket.state, socket.number, socket.namespace), (SOCKET_OPEN, 1, here()));
     assert_eq!((socket.service, socket.backend), (address(family.service), address(family.backends[0])));
     assert_eq!(container.open(1), 1);
@@ -241,7 +241,7 @@ pub fn what_becomes_of_a_connection_is_known_and_its_bytes_are_counted() {
     stream.read_exact(&mut [0; 50_000]).unwrap();
     peer.shutdown(std::net::Shutdown::Both).unwrap();
     wait_for("one side has ended it", || container.states() == [2]);
-    assert_eq!(container.sockets.sockets.get(&number).unwrap().unwrap().state, 2);
+    assert_eq!(container.sockets.maps().sockets.get(&number).unwrap().unwrap().state, 2);
     drop((stream, peer));
     wait_for("it has ended", || container.states().is_empty());
     assert_eq!(container.open(1), 0);
@@ -277,7 +277,7 @@ pub fn an_ended_connection_is_told_and_without_backends_nothing_is_changed() {
 }
 
 fn numbers(container: &Container) -> BTreeSet<u64> {
-    container.sockets.sockets.entries().unwrap().into_iter().map(|(number, _)| number).collect()
+    container.sockets.maps().sockets.entries().unwrap().into_iter().map(|(number, _)| number).collect()
 }
 
 /// Sends a datagram to a service; gives which backend got it, and from where its answer came.
@@ -354,9 +354,9 @@ pub fn a_socket_leaves_a_backend_that_is_gone() {
     backends[first].send_to(b"late", client.local_addr().unwrap()).unwrap();
     assert_eq!(client.recv_from(&mut [0; 8]).unwrap().1, service);
     // Silence ends it as any other flow.
-    for (key, mut datagram) in container.sockets.datagrams.entries().unwrap() {
+    for (key, mut datagram) in container.sockets.maps().datagrams.entries().unwrap() {
         datagram.seen = datagram.seen.wrapping_sub(301);
-        container.sockets.datagrams.insert(&key, &datagram).unwrap();
+        container.sockets.maps().datagrams.insert(&key, &datagram).unwrap();
     }
     let (third, from) = ask(&client, service, &backends);
     assert!(third != next && from == service, "{third}, {next}");

@@ -47,7 +47,8 @@ impl Cluster {
             let config = if world::in_vm() {
                 config
             } else {
-                config.set("lb", &engine::lb()).raw("lb_connections", "16384")
+                let config = config.set("lb", &engine::lb()).raw("lb_connections", "16384");
+                if engine::asks_sockets() { asking(config) } else { config }
             };
             cluster.configs.push(adjust(config));
             cluster.agents.push(None);
@@ -134,6 +135,12 @@ impl Cluster {
     pub fn agent(&self, index: usize) -> &Agent {
         self.agents[index].as_ref().expect("the agent runs")
     }
+}
+
+/// The same machine with its containers' sockets asked for services.
+pub(crate) fn asking(config: Config) -> Config {
+    let group = world::group().to_str().expect("its path is a text");
+    config.raw("socket_lb", "true").set("cgroup", group)
 }
 
 /// The subnets of a network of both families, as most tests use it.

@@ -23,6 +23,12 @@ pub(crate) fn lb() -> String {
     std::env::var("NETCTL_LB").unwrap_or_else(|_| default.to_owned())
 }
 
+/// Whether all machines have sockets asked, and not those only of the tests that are about that: with
+/// NETCTL_SOCKET_LB.
+pub(crate) fn asks_sockets() -> bool {
+    is_ebpf() && std::env::var_os("NETCTL_SOCKET_LB").is_some()
+}
+
 /// Whether it is eBPF.
 pub(crate) fn is_ebpf() -> bool {
     lb() == "ebpf"

@@ -14,7 +14,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use super::layout::{Datagram, DatagramKey, Namespace, Socket};
 use super::link::{self, Call};
 use super::map::Map;
-use super::{Ebpf, Error, open_map, sys};
+use super::{DIRECTORY, Ebpf, Error, LAYOUT, open_map, sys};
 
 /// A program: its name, its code, and what it is asked about.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +47,35 @@ const SOURCES: [Source; 9] = [
 /// The maps that only they use.
 const MAPS: [&str; 3] = ["namespaces", "sockets", "datagrams"];
 
+/// The maps of a node's asked sockets.
+#[derive(Debug)]
+pub struct SocketMaps {
+    /// The containers whose sockets are asked, by the numbers of their namespaces.
+    pub namespaces: Map<u64, Namespace>,
+    /// The TCP sockets that have asked for a service, by their numbers.
+    pub sockets: Map<u64, Socket>,
+    /// With whom UDP sockets exchange datagrams.
+    pub datagrams: Map<DatagramKey, Datagram>,
+}
+
+impl SocketMaps {
+    /// Opens the maps that an agent has pinned on this node, to look at them.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub fn of_agent() -> Result<Self, Error> {
+        Self::open(&Path::new(DIRECTORY).join(LAYOUT.to_string()))
+    }
+
+    fn open(directory: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            namespaces: open_map(directory, "namespaces")?,
+            sockets: open_map(directory, "sockets")?,
+            datagrams: open_map(directory, "datagrams")?,
+        })
+    }
+}
+
 /// The programs at a control group, with their maps.
 #[derive(Debug)]
 pub struct Sockets {
@@ -54,12 +83,7 @@ pub struct Sockets {
     cgroup: PathBuf,
     /// The same, open.
     group: File,
-    /// The containers whose sockets are asked, by the numbers of their namespaces.
-    pub namespaces: Map<u64, Namespace>,
-    /// The TCP sockets that have asked for a service, by their numbers.
-    pub sockets: Map<u64, Socket>,
-    /// With whom UDP sockets exchange datagrams.
-    pub datagrams: Map<DatagramKey, Datagram>,
+    maps: SocketMaps,
     asked: Vec<Asked>,
 }
 
@@ -94,16 +118,9 @@ impl Ebpf {
             let link = link_of(&path, &group, &program, source.call).map_err(failed)?;
             asked.push(Asked { source, program, link, instructions });
         }
-        let directory = &self.directory;
-        Ok(Sockets {
-            directory: directory.clone(),
-            cgroup: cgroup.to_owned(),
-            group,
-            namespaces: open_map(directory, "namespaces")?,
-            sockets: open_map(directory, "sockets")?,
-            datagrams: open_map(directory, "datagrams")?,
-            asked,
-        })
+        let (directory, cgroup) = (self.directory.clone(), cgroup.to_owned());
+        let maps = SocketMaps::open(&directory)?;
+        Ok(Sockets { directory, cgroup, group, maps, asked })
     }
 
     /// Has sockets not asked any more that an earlier agent has had asked; tells whether any were. What they
@@ -126,6 +143,11 @@ impl Ebpf {
 }
 
 impl Sockets {
+    /// The maps.
+    pub fn maps(&self) -> &SocketMaps {
+        &self.maps
+    }
+
     /// Attaches again what somebody has detached, and pins what is not pinned any more; tells how many.
     ///
     /// # Errors
@@ -147,7 +169,8 @@ impl Sockets {
                 count += 1;
             }
         }
-        let maps = [self.namespaces.fd(), self.sockets.fd(), self.datagrams.fd()];
+        let SocketMaps { namespaces, sockets, datagrams } = &self.maps;
+        let maps = [namespaces.fd(), sockets.fd(), datagrams.fd()];
         for (map, fd) in MAPS.iter().zip(maps) {
             let path = self.directory.join(map);
             if !path.exists() {

@@ -58,15 +58,16 @@ impl Asked {
     /// Has the sockets of a control group asked.
     pub(super) fn open(ebpf: &Ebpf, cgroup: &Path) -> Result<Self, kernel::Error> {
         let sockets = ebpf.ask_sockets(cgroup)?;
-        let written = sockets.namespaces.entries().map_err(map_error("read", "namespaces"))?;
+        let written = sockets.maps().namespaces.entries().map_err(map_error("read", "namespaces"))?;
         let written = written.into_iter().collect();
         Ok(Self { sockets, containers: BTreeMap::new(), written, settled: false })
     }
 
     /// The highest number of a backend that a socket has got.
     pub(super) fn last_backend(&self) -> Result<u32, kernel::Error> {
-        let sockets = self.sockets.sockets.entries().map_err(map_error("read", "sockets"))?;
-        let datagrams = self.sockets.datagrams.entries().map_err(map_error("read", "datagrams"))?;
+        let sockets = self.sockets.maps().sockets.entries().map_err(map_error("read", "sockets"))?;
+        let datagrams =
+            self.sockets.maps().datagrams.entries().map_err(map_error("read", "datagrams"))?;
         let numbers = sockets.iter().map(|(_, socket)| socket.number);
         Ok(numbers.chain(datagrams.iter().map(|(_, datagram)| datagram.backend)).max().unwrap_or(0))
     }
@@ -142,7 +143,7 @@ impl Asked {
     fn write(&mut self) -> Result<(), kernel::Error> {
         let wanted = self.wanted();
         let (set, gone) = difference(&self.written, &wanted);
-        let map = &self.sockets.namespaces;
+        let map = &self.sockets.maps().namespaces;
         map.insert_all(&set).map_err(map_error("change", "namespaces"))?;
         map.remove_all(&gone).map_err(map_error("change", "namespaces"))?;
         self.written = wanted;
@@ -153,7 +154,7 @@ impl Asked {
     /// were put right.
     pub(super) fn mend(&mut self, maps: &Maps) -> Result<u64, kernel::Error> {
         let attached = self.sockets.mend()?;
-        let found = self.sockets.namespaces.entries().map_err(map_error("read", "namespaces"))?;
+        let found = self.sockets.maps().namespaces.entries().map_err(map_error("read", "namespaces"))?;
         let found: BTreeMap<u64, Namespace> = found.into_iter().collect();
         let (set, gone) = difference(&found, &self.written);
         let changed = (set.len() + gone.len()) as u64;
@@ -173,7 +174,7 @@ impl Asked {
     /// Ends the connections of sockets whose backend is gone: their peer is, or the connection is not its any
     /// more, and nobody would tell them.
     pub(super) fn end_lost(&self, maps: &Maps) -> Result<(), kernel::Error> {
-        let sockets = self.sockets.sockets.entries().map_err(map_error("read", "sockets"))?;
+        let sockets = self.sockets.maps().sockets.entries().map_err(map_error("read", "sockets"))?;
         let now = kernel::ebpf::now().map_err(map_error("read the time for", "sockets"))?;
         let mut there: BTreeMap<u32, bool> = BTreeMap::new();
         let mut lost: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
@@ -208,7 +209,7 @@ impl Asked {
             }
             done.extend(numbers);
         }
-        self.sockets.sockets.remove_all(&done).map_err(map_error("change", "sockets"))
+        self.sockets.maps().sockets.remove_all(&done).map_err(map_error("change", "sockets"))
     }
 
     fn place_of(&self, namespace: u64) -> Option<&Place> {
@@ -222,12 +223,13 @@ impl Asked {
         timeouts: &BTreeMap<u32, Timeouts>,
         open: &mut BTreeMap<u32, (u32, u32)>,
     ) -> Result<(), kernel::Error> {
-        for (_, socket) in self.sockets.sockets.entries().map_err(map_error("read", "sockets"))? {
+        for (_, socket) in self.sockets.maps().sockets.entries().map_err(map_error("read", "sockets"))? {
             let (active, inactive) = open.entry(socket.number).or_default();
             *(if socket.state == SOCKET_OPEN { active } else { inactive }) += 1;
         }
         let now = kernel::ebpf::now().map_err(map_error("read the time for", "datagrams"))?;
-        let datagrams = self.sockets.datagrams.entries().map_err(map_error("read", "datagrams"))?;
+        let datagrams =
+            self.sockets.maps().datagrams.entries().map_err(map_error("read", "datagrams"))?;
         let is_sent = |key: &DatagramKey| key.reply == 0;
         for (_, datagram) in datagrams.into_iter().filter(|(key, _)| is_sent(key)) {
             let timeout = timeouts.get(&datagram.network).map_or(0, |timeouts| timeouts.udp);
