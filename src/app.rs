@@ -216,8 +216,8 @@ fn settings(config: &Config, node: &Node, boot: String, names: &NameServer, tall
     Settings {
         boot,
         lease: config.lease,
-        connections: config.lb_connections,
-        fast: config.fast_path,
+        connections: config.lb.connections,
+        fast: config.lb.fast_path,
         cgroup: node.socket_lb.clone(),
         names: names.service(),
         resync: config.resync,

@@ -73,16 +73,8 @@ pub struct Config {
     pub address_alarm: u8,
     /// How often kernel and desired state are compared without a cause.
     pub resync: Duration,
-    /// What is to balance the connections of services.
-    pub lb: EngineChoice,
-    /// How many connections eBPF balances at once.
-    pub lb_connections: u32,
-    /// Whether eBPF carries packets between containers past the stack.
-    pub fast_path: bool,
-    /// Whether eBPF has containers' sockets asked for services.
-    pub socket_lb: bool,
-    /// The control group whose sockets these are; `None`: all.
-    pub cgroup: Option<PathBuf>,
+    /// How services are balanced.
+    pub lb: LbConfig,
     /// As whom the commands of health checks run.
     pub health_user: HealthUser,
     /// The filter of the log, as `tracing_subscriber::EnvFilter` reads it.
@@ -95,6 +87,21 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Where the cluster's state is.
     pub store: StoreConfig,
+}
+
+/// How services are balanced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LbConfig {
+    /// What is to balance them.
+    pub engine: EngineChoice,
+    /// How many connections eBPF balances at once.
+    pub connections: u32,
+    /// Whether eBPF carries packets between containers past the stack.
+    pub fast_path: bool,
+    /// Whether eBPF has containers' sockets asked for services.
+    pub sockets: bool,
+    /// The control group whose sockets these are; `None`: all.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// How names are answered.

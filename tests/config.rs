@@ -71,7 +71,7 @@ fn the_metrics_are_served_where_every_layer_can_say() {
 #[test]
 fn what_balances_is_chosen_in_every_layer_and_what_is_not_there_is_refused() {
     let lb = |flags: &[&str], variables: &[(&str, &str)], file: &str| {
-        load(flags, variables, file).unwrap().lb
+        load(flags, variables, file).unwrap().lb.engine
     };
     assert_eq!(lb(&[], &[], ""), EngineChoice::Auto);
     let (file, variables) = ("lb = \"ipvs\"", [("NETCTLD_LB", "none")]);
@@ -80,12 +80,30 @@ fn what_balances_is_chosen_in_every_layer_and_what_is_not_there_is_refused() {
     assert_eq!(lb(&["--lb", "auto"], &variables, file), EngineChoice::Auto);
     assert_eq!(lb(&["--lb", "ebpf"], &variables, file), EngineChoice::Ebpf);
     assert!(errors(&[], &[], "lb = \"haproxy\"").contains("give auto, ipvs, ebpf or none"));
-    assert_eq!(load(&[], &[], "").unwrap().lb_connections, 131_072);
-    assert_eq!(load(&[], &[], "lb_connections = 5000").unwrap().lb_connections, 5000);
+    assert_eq!(load(&[], &[], "").unwrap().lb.connections, 131_072);
+    assert_eq!(load(&[], &[], "lb_connections = 5000").unwrap().lb.connections, 5000);
     for wrong in ["1023", "many", "-1"] {
         let refused = errors(&[&format!("--lb-connections={wrong}")], &[], "");
         assert!(refused.contains("is not a number from 1024 to 16777216"), "{refused}");
     }
+}
+
+#[test]
+fn sockets_are_asked_only_where_that_is_said_and_only_by_ebpf() {
+    let lb = |flags: &[&str], file: &str| load(flags, &[], file).unwrap().lb;
+    assert_eq!((lb(&[], "").sockets, lb(&[], "").cgroup), (false, None));
+    let file = "socket_lb = true\ncgroup = \"/sys/fs/cgroup/pods\"";
+    let asked = lb(&[], file);
+    assert!(asked.sockets);
+    assert_eq!(asked.cgroup.as_deref(), Some(std::path::Path::new("/sys/fs/cgroup/pods")));
+    assert!(!lb(&["--socket-lb", "false"], file).sockets);
+    assert!(lb(&["--socket-lb=true", "--lb=ebpf"], "").sockets);
+    for engine in ["ipvs", "none"] {
+        let refused = errors(&["--socket-lb=true", &format!("--lb={engine}")], &[], "");
+        assert!(refused.contains("only ebpf asks sockets: give lb = \"ebpf\" or \"auto\""), "{refused}");
+    }
+    assert!(errors(&["--socket-lb=maybe"], &[], "").contains("neither true nor false"));
+    assert!(errors(&["--cgroup=pods"], &[], "").contains("pods"), "it begins with a slash");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub enum Point {
     FromWire,
     /// It goes to another node.
     ToWire,
+    /// There is none yet: a container's socket has asked for a service.
+    Socket,
     /// A rule of the network's sandbox.
     Sandbox,
     /// A rule of the host.
@@ -149,6 +151,7 @@ impl fmt::Display for Point {
             Self::FromContainer => "from-container",
             Self::ToContainer => "to-container",
             Self::FromWire => "from-wire",
+            Self::Socket => "socket",
             Self::ToWire => "to-wire",
             Self::Sandbox => "sandbox",
             Self::Host => "host",

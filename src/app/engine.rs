@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tracing::warn;
 
 use crate::api::{ApiError, ErrorCode};
-use crate::config::{Config, EngineChoice};
+use crate::config::{EngineChoice, LbConfig};
 use crate::kernel;
 use crate::kernel::ebpf::Ebpf;
 use crate::kernel::ipvs::{self, Ipvs};
@@ -80,8 +80,8 @@ fn prefer(
 ///
 /// # Errors
 /// When that is wanted, and the system has no control groups of version 2.
-pub(super) fn asked_group(config: &Config, engine: Engine) -> anyhow::Result<Option<PathBuf>> {
-    if !config.socket_lb {
+pub(super) fn asked_group(config: &LbConfig, engine: Engine) -> anyhow::Result<Option<PathBuf>> {
+    if !config.sockets {
         return Ok(None);
     }
     if engine != Engine::Ebpf {

@@ -62,8 +62,8 @@ pub(super) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<N
         })
         .collect();
     let chosen = underlay::choose(config.underlay.as_ref(), &candidates)?;
-    let engine::Chosen { engine, reason } = engine::choose(config.lb, config.lb_connections)?;
-    let socket_lb = engine::asked_group(config, engine)?;
+    let engine::Chosen { engine, reason } = engine::choose(config.lb.engine, config.lb.connections)?;
+    let socket_lb = engine::asked_group(&config.lb, engine)?;
     tracing::info!(%engine, reason, ?socket_lb, "what balances services on this node");
     Ok(Node {
         id: identity.node,

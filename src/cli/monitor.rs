@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use super::Session;
 use super::failure::{Exit, Failure};
 use super::output::{self, Format};
-use crate::api::{Carrier, MonitorQuery, SAMPLE, Seen, Sighting, SightingKind};
+use crate::api::{Carrier, MonitorQuery, Point, SAMPLE, Seen, Sighting, SightingKind};
 use crate::model::Name;
 
 const EXAMPLES: &str = "\
@@ -25,7 +25,8 @@ from whom an answer seems to come. `direct`: past the kernel's stack.
 
 Flows are seen where the node balances by eBPF (netctl node inspect): where a packet leaves a container
 (from-container), where it comes from another node (from-wire), and where the kernel brings it to a
-container (to-container). Large ones that are cut later count as one. Drops are those of netctl's rules
+container (to-container); where the node asks sockets, what a socket gets for a service (socket), whose
+packets then name the container alone. Large ones that are cut later count as one. Drops are those of netctl's rules
 (sandbox, host), on every node, and of its programs; with eBPF also what the kernel or a router refuses,
 such as an address that nobody has, as often as it tells the sender (to-container). Only what this node
 sees is told.";
@@ -119,7 +120,10 @@ fn shown(packet: &Seen) -> String {
     if !packet.flags.is_empty() {
         text.push_str(&format!(" {}", packet.flags));
     }
-    text.push_str(&format!(" {} bytes", packet.length));
+    // A socket has no packet yet.
+    if packet.point != Point::Socket {
+        text.push_str(&format!(" {} bytes", packet.length));
+    }
     match packet.carrier {
         Some(Carrier::Direct) => text.push_str(" direct"),
         Some(Carrier::Kernel) => text.push_str(" kernel"),

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use tracing_subscriber::EnvFilter;
 
 use super::source::{Settings, Text};
-use super::{Config, EngineChoice, HealthUser, LogFormat, Problem, SocketGroup, duration};
+use super::{Config, EngineChoice, HealthUser, LbConfig, LogFormat, Problem, SocketGroup, duration};
 use crate::model::subnet::overlap;
 use crate::model::{NodeName, Subnet, Vni};
 
@@ -48,8 +48,7 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
     let rest = check.duration("rest", "1m", "0s", "1h");
     let (address_warning, address_alarm) = check.address_levels();
     let resync = check.duration("resync", "10s", "1s", "10m");
-    let (lb, lb_connections, fast_path) = check.engine();
-    let (socket_lb, cgroup) = check.sockets(lb);
+    let lb = check.balancing();
     let health_user = check.value("health_user", nobody(), user);
     let socket_group = check.value("socket_group", None, |text| group(text).map(Some));
     let metrics = check.value("metrics", None, |text| listen(text).map(Some));
@@ -81,10 +80,6 @@ pub(super) fn check(settings: Settings, problems: &mut Vec<Problem>) -> Option<C
         address_alarm,
         resync,
         lb,
-        lb_connections,
-        fast_path,
-        socket_lb,
-        cgroup,
         health_user,
         log,
         log_format,
@@ -121,25 +116,22 @@ impl Check<'_> {
         self.problems.push(Problem { source, message });
     }
 
-    /// What balances, for how many connections, and whether it carries packets too.
-    fn engine(&mut self) -> (EngineChoice, u32, bool) {
-        (
-            self.value("lb", EngineChoice::Auto, engine),
-            self.value("lb_connections", LB_CONNECTIONS, connections),
-            self.value("fast_path", true, boolean),
-        )
-    }
-
-    /// Whether sockets are asked, and of which control group.
-    fn sockets(&mut self, lb: EngineChoice) -> (bool, Option<PathBuf>) {
-        let socket_lb = self.value("socket_lb", false, boolean);
-        if socket_lb && !matches!(lb, EngineChoice::Auto | EngineChoice::Ebpf) {
+    fn balancing(&mut self) -> LbConfig {
+        let engine = self.value("lb", EngineChoice::Auto, engine);
+        let sockets = self.value("socket_lb", false, boolean);
+        if sockets && !matches!(engine, EngineChoice::Auto | EngineChoice::Ebpf) {
             self.report(
                 "socket_lb",
                 "only ebpf asks sockets: give lb = \"ebpf\" or \"auto\"".to_owned(),
             );
         }
-        (socket_lb, self.value("cgroup", None, |text| absolute(text).map(Some)))
+        LbConfig {
+            engine,
+            connections: self.value("lb_connections", LB_CONNECTIONS, connections),
+            fast_path: self.value("fast_path", true, boolean),
+            sockets,
+            cgroup: self.value("cgroup", None, |text| absolute(text).map(Some)),
+        }
     }
 
     fn address_levels(&mut self) -> (u8, u8) {

@@ -39,11 +39,11 @@ pub(super) fn print(config: &Config) -> String {
     set("address_warning", i64::from(config.address_warning).into());
     set("address_alarm", i64::from(config.address_alarm).into());
     set("resync", text(Shown(config.resync)));
-    set("lb", text(config.lb));
-    set("lb_connections", i64::from(config.lb_connections).into());
-    set("fast_path", config.fast_path.into());
-    set("socket_lb", config.socket_lb.into());
-    if let Some(cgroup) = &config.cgroup {
+    set("lb", text(config.lb.engine));
+    set("lb_connections", i64::from(config.lb.connections).into());
+    set("fast_path", config.lb.fast_path.into());
+    set("socket_lb", config.lb.sockets.into());
+    if let Some(cgroup) = &config.lb.cgroup {
         set("cgroup", path(cgroup));
     }
     set("health_user", text(&config.health_user.name));

@@ -237,8 +237,8 @@ pub fn what_becomes_of_a_connection_is_known_and_its_bytes_are_counted() {
     assert_eq!(container.open(1), 1);
     stream.write_all(&[1; 3000]).unwrap();
     peer.read_exact(&mut [0; 3000]).unwrap();
-    peer.write_all(&[2; 50_000]).unwrap();
-    stream.read_exact(&mut [0; 50_000]).unwrap();
+    peer.write_all(&vec![2; 50_000]).unwrap();
+    stream.read_exact(&mut vec![0; 50_000]).unwrap();
     peer.shutdown(std::net::Shutdown::Both).unwrap();
     wait_for("one side has ended it", || container.states() == [2]);
     assert_eq!(container.sockets.maps().sockets.get(&number).unwrap().unwrap().state, 2);

@@ -33,13 +33,13 @@ pub(crate) const DROPS: &[crate::Test] =
     &[("each_drop_is_seen_with_its_reason", each_drop_is_seen_with_its_reason)];
 
 /// A `netctl monitor` that runs.
-struct Watch {
+pub(crate) struct Watch {
     process: Process,
     log: PathBuf,
 }
 
 impl Watch {
-    fn start(node: &Node, arguments: &str) -> Self {
+    pub fn start(node: &Node, arguments: &str) -> Self {
         thread_local! {
             static COUNT: Cell<u32> = const { Cell::new(0) };
         }
@@ -50,7 +50,7 @@ impl Watch {
         Self { process: Process::start(&mut command, &File::create(&log).unwrap()), log }
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
@@ -61,7 +61,7 @@ impl Watch {
 
     /// Acts until something is seen.
     #[track_caller]
-    fn until(&self, what: &str, act: impl Fn(), is_seen: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&self, what: &str, act: impl Fn(), is_seen: impl Fn(&Value) -> bool) -> Value {
         let mut found = None;
         wait_for(&format!("{what} is seen"), || {
             act();

@@ -11,6 +11,7 @@ use world::Transport::Tcp;
 use world::{Config, Node, NodeOptions, Server, Session, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL, Member, asking};
+use crate::monitor::Watch;
 use crate::shop::{Shop, answers, ask_all, call, each, parse, plug, servers, session_with, texts};
 
 crate::tests![
@@ -102,6 +103,28 @@ fn who_connects_to_a_service_speaks_with_a_backend_and_sees_the_service(world: &
     assert!(shown.contains("b1") && shown.contains("b2"), "{shown}");
     let node = asked.n1().ok("node inspect n1").stdout;
     assert!(node.contains("Asks sockets:") && node.contains("yes, those of /sys/fs/cgroup/"), "{node}");
+    // Who watches sees what a socket gets, and its packets between containers.
+    let watch = Watch::start(asked.n1(), "--endpoint client --sample 1 -o json");
+    let (vip, own) = (&asked.shop.vips[1], &asked.client.addresses[1]);
+    let connect = || drop(answers(asked.from(), vip, 1));
+    let seen = watch.until("what a socket gets", connect, |sighting| {
+        let packet = &sighting["packet"];
+        packet["point"] == "socket" && packet["source"]["address"] == json!(own)
+    });
+    let packet = &seen["packet"];
+    let ends =
+        (&packet["source"]["port"], &packet["destination"]["service"], &packet["destination"]["port"]);
+    assert_eq!(ends, (&Value::Null, &json!("web"), &json!(80)), "{packet}");
+    let got = packet["translated"]["endpoint"].as_str().unwrap();
+    assert!(["b1", "b2"].contains(&got) && packet["carrier"].is_null(), "{packet}");
+    let syn = watch.until("its packets", connect, |sighting| sighting["packet"]["flags"] == "S");
+    assert_eq!(syn["packet"]["destination"]["service"], "web", "{syn}");
+    let lines = Watch::start(asked.n1(), "--service web --type flow");
+    let line = format!(" flow socket shop tcp client/{own} > web/[{vip}]:80 => b");
+    wait_for("a line", || {
+        connect();
+        lines.text().contains(&line)
+    });
     // Nobody is ready: it is refused as ever.
     for backend in ["b1", "b2"] {
         asked.n1().ok(&format!("endpoint drain {backend} --wait"));

@@ -115,7 +115,10 @@ fn party(network: Option<&Known>, (address, port): (IpAddr, Option<u16>)) -> Par
 
 fn reported(report: &Report, network: Option<&Known>) -> Seen {
     let ports = has_ports(report.protocol);
-    let end = |address: Address, port: Port| (address.into(), ports.then_some(port.into()));
+    // A socket that asks has no port yet.
+    let end = |address: Address, port: Port| {
+        (address.into(), Some(port.into()).filter(|port| ports && *port != 0))
+    };
     let headers = Headers {
         source: end(report.source, report.source_port),
         destination: end(report.destination, report.destination_port),
@@ -127,9 +130,12 @@ fn reported(report: &Report, network: Option<&Known>) -> Seen {
         ebpf::POINT_FROM_CONTAINER => Point::FromContainer,
         ebpf::POINT_TO_CONTAINER => Point::ToContainer,
         ebpf::POINT_FROM_WIRE => Point::FromWire,
+        ebpf::POINT_SOCKET => Point::Socket,
         _ => Point::ToWire,
     };
     let carrier = match report.verdict {
+        // Its packets are still to come.
+        _ if point == Point::Socket => None,
         ebpf::VERDICT_CARRIED => Some(Carrier::Direct),
         ebpf::VERDICT_KERNEL => Some(Carrier::Kernel),
         _ => None,

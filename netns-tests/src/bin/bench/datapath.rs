@@ -18,7 +18,8 @@ eBPF: packets past the stack, and services, beside the kernel's own ways
 Containers on two nodes, and on one: ours past the stack, ours through it (stack), the classic path of
 veth, Linux bridge and VXLAN (bridge), and the nodes themselves, or two ends of a veth (bare). Then a
 service on one node: its address by our programs, its backend without one (direct), and DNAT as
-kube-proxy's nftables mode builds it, between containers that the node routes to (nft). In each round
+kube-proxy's nftables mode builds it, between containers that the node routes to (nft). At last the same
+where sockets are asked (socket), beside a service whose packets are balanced (packets). In each round
 every probe runs on all, the first one changing; the figures are medians.
 
   tcp1, tcp4     iperf3 with cubic and 1 or 4 streams; 1 s omitted, 2 s counted
@@ -54,11 +55,13 @@ const FIRST: u32 = 100_000;
 pub fn run(ground: &Ground) -> Report {
     let mut report = Report::default();
     let etcd = ground.world.etcd();
-    let fast = cluster(ground, &etcd, "fast", true);
-    let stack = cluster(ground, &etcd, "stack", false);
+    let fast = cluster(ground, &etcd, "fast", &[("fast_path", "true")]);
+    let stack = cluster(ground, &etcd, "stack", &[("fast_path", "false")]);
     across(ground, &mut report, &fast, &stack);
     within(ground, &mut report, &fast, &stack);
     service(ground, &mut report, &fast);
+    // The last one: every connect is asked from here on, also those of others.
+    sockets(ground, &mut report, &etcd);
     report
 }
 
@@ -81,10 +84,11 @@ fn wired(ground: &Ground, name: &str) -> ([Arc<Node>; 2], [&'static str; 2]) {
     (nodes, ENDS)
 }
 
-fn cluster(ground: &Ground, etcd: &Etcd, name: &str, fast: bool) -> Nodes {
+fn cluster(ground: &Ground, etcd: &Etcd, name: &str, settings: &[(&str, &str)]) -> Nodes {
     progress(&format!("two nodes: {name}"));
     let config = plain(Config::etcd(etcd)).store("prefix", &format!("{name}/"));
-    let config = config.set("lb", "ebpf").raw("fast_path", &fast.to_string());
+    let config = settings.iter().fold(config, |config, (key, value)| config.raw(key, value));
+    let config = config.set("lb", "ebpf");
     let (nodes, ends) = wired(ground, name);
     let agents = [0, 1].map(|at| nodes[at].agent(&config.clone().set("underlay", ends[at])));
     nodes[0].ok("network create bench --subnet 10.9.0.0/24");
@@ -176,6 +180,26 @@ fn service(ground: &Ground, report: &mut Report, fast: &Nodes) {
         }
     }
     report.metrics.extend(metrics);
+}
+
+/// A service whose clients' sockets are asked, beside one whose packets are balanced, and its backend.
+fn sockets(ground: &Ground, report: &mut Report, etcd: &Etcd) {
+    let group = format!("{:?}", world::group());
+    let packets = cluster(ground, etcd, "packets", &[]);
+    let asked = cluster(ground, etcd, "asked", &[("socket_lb", "true"), ("cgroup", &group)]);
+    let ports = [PORT, IPERF_PORT].map(|port| format!("--port {port}:{port}")).join(" ");
+    let [balanced, ours] = [&packets, &asked].map(|cluster| {
+        cluster.nodes[0].ok(&format!("service create web --network bench --vip {VIP} {ports}"));
+        cluster.path([0, 0], ["client", "server"], "--service web")
+    });
+    assert!(ours.0.space.reaches(VIP) && balanced.0.space.reaches(VIP), "a service does not answer");
+    let (through, direct) = (balanced.2.through(VIP), &ours.2);
+    let probes: Vec<_> = PROBES
+        .into_iter()
+        .filter(|(name, ..)| ["rr1_per_s", "rr32_per_s", "connects_per_s", "tcp1_gbps"].contains(name))
+        .collect();
+    let peers = [("direct", direct), ("packets", &through)];
+    measure(ground, report, "socket", &ours.2.through(VIP), &peers, &probes);
 }
 
 /// Removes services that were written.

@@ -43,6 +43,13 @@ impl Worker {
             }
             self.settings.tally.events.keep(node.events()?);
         }
+        if !self.swept {
+            // The underlay address may have moved to another device while no agent was here.
+            for error in self.host.detach_programs_but(found.as_deref()) {
+                warn!(%error, "eBPF program of an earlier agent is not detached");
+            }
+            self.swept = true;
+        }
         let fast = fast.filter(|_| !has_ipsec);
         let attached = match (&found, &fast) {
             (Some(device), Some(node)) => node.borrow().attach_wire(device)?,
@@ -52,13 +59,6 @@ impl Worker {
             }
             (None, _) => false,
         };
-        if !self.swept {
-            // The underlay address may have moved to another device while no agent was here.
-            for error in self.host.detach_programs_but(found.as_deref()) {
-                warn!(%error, "eBPF program of an earlier agent is not detached");
-            }
-            self.swept = true;
-        }
         if self.wire != found {
             if let Some(left) = &self.wire
                 && let Err(error) = kernel::ebpf::detach(left)
