@@ -6,35 +6,25 @@
 // that is gone.
 #include "socket.h"
 
-// Forgets what a socket has asked for before.
-static __always_inline void forget_socket(__u64 number) {
-    struct socket *socket = bpf_map_lookup_elem(&sockets, &number);
-    if (!socket)
-        return;
-    leave(socket->number);
-    bpf_map_delete_elem(&sockets, &number);
-}
-
 // Gives whether a socket's target is another one now.
 static __always_inline bool connect_to_service(struct bpf_sock_addr *ctx, struct target *target) {
-    struct question question = {};
-    struct target service, got = {};
+    struct tuple tuple = {};
+    struct target got = {};
     if (ctx->protocol != IPPROTO_TCP)
         return false;
+    // What it has asked for before, if it connects anew.
     __u64 number = bpf_get_socket_cookie(ctx);
-    forget_socket(number);
-    service = *target;
-    if (!is_for_service(ctx, &service, &question))
-        return false;
-    __u32 chosen = choose(&question, &got);
-    struct backend *backend = chosen ? bpf_map_lookup_elem(&backends, &chosen) : NULL;
-    if (!backend)
+    struct socket *before = bpf_map_lookup_elem(&sockets, &number);
+    if (before)
+        closed(number, before);
+    __u32 chosen = is_for_service(ctx, target, &tuple) ? choose(&tuple, &got, 0) : 0;
+    if (!chosen)
         return false;
     struct socket socket = {
         .namespace = bpf_get_netns_cookie(ctx),
-        .service = service.address,
+        .service = target->address,
         .backend = got.address,
-        .service_port = service.port,
+        .service_port = target->port,
         .backend_port = got.port,
         .number = chosen,
         .since = seconds(),
@@ -43,9 +33,12 @@ static __always_inline bool connect_to_service(struct bpf_sock_addr *ctx, struct
     // What is not known here nobody waits for when the backend is drained.
     if (bpf_map_update_elem(&sockets, &number, &socket, BPF_ANY))
         return false;
-    __sync_fetch_and_add(&backend->open, 1);
-    count_connection(chosen);
-    show(&question, &got);
+    // One that has gone meanwhile: the agent may not have seen that this socket has it.
+    if (!opened(chosen)) {
+        bpf_map_delete_elem(&sockets, &number);
+        return false;
+    }
+    show(&tuple, &got, 0);
     *target = got;
     return true;
 }
@@ -53,13 +46,17 @@ static __always_inline bool connect_to_service(struct bpf_sock_addr *ctx, struct
 SEC("cgroup/connect4")
 int netctl_connect4(struct bpf_sock_addr *ctx) {
     struct target target = target4(ctx);
-    return connect_to_service(ctx, &target) ? put4(ctx, &target) : ALLOW;
+    if (connect_to_service(ctx, &target))
+        put4(ctx, &target);
+    return ALLOW;
 }
 
 SEC("cgroup/connect6")
 int netctl_connect6(struct bpf_sock_addr *ctx) {
     struct target target = target6(ctx);
-    return connect_to_service(ctx, &target) ? put6(ctx, &target) : ALLOW;
+    if (connect_to_service(ctx, &target))
+        put6(ctx, &target);
+    return ALLOW;
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -35,10 +35,6 @@ MAP(BPF_MAP_TYPE_LRU_HASH, connections, struct tuple, struct connection, 1 << 18
 MAP(BPF_MAP_TYPE_LRU_HASH, clients, struct client_key, struct client, 1 << 16, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct ports, 1 << 14, 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, events, __u32, __u64, EVENTS, 0);
-// Containers whose sockets are asked, and what these sockets got.
-MAP(BPF_MAP_TYPE_HASH, namespaces, __u64, struct namespace, 1 << 16, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LRU_HASH, sockets, __u64, struct socket, 1 << 17, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, datagrams, struct datagram_key, struct datagram, 1 << 16, 0);
 // What is wanted to be seen, and what there was to see.
 #define REPORT_BYTES (1 << 20)
 MAP(BPF_MAP_TYPE_ARRAY, watching, __u32, struct watching, 1, 0);

@@ -30,8 +30,7 @@ int netctl_tcp(struct bpf_sock_ops *ctx) {
         socket->state = SOCKET_OPEN;
     } else if (ctx->args[1] == TCP_CLOSE) {
         count_bytes(ctx, socket->number);
-        leave(socket->number);
-        bpf_map_delete_elem(&sockets, &number);
+        closed(number, socket);
     } else {
         socket->state = SOCKET_ENDING;
     }

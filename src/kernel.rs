@@ -28,7 +28,7 @@ mod sysctl;
 mod unplug;
 
 pub use datagrams::Datagrams;
-pub use diag::end_connections;
+pub use diag::{can_end_connections, connections_among, end_connections};
 pub use drops::{Dropped, Drops};
 pub use error::Error;
 pub use host::{Host, Interface, Inventory, network_of};

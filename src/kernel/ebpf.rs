@@ -181,7 +181,8 @@ impl Ebpf {
         std::fs::create_dir_all(directory).map_err(failed("make"))?;
         for (map, entries) in sizes(connections) {
             let pinned = directory.join(map);
-            // One of another size cannot grow: what was open ends.
+            // One of another size cannot grow: connections that are balanced end, and what sockets have got is
+            // forgotten.
             if let Ok(map) = aya::maps::MapData::from_pin(&pinned)
                 && map.info().is_ok_and(|info| info.max_entries() != entries)
             {
@@ -373,9 +374,10 @@ fn loader<'a>(directory: &Path, connections: u32) -> EbpfLoader<'a> {
 }
 
 /// How many entries the maps have whose size depends on how many connections there is room for: each that is
-/// balanced has two, and a socket that has asked for a service one.
-fn sizes(connections: u32) -> [(&'static str, u32); 2] {
-    [("connections", connections.saturating_mul(2).max(2)), ("sockets", connections.max(1))]
+/// balanced has two, and so have a UDP socket and a service; a TCP socket that has asked for one has one.
+fn sizes(connections: u32) -> [(&'static str, u32); 3] {
+    let each_way = connections.saturating_mul(2).max(2);
+    [("connections", each_way), ("sockets", connections.max(1)), ("datagrams", each_way)]
 }
 
 /// Mounts the kernel's file system for maps where it is not mounted yet.

@@ -227,8 +227,17 @@ impl Netlink {
     /// Reads a whole table, again when it changed meanwhile. Entries in a form that the parser does
     /// not know are left out.
     pub fn dump<M: Message>(&mut self, request: &M) -> Result<Vec<M>, NetlinkError> {
+        self.dump_some(request, Some)
+    }
+
+    /// The same, and takes of each entry what is wanted of it.
+    pub fn dump_some<M: Message, T>(
+        &mut self,
+        request: &M,
+        wanted: impl Fn(M) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(entries) = self.dump_once(request)? {
+            if let Some(entries) = self.dump_once(request, &wanted)? {
                 return Ok(entries);
             }
         }
@@ -236,7 +245,11 @@ impl Netlink {
     }
 
     /// `None`: the table changed, or something was lost.
-    fn dump_once<M: Message>(&mut self, request: &M) -> Result<Option<Vec<M>>, NetlinkError> {
+    fn dump_once<M: Message, T>(
+        &mut self,
+        request: &M,
+        wanted: impl Fn(M) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut packet = Vec::new();
         push(&mut packet, request, NLM_F_DUMP, self.sequence);
@@ -263,7 +276,7 @@ impl Netlink {
                         return Ok(whole.then_some(entries));
                     }
                     _ => match M::deserialize(&header, payload) {
-                        Ok(message) => entries.push(message),
+                        Ok(message) => entries.extend(wanted(message)),
                         Err(error) => tracing::debug!(%error, "netlink entry not understood"),
                     },
                 }

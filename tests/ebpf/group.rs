@@ -36,6 +36,17 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Makes it anew: what was attached to it is not any more.
+    pub fn again(self) -> Self {
+        move_to(&self.home);
+        std::fs::remove_dir(&self.path).unwrap();
+        std::fs::create_dir(&self.path).unwrap();
+        move_to(&self.path);
+        self
+    }
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         move_to(&self.home);

@@ -55,7 +55,9 @@ fn main() {
             a_socket_gets_its_backend_by_the_scheduler,
             what_becomes_of_a_connection_is_known_and_its_bytes_are_counted,
             an_ended_connection_is_told_and_without_backends_nothing_is_changed, what_is_sent_to_a_service_is_answered_by_it,
-            a_socket_leaves_a_backend_that_is_gone, two_services_with_the_same_backend_are_told_apart,
+            a_socket_leaves_a_backend_that_is_gone, two_ports_with_the_same_backends_are_told_apart,
+            what_a_connected_socket_sends_is_left_to_its_packets,
+            a_socket_stays_with_its_backend_while_one_of_them_speaks,
             who_watches_sees_what_a_socket_gets, they_outlive_who_has_them_asked_and_are_put_back;
         errors: an_error_shows_the_client_what_it_sent, an_error_reaches_the_backend,
             errors_about_others_pass_as_they_are;

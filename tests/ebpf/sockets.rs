@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytemuck::Zeroable as _;
 use netctl::kernel::ebpf::{
     ADDRESS_OUTSIDE, Front, Meaning, Membership, Namespace, POINT_SOCKET, Place, Reports,
-    SCHEDULER_HASH, SCHEDULER_LEAST, SOCKET_OPEN, Sockets, VERDICT_CARRIED,
+    SCHEDULER_HASH, SCHEDULER_LEAST, SOCKET_OPEN, Sockets, VERDICT_CARRIED, VERDICT_DROPPED,
 };
 use netctl::kernel::{Netns, end_connections};
 
@@ -222,6 +222,12 @@ pub fn a_socket_gets_its_backend_by_the_scheduler() {
     let (_next, at) = connect(service, &listeners);
     assert_eq!(at, 1, "it has the fewest");
     drop(left);
+    // Datagrams count too.
+    let (backends, to) = (udp_backends(family), socket_of(family.service, 80));
+    container.balances(family, UDP, Front { scheduler: SCHEDULER_LEAST, ..turns() });
+    let clients = [0, 1, 2].map(|_| UdpSocket::bind((family.client, 0)).unwrap());
+    let got: BTreeSet<usize> = clients.iter().map(|client| ask(client, to, &backends).0).collect();
+    assert_eq!(got.len(), 3);
 }
 
 pub fn what_becomes_of_a_connection_is_known_and_its_bytes_are_counted() {
@@ -362,22 +368,94 @@ pub fn a_socket_leaves_a_backend_that_is_gone() {
     assert!(third != next && from == service, "{third}, {next}");
 }
 
-pub fn two_services_with_the_same_backend_are_told_apart() {
+pub fn two_ports_with_the_same_backends_are_told_apart() {
     let container = Container::new();
     let [family, _] = FAMILIES;
     let backends = udp_backends(family);
-    let other = "10.9.0.81";
-    let only = [(1, backend(family.backends[0], PORTS[0]))];
-    container.ground.balance(&front(family.service, 80, UDP), turns(), &only, &[1]);
-    container.ground.balance(&front(other, 80, UDP), turns(), &only, &[1]);
+    container.balances(family, UDP, Front { affinity: 60, ..turns() });
+    container.ground.balance(
+        &front(family.service, 81, UDP),
+        Front { affinity: 60, ..turns() },
+        &[],
+        &[1, 2, 3],
+    );
     let client = UdpSocket::bind((family.client, 0)).unwrap();
-    let service = socket_of(family.service, 80);
-    assert_eq!(ask(&client, service, &backends), (0, service));
-    // Who answers could not be told: it is left to its packets, for which there is no route here.
-    assert!(client.send_to(b"question", socket_of(other, 80)).is_err());
-    assert_eq!(ask(&client, service, &backends), (0, service));
-    let second = UdpSocket::bind((family.client, 0)).unwrap();
-    assert_eq!(ask(&second, socket_of(other, 80), &backends), (0, socket_of(other, 80)));
+    let [first, second] = [80, 81].map(|port| socket_of(family.service, port));
+    let (at, _) = ask(&client, first, &backends);
+    // The client keeps its backend; but who of the two has answered could not be told.
+    let (other, from) = ask(&client, second, &backends);
+    assert!(other != at && from == second, "{other}, {from}");
+    assert_eq!(ask(&client, first, &backends), (at, first));
+    // Where there is no other backend it is refused, as its packets would be.
+    let only = [(4, backend(family.backends[at], PORTS[at]))];
+    container.ground.balance(&front(family.service, 82, UDP), turns(), &only, &[4]);
+    let third = socket_of(family.service, 82);
+    let mut reports = Reports::open_in(&container.ground.directory).unwrap();
+    reports.want(0, NETWORK, LONG).unwrap();
+    let refused = client.send_to(b"question", third).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(container.ground.event(2), 1);
+    let report = reports.take().unwrap();
+    assert_eq!((report.point, report.verdict, report.reason), (POINT_SOCKET, VERDICT_DROPPED, 3));
+    assert_eq!(ask(&client, first, &backends), (at, first));
+    let another = UdpSocket::bind((family.client, 0)).unwrap();
+    assert_eq!(ask(&another, third, &backends), (at, third));
+}
+
+pub fn what_a_connected_socket_sends_is_left_to_its_packets() {
+    let container = Container::new();
+    let [family, _] = FAMILIES;
+    container.balances(family, UDP, turns());
+    let (_backends, service) = (udp_backends(family), socket_of(family.service, 80));
+    // Here the service's address is somebody's.
+    assert!(
+        Command::new("ip")
+            .args(["addr", "add", family.service, "dev", "lo"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let server = UdpSocket::bind(service).unwrap();
+    server.set_read_timeout(Some(LONG)).unwrap();
+    let client = UdpSocket::bind((family.client, 0)).unwrap();
+    client.connect(service).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), service);
+    client.send_to(b"named again", service).unwrap();
+    assert_eq!(server.recv_from(&mut [0; 16]).unwrap().1, client.local_addr().unwrap());
+    assert_eq!(container.sockets.maps().datagrams.entries().unwrap().len(), 0);
+}
+
+pub fn a_socket_stays_with_its_backend_while_one_of_them_speaks() {
+    let container = Container::new();
+    let [family, _] = FAMILIES;
+    container.balances(family, UDP, turns());
+    let (backends, service) = (udp_backends(family), socket_of(family.service, 80));
+    let client = UdpSocket::bind((family.client, 0)).unwrap();
+    let (at, _) = ask(&client, service, &backends);
+    let age = |reply: u16, by: u32| {
+        let datagrams = &container.sockets.maps().datagrams;
+        for (key, mut datagram) in datagrams.entries().unwrap() {
+            if key.reply == reply {
+                datagram.seen = datagram.seen.wrapping_sub(by);
+                datagrams.insert(&key, &datagram).unwrap();
+            }
+        }
+    };
+    let tells = || {
+        backends[at].send_to(b"news", client.local_addr().unwrap()).unwrap();
+        client.recv_from(&mut [0; 8]).unwrap().1
+    };
+    // It only listens for as long as silence may last.
+    age(0, 301);
+    age(1, 299);
+    assert_eq!(tells(), service);
+    age(1, 299);
+    assert_eq!((tells(), ask(&client, service, &backends)), (service, (at, service)));
+    // After that the two have nothing to do with each other.
+    age(0, 301);
+    age(1, 301);
+    assert_eq!(tells(), socket_of(family.backends[at], PORTS[at]));
+    assert!(ask(&client, service, &backends).0 != at);
 }
 
 pub fn who_watches_sees_what_a_socket_gets() {
@@ -431,8 +509,16 @@ pub fn they_outlive_who_has_them_asked_and_are_put_back() {
     assert!(is_asked());
     let sockets = ground.ebpf.ask_sockets(&group.path).unwrap();
     assert!(is_asked());
-    assert_eq!(stream.peer_addr().unwrap(), service);
+    assert_eq!(stream.peer_addr().unwrap(), service, "it was not forgotten");
     assert_eq!(pins(&ground.directory).len(), 9);
+    // The group is made anew.
+    drop((sockets, stream));
+    let mut sockets = ground.ebpf.ask_sockets(&group.path).unwrap();
+    assert!(!sockets.had_gap());
+    let group = group.again();
+    assert!(!is_asked());
+    assert_eq!((sockets.mend().unwrap(), sockets.had_gap(), sockets.had_gap()), (9, true, false));
+    assert!(is_asked());
     // Another group: this one is not asked any more.
     let other = group.path.join("other");
     std::fs::create_dir(&other).unwrap();

@@ -20,6 +20,7 @@ crate::tests![
     a_drain_waits_for_what_sockets_have,
     a_socket_whose_backend_is_gone_hears_of_it_at_once,
     sockets_outlive_the_agent_and_are_asked_meanwhile,
+    what_closed_unseen_is_not_waited_for,
     it_is_switched_off_and_on_under_running_connections,
     a_socket_finds_the_services_of_its_containers_networks_and_of_no_others,
     what_is_outside_is_reached_by_its_packets,
@@ -34,10 +35,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(world: &World, balancing: Value) -> Self {
-        let shop = Shop::new(world, 2, balancing, |config| {
-            asking(config).set("lb", "ebpf").set("resync", "2s")
-        });
+    fn new(world: &World, resync: &str) -> Self {
+        let adjust = |config| asking(config).set("lb", "ebpf").set("resync", resync);
+        let shop = Shop::new(world, 2, json!({}), adjust);
         let client = plug(shop.cluster.n1(), "client", None);
         Self { shop, client }
     }
@@ -85,7 +85,7 @@ fn ask(socket: &UdpSocket, service: SocketAddr) -> (String, SocketAddr) {
 }
 
 fn who_connects_to_a_service_speaks_with_a_backend_and_sees_the_service(world: &World) {
-    let asked = Asked::new(world, json!({}));
+    let asked = Asked::new(world, "60s");
     let before = balanced(asked.n1());
     for vip in &asked.shop.vips {
         let answers = ask_all(asked.from(), Tcp, vip, 80, 8);
@@ -135,7 +135,7 @@ fn who_connects_to_a_service_speaks_with_a_backend_and_sees_the_service(world: &
 }
 
 fn who_sends_to_a_service_is_answered_by_it(world: &World) {
-    let asked = Asked::new(world, json!({}));
+    let asked = Asked::new(world, "60s");
     for vip in &asked.shop.vips {
         let service = SocketAddr::new(parse(vip), 5000);
         let before = balanced(asked.n1());
@@ -176,7 +176,7 @@ fn who_sends_to_a_service_is_answered_by_it(world: &World) {
 }
 
 fn a_drain_waits_for_what_sockets_have(world: &World) {
-    let asked = Asked::new(world, json!({}));
+    let asked = Asked::new(world, "60s");
     let n1 = asked.n1();
     let mut session = session_with(asked.from(), &asked.shop.vips[0], 80, "b2");
     let late = n1.ctl("endpoint drain b2 --wait --timeout 2s");
@@ -195,7 +195,7 @@ fn a_drain_waits_for_what_sockets_have(world: &World) {
 }
 
 fn a_socket_whose_backend_is_gone_hears_of_it_at_once(world: &World) {
-    let asked = Asked::new(world, json!({}));
+    let asked = Asked::new(world, "60s");
     let mut sessions: Vec<_> =
         asked.shop.vips.iter().map(|vip| session_with(asked.from(), vip, 80, "b2")).collect();
     let mut direct =
@@ -221,7 +221,7 @@ fn a_socket_whose_backend_is_gone_hears_of_it_at_once(world: &World) {
 }
 
 fn sockets_outlive_the_agent_and_are_asked_meanwhile(world: &World) {
-    let mut asked = Asked::new(world, json!({}));
+    let mut asked = Asked::new(world, "60s");
     let vip = asked.shop.vips[0].clone();
     let service = SocketAddr::new(parse(&vip), 80);
     let mut session = session_with(asked.from(), &vip, 80, "b2");
@@ -253,8 +253,25 @@ fn sockets_outlive_the_agent_and_are_asked_meanwhile(world: &World) {
     assert_eq!(begun.ask().unwrap().server, "b1");
 }
 
+fn what_closed_unseen_is_not_waited_for(world: &World) {
+    let mut asked = Asked::new(world, "1s");
+    let sessions = [0, 1].map(|vip| session_with(asked.from(), &asked.shop.vips[vip], 80, "b2"));
+    wait_for("two are known", || asked.open().1 == 2);
+    let [first, stays] = sessions;
+    asked.shop.cluster.kill(0);
+    // No program is there any more.
+    asked.n1().space.sh("rm /sys/fs/bpf/netctl/*/link_*");
+    drop(first);
+    asked.shop.cluster.start(0);
+    wait_for("one has closed", || asked.open().1 == 1);
+    let late = asked.n1().ctl("endpoint drain b2 --wait --timeout 2s");
+    assert!(late.stderr.contains("1 open connection(s)"), "{late}");
+    drop(stays);
+    asked.n1().ok("endpoint drain b2 --wait");
+}
+
 fn it_is_switched_off_and_on_under_running_connections(world: &World) {
-    let mut asked = Asked::new(world, json!({}));
+    let mut asked = Asked::new(world, "60s");
     let vip = asked.shop.vips[0].clone();
     let mut first = session_with(asked.from(), &vip, 80, "b2");
     let on = asked.shop.cluster.configs[0].clone();
@@ -329,7 +346,7 @@ fn a_socket_finds_the_services_of_its_containers_networks_and_of_no_others(world
 }
 
 fn what_is_outside_is_reached_by_its_packets(world: &World) {
-    let asked = Asked::new(world, json!({}));
+    let asked = Asked::new(world, "60s");
     let outside = world.outside("outside");
     let _server = Server::start(&outside.space, Tcp, 8080, "outside");
     let made = asked.n1().ok(&format!(
@@ -344,7 +361,7 @@ fn what_is_outside_is_reached_by_its_packets(world: &World) {
 }
 
 fn what_somebody_takes_away_is_asked_again(world: &World) {
-    let asked = Asked::new(world, json!({}));
+    let asked = Asked::new(world, "1s");
     let (n1, vip) = (asked.n1(), &asked.shop.vips[0]);
     let is_asked = || {
         let before = balanced(n1);
@@ -372,7 +389,7 @@ fn what_somebody_takes_away_is_asked_again(world: &World) {
 }
 
 fn what_cannot_be_asked_is_refused_and_cleanup_leaves_nothing(world: &World) {
-    let mut asked = Asked::new(world, json!({}));
+    let mut asked = Asked::new(world, "60s");
     let vip = asked.shop.vips[0].clone();
     assert!(Session::open(asked.from(), Tcp, &vip, 80).is_ok());
     asked.shop.cluster.terminate(0);

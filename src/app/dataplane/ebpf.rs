@@ -23,7 +23,7 @@ use crate::kernel::ebpf::{
 use crate::kernel::{self, Sandbox, ipvs};
 use crate::lb::Balancer;
 use crate::model::object::{Device, Object, crossing_name, endpoints, links};
-use crate::model::{Endpoint, EndpointId, NetworkId, Vni};
+use crate::model::{EndpointId, NetworkId, Vni};
 use asked::Asked;
 use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read, timeouts_of};
 use import::Import;
@@ -160,26 +160,6 @@ impl Node {
             asked.add_open(&timeouts_of(maps)?, &mut open)?;
         }
         Ok(open)
-    }
-
-    /// Has the sockets of these containers asked for the services of a network, and of no others.
-    pub(super) fn ask<'a>(
-        &mut self,
-        network: u32,
-        containers: impl Iterator<Item = &'a Endpoint>,
-    ) -> Result<(), kernel::Error> {
-        self.asked.as_mut().map_or(Ok(()), |asked| asked.follow(network, containers))
-    }
-
-    /// Whether sockets are asked.
-    pub(super) fn asks(&self) -> bool {
-        self.asked.is_some()
-    }
-
-    /// Puts right what somebody else has changed of what sockets are asked by; tells how much that was.
-    pub(super) fn mend_asked(&mut self) -> Result<u64, kernel::Error> {
-        let maps = self.ebpf.maps();
-        self.asked.as_mut().map_or(Ok(0), |asked| asked.mend(maps))
     }
 
     /// What was read before of a network is another by now.
@@ -465,8 +445,10 @@ impl Balancing for ByEbpf {
         let lost = self.entries.table.backends.keys().any(is_lost);
         self.entries.table = wanted;
         node.forget_scan_of(self.network);
-        if let Some(asked) = node.asked.as_ref().filter(|_| lost) {
-            asked.end_lost(node.ebpf.maps())?;
+        if let Some(asked) = node.asked.as_ref().filter(|_| lost)
+            && let Err(error) = asked.end_lost(node.ebpf.maps())
+        {
+            warn!(%error, "connections of sockets go on without their backend");
         }
         self.mended += std::mem::take(&mut self.drifted);
         Ok(())

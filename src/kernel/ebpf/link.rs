@@ -2,14 +2,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
 
-use super::sys;
+use super::sys::{self, number};
 
 /// What a program is asked about (`enum bpf_attach_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +65,6 @@ struct Info {
     cgroup: u64,
     call: u32,
     padding: u32,
-}
-
-fn number(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd().unsigned_abs()
 }
 
 fn owned(fd: i32) -> OwnedFd {

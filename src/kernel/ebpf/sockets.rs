@@ -4,11 +4,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::include_bytes_aligned;
-use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use super::layout::{Datagram, DatagramKey, Namespace, Socket};
@@ -44,7 +43,7 @@ const SOURCES: [Source; 9] = [
     source!("netctl_send6", "sendmsg", Send6),
 ];
 
-/// The maps that only they use.
+/// The maps that only they use, in the order of [`SocketMaps::all`].
 const MAPS: [&str; 3] = ["namespaces", "sockets", "datagrams"];
 
 /// The maps of a node's asked sockets.
@@ -67,6 +66,10 @@ impl SocketMaps {
         Self::open(&Path::new(DIRECTORY).join(LAYOUT.to_string()))
     }
 
+    fn all(&self) -> [BorrowedFd<'_>; 3] {
+        [self.namespaces.fd(), self.sockets.fd(), self.datagrams.fd()]
+    }
+
     fn open(directory: &Path) -> Result<Self, Error> {
         Ok(Self {
             namespaces: open_map(directory, "namespaces")?,
@@ -81,10 +84,10 @@ impl SocketMaps {
 pub struct Sockets {
     directory: PathBuf,
     cgroup: PathBuf,
-    /// The same, open.
-    group: File,
     maps: SocketMaps,
     asked: Vec<Asked>,
+    /// Whether one was attached anew: until then the end of a socket was not seen.
+    has_gap: bool,
 }
 
 #[derive(Debug)]
@@ -99,28 +102,25 @@ impl Ebpf {
     /// Has the sockets of a control group asked, in place of what an earlier agent has there.
     ///
     /// # Errors
-    /// When it is no control group, or the kernel does not take a program.
+    /// When it is no control group, or the kernel does not take a program: then none is attached.
     pub fn ask_sockets(&self, cgroup: &Path) -> Result<Sockets, Error> {
-        let not = |source| Error::FileSystem {
-            action: "use as a control group",
-            path: cgroup.to_owned(),
-            source,
-        };
-        let group = File::open(cgroup).map_err(not)?;
-        if fstatfs(&group).map_err(|errno| not(errno.into()))?.filesystem_type() != CGROUP2_SUPER_MAGIC {
-            return Err(not(io::Error::other("it is not one of cgroup2")));
-        }
-        let mut asked = Vec::new();
-        for source in SOURCES {
+        let group = open_group(cgroup)?;
+        let load = |source: Source| {
             let (program, instructions) = self.load_code(source.name, source.code, |_| {})?;
-            let path = pin_of(&self.directory, source);
-            let failed = attach_error("attach", cgroup);
-            let link = link_of(&path, &group, &program, source.call).map_err(failed)?;
+            Ok((source, program, instructions))
+        };
+        let loaded = SOURCES.into_iter().map(load).collect::<Result<Vec<_>, Error>>()?;
+        let (mut asked, mut has_gap) = (Vec::new(), false);
+        for (source, program, instructions) in loaded {
+            let path = pin_of(&self.directory, source.name);
+            let attached = attach(&path, &group, &program, source.call);
+            let (link, is_new) = attached.map_err(attach_error("attach", cgroup))?;
+            has_gap |= is_new;
             asked.push(Asked { source, program, link, instructions });
         }
         let (directory, cgroup) = (self.directory.clone(), cgroup.to_owned());
         let maps = SocketMaps::open(&directory)?;
-        Ok(Sockets { directory, cgroup, group, maps, asked })
+        Ok(Sockets { directory, cgroup, maps, asked, has_gap })
     }
 
     /// Has sockets not asked any more that an earlier agent has had asked; tells whether any were. What they
@@ -130,13 +130,12 @@ impl Ebpf {
     /// When a file cannot be removed.
     pub fn ask_no_sockets(&self) -> Result<bool, Error> {
         let mut were = false;
-        let links = SOURCES.iter().rev().map(|source| pin_of(&self.directory, *source));
-        for path in links.chain(MAPS.map(|map| self.directory.join(map))) {
-            match std::fs::remove_file(&path) {
-                Ok(()) => were = true,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::FileSystem { action: "remove", path, source }),
-            }
+        // What gives sockets backends goes first.
+        for source in SOURCES.iter().rev() {
+            were |= remove(&pin_of(&self.directory, source.name))?;
+        }
+        for map in MAPS {
+            remove(&self.directory.join(map))?;
         }
         Ok(were)
     }
@@ -148,30 +147,21 @@ impl Sockets {
         &self.maps
     }
 
-    /// Attaches again what somebody has detached, and pins what is not pinned any more; tells how many.
+    /// Whether sockets may have closed since this was asked last, and nobody has seen it.
+    pub fn had_gap(&mut self) -> bool {
+        std::mem::take(&mut self.has_gap)
+    }
+
+    /// Attaches again what somebody has detached, and pins what is not pinned any more; tells how many. A
+    /// control group that was made anew is the one that is meant.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When there is no such control group now, or the kernel refuses.
     pub fn mend(&mut self) -> Result<u64, Error> {
         let mut count = 0;
-        let here = link::number_of(self.group.as_fd());
-        let here = here.map_err(|errno| attach_error("look at", &self.cgroup)(errno.into()))?;
-        for Asked { source, program, link, .. } in &mut self.asked {
-            let path = pin_of(&self.directory, *source);
-            let is_there = link::cgroup_of(link.as_fd()) == Ok(here) && path.exists();
-            if !is_there {
-                let failed = attach_error("attach", &self.cgroup);
-                let again = match link::cgroup_of(link.as_fd()) == Ok(here) {
-                    true => pin(&path, link),
-                    false => new_link(&path, &self.group, program, source.call).map(|new| *link = new),
-                };
-                again.map_err(failed)?;
-                count += 1;
-            }
-        }
-        let SocketMaps { namespaces, sockets, datagrams } = &self.maps;
-        let maps = [namespaces.fd(), sockets.fd(), datagrams.fd()];
-        for (map, fd) in MAPS.iter().zip(maps) {
+        let failed = |source| Error::FileSystem { action: "make", path: self.directory.clone(), source };
+        std::fs::create_dir_all(&self.directory).map_err(failed)?;
+        for (map, fd) in MAPS.into_iter().zip(self.maps.all()) {
             let path = self.directory.join(map);
             if !path.exists() {
                 let failed = |source| Error::FileSystem { action: "make", path: path.clone(), source };
@@ -179,12 +169,49 @@ impl Sockets {
                 count += 1;
             }
         }
+        let group = open_group(&self.cgroup)?;
+        let here = link::number_of(group.as_fd());
+        let here = here.map_err(|errno| attach_error("look at", &self.cgroup)(errno.into()))?;
+        for Asked { source, program, link, .. } in &mut self.asked {
+            let path = pin_of(&self.directory, source.name);
+            let is_here = link::cgroup_of(link.as_fd()) == Ok(here);
+            if is_here && path.exists() {
+                continue;
+            }
+            let again = match is_here {
+                true => pin(&path, link),
+                false => new_link(&path, &group, program, source.call).map(|new| *link = new),
+            };
+            again.map_err(attach_error("attach", &self.cgroup))?;
+            self.has_gap |= !is_here;
+            count += 1;
+        }
         Ok(count)
     }
 
     /// How many instructions the kernel's verifier has followed in each program, where it tells.
     pub fn instructions(&self) -> impl Iterator<Item = (&'static str, u32)> {
         self.asked.iter().map(|asked| (asked.source.name, asked.instructions))
+    }
+}
+
+/// Opens a control group.
+fn open_group(cgroup: &Path) -> Result<File, Error> {
+    let (action, path) = ("use as a control group", cgroup.to_owned());
+    let not = |source| Error::FileSystem { action, path: path.clone(), source };
+    let group = File::open(cgroup).map_err(not)?;
+    match fstatfs(&group).map_err(|errno| not(errno.into()))?.filesystem_type() {
+        CGROUP2_SUPER_MAGIC => Ok(group),
+        _ => Err(not(io::Error::other("it is not one of cgroup2"))),
+    }
+}
+
+/// Removes a pin; tells whether it was there.
+fn remove(path: &Path) -> Result<bool, Error> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::FileSystem { action: "remove", path: path.to_owned(), source }),
     }
 }
 
@@ -204,20 +231,21 @@ pub fn control_groups() -> io::Result<Option<PathBuf>> {
 }
 
 /// Where a program's link is pinned.
-fn pin_of(directory: &Path, source: Source) -> PathBuf {
-    directory.join(format!("link_{}", source.name))
+fn pin_of(directory: &Path, program: &str) -> PathBuf {
+    directory.join(format!("link_{program}"))
 }
 
-/// The link that is pinned there, with this program now; a new one where that is at another group, or not there.
-fn link_of(path: &Path, group: &File, program: &OwnedFd, call: Call) -> io::Result<OwnedFd> {
+/// Has the link that is pinned there keep this program from now on; a new one where that is at another group, or
+/// not there. Tells whether it is new.
+fn attach(path: &Path, group: &File, program: &OwnedFd, call: Call) -> io::Result<(OwnedFd, bool)> {
     let here = link::number_of(group.as_fd())?;
     match link::open(path) {
         Ok(link) if link::cgroup_of(link.as_fd()) == Ok(here) => {
             link::update(link.as_fd(), program.as_fd())?;
-            Ok(link)
+            Ok((link, false))
         }
-        Err(error) if error.raw_os_error() != Some(Errno::ENOENT as i32) => Err(error),
-        _ => new_link(path, group, program, call),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok((new_link(path, group, program, call)?, true)),
     }
 }
 

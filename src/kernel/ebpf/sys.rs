@@ -88,7 +88,8 @@ struct ById {
     flags: u32,
 }
 
-fn number(fd: BorrowedFd<'_>) -> u32 {
+/// A descriptor as the attributes of a call have it.
+pub(super) fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }
 

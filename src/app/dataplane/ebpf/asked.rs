@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use bytemuck::Zeroable as _;
 use tracing::{info, warn};
 
+use super::Node;
 use super::entries::map_error;
 use super::table::difference;
 use crate::kernel::ebpf::{
-    Address, DatagramKey, Ebpf, MEMBERSHIPS, Maps, Membership, Namespace, SOCKET_OPEN, Sockets, Timeouts,
+    Address, DatagramKey, Ebpf, MEMBERSHIPS, Maps, Membership, Namespace, SOCKET_OPEN, Socket, Sockets,
+    Timeouts,
 };
 use crate::kernel::{self, Netns};
 use crate::model::{Endpoint, EndpointId};
@@ -54,9 +56,40 @@ impl Place {
     }
 }
 
+impl Node {
+    /// Has the sockets of these containers asked for the services of a network, and of no others.
+    pub(in super::super) fn ask<'a>(
+        &mut self,
+        network: u32,
+        containers: impl Iterator<Item = &'a Endpoint>,
+    ) -> Result<(), kernel::Error> {
+        let Some(asked) = &mut self.asked else { return Ok(()) };
+        let is_new = !asked.follows(network);
+        asked.follow(network, containers)?;
+        // What was lost while no agent was here can be told now.
+        if is_new { asked.end_lost(self.ebpf.maps()) } else { Ok(()) }
+    }
+
+    /// Whether sockets are asked.
+    pub(in super::super) fn asks(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Puts right what somebody else has changed of what sockets are asked by; tells how much that was. These
+    /// are all networks of this node, where that is certain.
+    pub(in super::super) fn mend_asked(&mut self, all: Option<&[u32]>) -> Result<u64, kernel::Error> {
+        let Some(asked) = &mut self.asked else { return Ok(0) };
+        if all.is_some_and(|all| all.iter().all(|network| asked.follows(*network))) {
+            asked.settle()?;
+        }
+        asked.mend(self.ebpf.maps())
+    }
+}
+
 impl Asked {
     /// Has the sockets of a control group asked.
     pub(super) fn open(ebpf: &Ebpf, cgroup: &Path) -> Result<Self, kernel::Error> {
+        kernel::can_end_connections()?;
         let sockets = ebpf.ask_sockets(cgroup)?;
         let written = sockets.maps().namespaces.entries().map_err(map_error("read", "namespaces"))?;
         let written = written.into_iter().collect();
@@ -150,36 +183,80 @@ impl Asked {
         Ok(())
     }
 
-    /// Puts right what somebody else has changed, and ends what has lost its backend; tells how many things
-    /// were put right.
+    /// Whether the containers of a network were told.
+    pub(super) fn follows(&self, network: u32) -> bool {
+        self.containers.contains_key(&network)
+    }
+
+    /// All networks of this node were followed: what is known of others is left over.
+    pub(super) fn settle(&mut self) -> Result<(), kernel::Error> {
+        self.settled = true;
+        self.write()
+    }
+
+    /// Puts right what somebody else has changed, and forgets what has ended unseen; tells how many things were
+    /// put right. Goes on after a failure, and returns the first one.
     pub(super) fn mend(&mut self, maps: &Maps) -> Result<u64, kernel::Error> {
-        let attached = self.sockets.mend()?;
-        let found = self.sockets.maps().namespaces.entries().map_err(map_error("read", "namespaces"))?;
-        let found: BTreeMap<u64, Namespace> = found.into_iter().collect();
-        let (set, gone) = difference(&found, &self.written);
-        let changed = (set.len() + gone.len()) as u64;
+        let attached = self.sockets.mend();
+        let written = self.rewrite();
+        let lost = self.end_lost(maps);
+        let closed = self.forget_closed();
+        let (attached, changed) = (attached?, written?);
         if attached + changed > 0 {
             warn!(
                 attached,
                 changed, "programs that ask sockets were detached, or their map was changed"
             );
         }
-        self.written = found;
-        self.settled = true;
-        self.write()?;
-        self.end_lost(maps)?;
-        Ok(attached + changed)
+        lost.and(closed).map(|()| attached + changed)
+    }
+
+    /// Reads the map of namespaces, and puts right what was changed there; tells how much that was.
+    fn rewrite(&mut self) -> Result<u64, kernel::Error> {
+        let found = self.sockets.maps().namespaces.entries().map_err(map_error("read", "namespaces"))?;
+        let found: BTreeMap<u64, Namespace> = found.into_iter().collect();
+        let (set, gone) = difference(&found, &self.written);
+        if self.settled {
+            self.written = found;
+            self.write()?;
+        }
+        Ok((set.len() + gone.len()) as u64)
+    }
+
+    /// Forgets sockets that have closed while nobody saw it: a drain would wait for them.
+    fn forget_closed(&mut self) -> Result<(), kernel::Error> {
+        // Which there are is known of containers that are.
+        if !self.settled || !self.sockets.had_gap() {
+            return Ok(());
+        }
+        let mut known: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        for (number, socket) in self.entries()? {
+            known.entry(socket.namespace).or_default().insert(number);
+        }
+        let mut closed = Vec::new();
+        for (namespace, mut numbers) in known {
+            if let Some(netns) = self.place_of(namespace).and_then(Place::open) {
+                let open = kernel::connections_among(&netns, &numbers)?;
+                numbers.retain(|number| !open.contains(number));
+            }
+            closed.extend(numbers);
+        }
+        self.sockets.maps().sockets.remove_all(&closed).map_err(map_error("change", "sockets"))
+    }
+
+    /// The TCP sockets that have asked for services.
+    fn entries(&self) -> Result<Vec<(u64, Socket)>, kernel::Error> {
+        self.sockets.maps().sockets.entries().map_err(map_error("read", "sockets"))
     }
 
     /// Ends the connections of sockets whose backend is gone: their peer is, or the connection is not its any
-    /// more, and nobody would tell them.
+    /// more, and nobody would tell them. Goes on after a failure, and returns the last one.
     pub(super) fn end_lost(&self, maps: &Maps) -> Result<(), kernel::Error> {
-        let sockets = self.sockets.maps().sockets.entries().map_err(map_error("read", "sockets"))?;
         let now = kernel::ebpf::now().map_err(map_error("read the time for", "sockets"))?;
         let mut there: BTreeMap<u32, bool> = BTreeMap::new();
         let mut lost: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
         let mut done = Vec::new();
-        for (number, socket) in sockets {
+        for (number, socket) in self.entries()? {
             let is_there = match there.get(&socket.number) {
                 Some(known) => *known,
                 None => {
@@ -195,6 +272,7 @@ impl Asked {
                 done.push(number);
             }
         }
+        let mut outcome = Ok(());
         for (namespace, numbers) in lost {
             let place = self.place_of(namespace);
             // What is not known yet will be.
@@ -203,13 +281,21 @@ impl Asked {
             }
             // One that is not plugged in any more reaches nobody by what it had.
             if let Some(netns) = place.and_then(Place::open) {
-                let ended = kernel::end_connections(&netns, &numbers)?;
-                let netns = netns.path().display();
-                info!(%netns, ended, "connections of sockets end: their backend is gone");
+                match kernel::end_connections(&netns, &numbers) {
+                    Ok(ended) => {
+                        let netns = netns.path().display();
+                        info!(%netns, ended, "connections of sockets end: their backend is gone");
+                    }
+                    Err(error) => {
+                        outcome = Err(error);
+                        continue;
+                    }
+                }
             }
             done.extend(numbers);
         }
-        self.sockets.maps().sockets.remove_all(&done).map_err(map_error("change", "sockets"))
+        let removed = self.sockets.maps().sockets.remove_all(&done);
+        removed.map_err(map_error("change", "sockets")).and(outcome)
     }
 
     fn place_of(&self, namespace: u64) -> Option<&Place> {
@@ -223,7 +309,7 @@ impl Asked {
         timeouts: &BTreeMap<u32, Timeouts>,
         open: &mut BTreeMap<u32, (u32, u32)>,
     ) -> Result<(), kernel::Error> {
-        for (_, socket) in self.sockets.maps().sockets.entries().map_err(map_error("read", "sockets"))? {
+        for (_, socket) in self.entries()? {
             let (active, inactive) = open.entry(socket.number).or_default();
             *(if socket.state == SOCKET_OPEN { active } else { inactive }) += 1;
         }

@@ -79,9 +79,10 @@ impl Worker {
         let endpoints = self.endpoints(id);
         let plugged = slot.plugged();
         let here = endpoints.values().filter(|e| plugged.contains(&e.id) && e.node == self.me.name);
-        let of_this_boot = here.filter(|endpoint| endpoint.attachment.boot == self.settings.boot);
+        // What the host itself sends there is balanced.
+        let containers = here.filter(|e| !e.host && e.attachment.boot == self.settings.boot);
         let number = network.vni.number();
-        let asked = node.borrow_mut().ask(number, of_this_boot.map(Arc::as_ref));
+        let asked = node.borrow_mut().ask(number, containers.map(Arc::as_ref));
         if let Err(error) = asked {
             warn!(network = %network.name, %error, "sockets of containers are not asked");
             self.settings.tally.failures.inc();
@@ -91,9 +92,9 @@ impl Worker {
 
     /// Puts right what somebody has changed of what sockets are asked by.
     pub(super) fn mend_asked(&mut self) {
-        // Before, an earlier agent's entries are all that there is.
-        let Some(node) = self.ebpf.as_ref().filter(|_| self.synced) else { return };
-        match node.borrow_mut().mend_asked() {
+        let Some(node) = self.ebpf.as_ref().filter(|node| node.borrow().asks()) else { return };
+        let used = self.used();
+        match node.borrow_mut().mend_asked(used.as_deref()) {
             Ok(mended) => drop(self.settings.tally.repairs.inc_by(mended)),
             Err(error) => {
                 warn!(%error, "sockets of containers are not asked as they should be");
@@ -104,14 +105,18 @@ impl Worker {
 
     /// Removes what eBPF balances in networks that this node does not use any more.
     pub(super) fn forget_balanced(&mut self) {
-        // A network whose record cannot be read may be any.
-        let is_certain = self.synced && self.trusted && self.snapshot.unreadable.is_empty();
-        let Some(node) = self.ebpf.as_ref().filter(|_| is_certain) else { return };
-        let used = self.snapshot.members.keys().filter_map(|id| self.snapshot.networks.get(id));
-        let used: Vec<u32> = used.map(|network| network.value.vni.number()).collect();
+        let (Some(node), Some(used)) = (&self.ebpf, self.used()) else { return };
         if let Err(error) = node.borrow_mut().keep(&used) {
             warn!(%error, "eBPF maps keep what is not used any more");
         }
+    }
+
+    /// The numbers of the networks that this node uses, where that is certain.
+    fn used(&self) -> Option<Vec<u32>> {
+        // A network whose record cannot be read may be any.
+        let is_certain = self.synced && self.trusted && self.snapshot.unreadable.is_empty();
+        let used = self.snapshot.members.keys().filter_map(|id| self.snapshot.networks.get(id));
+        is_certain.then(|| used.map(|network| network.value.vni.number()).collect())
     }
 
     /// Brings what balances a network's connections to the desired state. Where other addresses are

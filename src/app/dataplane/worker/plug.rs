@@ -53,15 +53,19 @@ impl Worker {
         let plugged: Vec<EndpointId> = requests.iter().map(|(endpoint, ..)| endpoint.id).collect();
         let known = self.snapshot.members.get(&id).map_or(0, |members| members.revision);
         let ahead = self.ahead.entry(id).or_default();
+        let mut replies = Vec::with_capacity(results.len());
         for ((endpoint, revision, reply), result) in requests.into_iter().zip(results) {
             if result.is_ok() {
                 ahead.add(endpoint, revision, known);
             }
+            replies.push((reply, result));
+        }
+        self.ask(id);
+        for (reply, result) in replies {
             // The caller may have given up; then reconciliation finds what to do.
             let _ = reply.send(result.map_err(|error| Arc::new(error).into()));
         }
         self.follow_backends(id, &plugged);
-        self.ask(id);
     }
 
     /// Makes sure that a network's sandbox stands with all its rules, and the host's rules too;
