@@ -81,8 +81,8 @@ pub fn group() -> &'static Path {
 /// The path that a control group of this room's own will have, below that of the process.
 fn own_group() -> io::Result<PathBuf> {
     let groups = std::fs::read_to_string("/proc/self/cgroup")?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    let own = own.ok_or_else(|| io::Error::other("the kernel has no cgroup2"))?;
+    // Until somebody has mounted them for the first time they are not told, and all are in the first one.
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     Ok(Path::new(GROUPS).join(own).join(format!("netctl-tests-{}", getpid())))
 }
 

@@ -514,10 +514,12 @@ pub fn they_outlive_who_has_them_asked_and_are_put_back() {
     // The group is made anew.
     drop((sockets, stream));
     let mut sockets = ground.ebpf.ask_sockets(&group.path).unwrap();
-    assert!(!sockets.had_gap());
+    assert!(!sockets.has_gap());
     let group = group.again();
     assert!(!is_asked());
-    assert_eq!((sockets.mend().unwrap(), sockets.had_gap(), sockets.had_gap()), (9, true, false));
+    assert_eq!((sockets.mend().unwrap(), sockets.has_gap()), (9, true));
+    sockets.close_gap();
+    assert_eq!((sockets.mend().unwrap(), sockets.has_gap()), (0, false));
     assert!(is_asked());
     // Another group: this one is not asked any more.
     let other = group.path.join("other");

@@ -147,9 +147,14 @@ impl Sockets {
         &self.maps
     }
 
-    /// Whether sockets may have closed since this was asked last, and nobody has seen it.
-    pub fn had_gap(&mut self) -> bool {
-        std::mem::take(&mut self.has_gap)
+    /// Whether sockets may have closed and nobody has seen it, because a program was not there.
+    pub fn has_gap(&self) -> bool {
+        self.has_gap
+    }
+
+    /// Those that have closed are known by now.
+    pub fn close_gap(&mut self) {
+        self.has_gap = false;
     }
 
     /// Attaches again what somebody has detached, and pins what is not pinned any more; tells how many. A

@@ -176,11 +176,15 @@ impl Asked {
     fn write(&mut self) -> Result<(), kernel::Error> {
         let wanted = self.wanted();
         let (set, gone) = difference(&self.written, &wanted);
-        let map = &self.sockets.maps().namespaces;
-        map.insert_all(&set).map_err(map_error("change", "namespaces"))?;
-        map.remove_all(&gone).map_err(map_error("change", "namespaces"))?;
+        self.change(&set, &gone)?;
         self.written = wanted;
         Ok(())
+    }
+
+    fn change(&self, set: &[(u64, Namespace)], gone: &[u64]) -> Result<(), kernel::Error> {
+        let map = &self.sockets.maps().namespaces;
+        let changed = map.insert_all(set).and_then(|()| map.remove_all(gone));
+        changed.map_err(map_error("change", "namespaces"))
     }
 
     /// Whether the containers of a network were told.
@@ -216,17 +220,14 @@ impl Asked {
         let found = self.sockets.maps().namespaces.entries().map_err(map_error("read", "namespaces"))?;
         let found: BTreeMap<u64, Namespace> = found.into_iter().collect();
         let (set, gone) = difference(&found, &self.written);
-        if self.settled {
-            self.written = found;
-            self.write()?;
-        }
+        self.change(&set, &gone)?;
         Ok((set.len() + gone.len()) as u64)
     }
 
     /// Forgets sockets that have closed while nobody saw it: a drain would wait for them.
     fn forget_closed(&mut self) -> Result<(), kernel::Error> {
-        // Which there are is known of containers that are.
-        if !self.settled || !self.sockets.had_gap() {
+        // Before, not all containers are known.
+        if !self.settled || !self.sockets.has_gap() {
             return Ok(());
         }
         let mut known: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
@@ -241,7 +242,10 @@ impl Asked {
             }
             closed.extend(numbers);
         }
-        self.sockets.maps().sockets.remove_all(&closed).map_err(map_error("change", "sockets"))
+        let removed = self.sockets.maps().sockets.remove_all(&closed);
+        removed.map_err(map_error("change", "sockets"))?;
+        self.sockets.close_gap();
+        Ok(())
     }
 
     /// The TCP sockets that have asked for services.
