@@ -28,8 +28,17 @@ fn end(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("netctld: {error:#}");
+            eprintln!("netctld: {}", whole(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with what it comes from, as far as it does not say that itself.
+fn whole(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        text if text.contains(&cause) => text.to_owned(),
+        text => format!("{text}: {cause}"),
+    })
 }

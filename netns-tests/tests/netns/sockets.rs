@@ -402,6 +402,7 @@ fn what_cannot_be_asked_is_refused_and_cleanup_leaves_nothing(world: &World) {
     assert!(text.contains("socket_lb") && text.contains("only ebpf asks sockets"), "{text}");
     let text = refused(config.clone().set("cgroup", "/run"));
     assert!(text.contains("cannot use as a control group /run: it is not one of cgroup2"), "{text}");
+    assert_eq!(text.matches("it is not one of").count(), 1, "{text}");
     let text = refused(config.clone().set("cgroup", "/sys/fs/cgroup/none-of-this-name"));
     assert!(text.contains("/sys/fs/cgroup/none-of-this-name"), "{text}");
     let text = refused(config.clone().set("cgroup", "cgroup"));
