@@ -207,21 +207,29 @@ impl Ebpf {
     /// # Errors
     /// When one cannot be pinned.
     pub fn pin_again(&self) -> Result<u64, Error> {
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::FileSystem { action, path, source }
-        };
-        let mut count = 0;
-        for (map, fd) in self.maps.all() {
-            let path = self.directory.join(map);
-            if !path.try_exists().map_err(failed("look at", &path))? {
-                std::fs::create_dir_all(&self.directory).map_err(failed("make", &self.directory))?;
-                sys::pin(fd, &path).map_err(failed("make", &path))?;
-                count += 1;
-            }
-        }
-        Ok(count)
+        pin_missing(&self.directory, self.maps.all())
     }
+}
+
+/// Pins maps that are not in the directory under their names; tells how many were not.
+fn pin_missing<'a>(
+    directory: &Path,
+    maps: impl IntoIterator<Item = (&'static str, BorrowedFd<'a>)>,
+) -> Result<u64, Error> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::FileSystem { action, path, source }
+    };
+    let mut count = 0;
+    for (map, fd) in maps {
+        let path = directory.join(map);
+        if !path.try_exists().map_err(failed("look at", &path))? {
+            std::fs::create_dir_all(directory).map_err(failed("make", directory))?;
+            sys::pin(fd, &path).map_err(failed("make", &path))?;
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 impl Maps {

@@ -155,9 +155,10 @@ impl Node {
     /// How many connections each backend has: established ones, and others.
     fn open_connections(&self) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
         let maps = self.ebpf.maps();
-        let mut open = open_connections(maps)?;
+        let timeouts = timeouts_of(maps)?;
+        let mut open = open_connections(maps, &timeouts)?;
         if let Some(asked) = &self.asked {
-            asked.add_open(&timeouts_of(maps)?, &mut open)?;
+            asked.add_open(&timeouts, &mut open)?;
         }
         Ok(open)
     }
@@ -528,7 +529,8 @@ fn forget_paths(maps: &Maps, left: &mut BTreeMap<u32, Entries>) -> Result<(), ke
 /// The same on a node that balances otherwise; there the maps go.
 pub(super) fn forget() -> Result<(), kernel::Error> {
     // IPVS takes no connections over.
-    let open = Maps::of_agent().ok().and_then(|maps| open_connections(&maps).ok()).unwrap_or_default();
+    let open = |maps: Maps| open_connections(&maps, &timeouts_of(&maps).ok()?).ok();
+    let open = Maps::of_agent().ok().and_then(open).unwrap_or_default();
     let open: u32 = open.values().map(|(active, inactive)| active + inactive).sum();
     if open > 0 {
         warn!(connections = open, "connections that eBPF balanced end: this engine carries none on");

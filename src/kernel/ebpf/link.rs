@@ -1,15 +1,11 @@
 //! Programs at a control group, each by a link that keeps it there ("BPF_LINK_CREATE" in bpf(2)).
 
-use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
 
-use super::sys::{self, number};
+use super::sys::{self, number, owned};
 
 /// What a program is asked about (`enum bpf_attach_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,15 +19,6 @@ pub(super) enum Call {
     Receive6 = 20,
     Peer4 = 29,
     Peer6 = 30,
-}
-
-/// `BPF_OBJ_GET`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Get {
-    path: u64,
-    object: u32,
-    flags: u32,
 }
 
 /// `BPF_LINK_CREATE`.
@@ -67,11 +54,6 @@ struct Info {
     padding: u32,
 }
 
-fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for us.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
 /// Has a control group, and all below it, ask a program; beside others that are there.
 pub(super) fn create(
     program: BorrowedFd<'_>,
@@ -90,14 +72,6 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()
     let mut update = Update { link: number(link), program: number(program), ..Update::zeroed() };
     // SAFETY: there are no pointers in it.
     unsafe { sys::call(sys::LINK_UPDATE, &mut update) }.map(drop)
-}
-
-/// Opens what was pinned there.
-pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut get = Get { path: path.as_ptr() as u64, ..Get::zeroed() };
-    // SAFETY: the path ends with a zero, and lives until it returns.
-    Ok(unsafe { sys::call(sys::OBJ_GET, &mut get) }.map(owned)?)
 }
 
 /// The number of the control group that a link is at; 0: that is gone, or somebody has detached it.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
@@ -61,7 +61,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 
     fn number(&self) -> u32 {
-        self.fd.as_fd().as_raw_fd().unsigned_abs()
+        sys::number(self.fd.as_fd())
     }
 
     /// A key with a value, or with room for one.
@@ -228,7 +228,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
 
 /// Takes all entries out of a map whose keys have so many bytes.
 pub(super) fn empty(map: BorrowedFd<'_>, size: usize) -> io::Result<()> {
-    let number = map.as_raw_fd().unsigned_abs();
+    let number = sys::number(map);
     let mut key = vec![0_u8; size];
     loop {
         let mut first =

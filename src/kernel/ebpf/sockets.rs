@@ -13,7 +13,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use super::layout::{Datagram, DatagramKey, Namespace, Socket};
 use super::link::{self, Call};
 use super::map::Map;
-use super::{DIRECTORY, Ebpf, Error, LAYOUT, open_map, sys};
+use super::{DIRECTORY, Ebpf, Error, LAYOUT, open_map, pin_missing, sys};
 
 /// A program: its name, its code, and what it is asked about.
 #[derive(Debug, Clone, Copy)]
@@ -163,17 +163,8 @@ impl Sockets {
     /// # Errors
     /// When there is no such control group now, or the kernel refuses.
     pub fn mend(&mut self) -> Result<u64, Error> {
-        let mut count = 0;
-        let failed = |source| Error::FileSystem { action: "make", path: self.directory.clone(), source };
-        std::fs::create_dir_all(&self.directory).map_err(failed)?;
-        for (map, fd) in MAPS.into_iter().zip(self.maps.all()) {
-            let path = self.directory.join(map);
-            if !path.exists() {
-                let failed = |source| Error::FileSystem { action: "make", path: path.clone(), source };
-                sys::pin(fd, &path).map_err(failed)?;
-                count += 1;
-            }
-        }
+        // Where the directory is gone too, that makes it.
+        let mut count = pin_missing(&self.directory, MAPS.into_iter().zip(self.maps.all()))?;
         let group = open_group(&self.cgroup)?;
         let here = link::number_of(group.as_fd());
         let here = here.map_err(|errno| attach_error("look at", &self.cgroup)(errno.into()))?;
@@ -244,7 +235,7 @@ fn pin_of(directory: &Path, program: &str) -> PathBuf {
 /// not there. Tells whether it is new.
 fn attach(path: &Path, group: &File, program: &OwnedFd, call: Call) -> io::Result<(OwnedFd, bool)> {
     let here = link::number_of(group.as_fd())?;
-    match link::open(path) {
+    match sys::open_pinned(path) {
         Ok(link) if link::cgroup_of(link.as_fd()) == Ok(here) => {
             link::update(link.as_fd(), program.as_fd())?;
             Ok((link, false))

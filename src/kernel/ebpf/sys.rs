@@ -15,7 +15,7 @@ pub(super) const MAP_UPDATE_ELEM: u32 = 2;
 pub(super) const MAP_DELETE_ELEM: u32 = 3;
 pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
-pub(super) const OBJ_GET: u32 = 7;
+const OBJ_GET: u32 = 7;
 const PROG_ATTACH: u32 = 8;
 const PROG_DETACH: u32 = 9;
 const PROG_TEST_RUN: u32 = 10;
@@ -88,12 +88,18 @@ struct ById {
     flags: u32,
 }
 
+/// A descriptor that a call has made.
+pub(super) fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just made it for us, and nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// A descriptor as the attributes of a call have it.
 pub(super) fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }
 
-/// `BPF_OBJ_PIN`.
+/// `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Pin {
@@ -109,6 +115,14 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     // SAFETY: the path ends with a zero, and lives until it returns.
     unsafe { call(OBJ_PIN, &mut pin) }?;
     Ok(())
+}
+
+/// Opens what has a name there.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut pin = Pin { path: path.as_ptr() as u64, ..Pin::zeroed() };
+    // SAFETY: the path ends with a zero, and lives until it returns.
+    Ok(unsafe { call(OBJ_GET, &mut pin) }.map(owned)?)
 }
 
 /// Attaches a program to a device of the thread's namespace, in place of another or behind those that
@@ -157,9 +171,7 @@ pub(super) fn attached(direction: Direction, interface: u32) -> Result<Vec<u32>,
 pub(super) fn program(id: u32) -> io::Result<OwnedFd> {
     let mut by_id = ById { id, next: 0, flags: 0 };
     // SAFETY: there are no pointers in it.
-    let fd = unsafe { call(PROG_GET_FD_BY_ID, &mut by_id) }?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { call(PROG_GET_FD_BY_ID, &mut by_id) }.map(owned)?)
 }
 
 /// `BPF_OBJ_GET_INFO_BY_FD`.

@@ -257,20 +257,17 @@ impl Asked {
     /// more, and nobody would tell them. Goes on after a failure, and returns the last one.
     pub(super) fn end_lost(&self, maps: &Maps) -> Result<(), kernel::Error> {
         let now = kernel::ebpf::now().map_err(map_error("read the time for", "sockets"))?;
-        let mut there: BTreeMap<u32, bool> = BTreeMap::new();
+        let sockets = self.entries()?;
+        let mut gone: BTreeSet<u32> = sockets.iter().map(|(_, socket)| socket.number).collect();
+        for number in gone.clone() {
+            if maps.backends.get(&number).map_err(map_error("read", "backends"))?.is_some() {
+                gone.remove(&number);
+            }
+        }
         let mut lost: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
         let mut done = Vec::new();
-        for (number, socket) in self.entries()? {
-            let is_there = match there.get(&socket.number) {
-                Some(known) => *known,
-                None => {
-                    let backend = maps.backends.get(&socket.number);
-                    let found = backend.map_err(map_error("read", "backends"))?.is_some();
-                    there.insert(socket.number, found);
-                    found
-                }
-            };
-            if !is_there {
+        for (number, socket) in sockets {
+            if gone.contains(&socket.number) {
                 lost.entry(socket.namespace).or_default().insert(number);
             } else if socket.state == 0 && now.saturating_sub(socket.since) > OPENING {
                 done.push(number);

@@ -182,9 +182,11 @@ pub(super) fn timeouts_of(maps: &Maps) -> Result<BTreeMap<u32, Timeouts>, kernel
 }
 
 /// How many connections each backend has whose packets are balanced: established ones, and others.
-pub(super) fn open_connections(maps: &Maps) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
+pub(super) fn open_connections(
+    maps: &Maps,
+    timeouts: &BTreeMap<u32, Timeouts>,
+) -> Result<BTreeMap<u32, (u32, u32)>, kernel::Error> {
     let now = kernel::ebpf::now().map_err(map_error("read the time for", "connections"))?;
-    let timeouts = timeouts_of(maps)?;
     let mut open: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
     let seen = maps.connections.entries().map_err(map_error("read", "connections"))?;
     let seen: HashMap<Tuple, Connection> = seen.into_iter().collect();

@@ -76,11 +76,11 @@ impl Worker {
     pub(super) fn ask(&mut self, id: NetworkId) {
         let Some(node) = self.ebpf.clone().filter(|node| node.borrow().asks()) else { return };
         let (Some(network), Some(slot)) = (self.network(id), self.slots.get(&id)) else { return };
-        let endpoints = self.endpoints(id);
         let plugged = slot.plugged();
-        let here = endpoints.values().filter(|e| plugged.contains(&e.id) && e.node == self.me.name);
+        let here = plugged.iter().filter_map(|endpoint| self.endpoint(id, *endpoint));
         // What the host itself sends there is balanced.
-        let containers = here.filter(|e| !e.host && e.attachment.boot == self.settings.boot);
+        let containers = here
+            .filter(|e| !e.host && e.node == self.me.name && e.attachment.boot == self.settings.boot);
         let number = network.vni.number();
         let asked = node.borrow_mut().ask(number, containers.map(Arc::as_ref));
         if let Err(error) = asked {
