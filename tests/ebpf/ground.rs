@@ -10,7 +10,8 @@ use netctl::kernel::ebpf::{
     Meaning, Place, Port, Programs, Timeouts, Tuple,
 };
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 
 use crate::packet::Packet;
 
@@ -64,6 +65,7 @@ impl Ground {
     /// A new one, with room for so many connections.
     pub fn new(connections: u32) -> Self {
         fresh_namespace();
+        stay_on_one_processor();
         let directory = directory();
         let ebpf = Ebpf::open_in(&directory, connections).unwrap();
         let programs = ebpf.load(NETWORK).unwrap();
@@ -176,6 +178,15 @@ pub fn directory() -> PathBuf {
         mount(Some("bpf"), &file_system, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
     }
     file_system.join(COUNT.fetch_add(1, Ordering::Relaxed).to_string())
+}
+
+/// Keeps the calling thread on the processor where it is. Linux before 6.16 gives the first 128 free
+/// entries of an LRU map to the processor that first asks for one: with all of a small map's gone to one
+/// processor, another one's new entry pushes out its own newest.
+fn stay_on_one_processor() {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu().unwrap()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
 }
 
 /// Moves the calling thread into a namespace like that of a sandbox, with two containers.
