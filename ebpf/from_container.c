@@ -40,9 +40,11 @@ send_to(struct __sk_buff *skb, struct packet *packet, struct connection *connect
 
 // Balances a packet for a service, or an answer of a backend that has met itself.
 SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
+    __u32 zero = 0;
     struct tuple tuple, other;
     struct counts *counted;
-    if (!packet)
+    struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
+    if (!packet || !scratch)
         return PASS;
     if (read_ports(skb, packet))
         return PASS;
@@ -63,27 +65,28 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
         forget(&tuple, &other);
         connection = NULL;
     }
+    struct connection *becomes = &scratch->connection;
     if (connection) {
         // Its entry may become another's as soon as it has left the table.
-        struct connection carried = *connection;
+        *becomes = *connection;
         remember_fragment(skb, packet);
         if (tuple.reply)
             count_outgoing(counted, skb);
         else
             count_incoming(counted, skb);
         follow(connection, &tuple, &other, packet);
-        return send_to(skb, packet, &carried);
+        return send_to(skb, packet, becomes);
     }
     if (tuple.reply || !begins)
         return PASS;
-    struct connection new = {.interface = skb->ifindex, .seen = seconds()};
-    if (!open_connection(skb, packet, &new))
+    *becomes = (struct connection){.interface = skb->ifindex, .seen = seconds()};
+    if (!open_connection(skb, packet, becomes))
         return PASS;
     remember_fragment(skb, packet);
-    if (is_there(new.backend, &counted) && counted)
+    if (is_there(becomes->backend, &counted) && counted)
         counted->connections += 1;
     count_incoming(counted, skb);
-    return send_to(skb, packet, &new);
+    return send_to(skb, packet, becomes);
 }
 
 static __always_inline int carry(struct __sk_buff *skb, struct packet *packet) {

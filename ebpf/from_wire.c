@@ -9,18 +9,17 @@ const volatile struct address local = {};
 const volatile __u32 port = 0;
 
 // Brings a packet out of the tunnel, and on its way to a container.
-static __always_inline int bring(struct __sk_buff *skb, struct packet *packet, const struct arrival *arrival,
-                                 const struct meaning *to, const struct network *network) {
-    __u32 interface = to->interface;
+static __always_inline int
+bring(struct __sk_buff *skb, struct packet *packet, const struct arrival *arrival, const struct meaning *to) {
     if (strip(skb, arrival))
         return PASS;
     packet->transport -= arrival->at - ETH_HLEN;
     if (address_frame(skb, &to->mac, &arrival->router, arrival->protocol) || age(skb, packet, ETH_HLEN) ||
-        (network->balances && translate_answer(skb, packet)))
+        (to->balances && translate_answer(skb, packet)))
         return lost(packet);
     // The way through the sandbox: see into_container.c.
-    skb->mark = interface;
-    return bpf_redirect_peer(network->crossing, 0);
+    skb->mark = to->interface;
+    return bpf_redirect_peer(to->crossing, 0);
 }
 
 SEC("classifier")
@@ -29,15 +28,19 @@ int netctl_wire_in(struct __sk_buff *skb) {
     struct arrival arrival = {};
     if (skb->vlan_present || skb->pkt_type != PACKET_HOST || read_tunnel(skb, &arrival))
         return PASS;
-    struct address here = {{local.words[0], local.words[1], local.words[2], local.words[3]}};
+    struct address here = {.halves = {local.halves[0], local.halves[1]}};
     // What a router on the way has marked the kernel brings to the packet within.
     if (arrival.port != (__be16)port || !same(&arrival.local, &here) || arrival.congestion == CONGESTION)
         return PASS;
-    struct network *network = bpf_map_lookup_elem(&networks, &arrival.network);
     packet.tuple.network = arrival.network;
-    if (!network || read_addresses(skb, &packet, arrival.protocol, arrival.at) || !packet.plain)
+    if (read_addresses(skb, &packet, arrival.protocol, arrival.at) || !packet.plain)
         return PASS;
-    struct address address = packet.tuple.source;
+    struct address address = packet.tuple.destination;
+    struct meaning *to = meaning_of(arrival.network, &address);
+    if (!to || to->kind != ADDRESS_CONTAINER || !to->interface || !to->crossing ||
+        !fits(skb, &packet, arrival.at, to->mtu))
+        return PASS;
+    address = packet.tuple.source;
     struct way *from = way_to(arrival.network, &address);
     // Only the node that has an address speaks for it, and only to this one's own end of the tunnel.
     if (!from || !same(&from->remote, &arrival.remote) || !same_mac(&from->local_mac, &arrival.router))
@@ -46,13 +49,8 @@ int netctl_wire_in(struct __sk_buff *skb) {
     // back: whoever cuts them again would look for it.
     if (skb->gso_size && packet.tuple.protocol == IPPROTO_UDP)
         return PASS;
-    address = packet.tuple.destination;
-    struct meaning *to = meaning_of(arrival.network, &address);
-    if (!to || to->kind != ADDRESS_CONTAINER || !to->interface ||
-        !fits(skb, &packet, arrival.at, to->mtu))
-        return PASS;
     struct report *report = begin_report(skb, &packet, POINT_FROM_WIRE, arrival.at);
-    return end_report(report, &packet, bring(skb, &packet, &arrival, to, network));
+    return end_report(report, &packet, bring(skb, &packet, &arrival, to));
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

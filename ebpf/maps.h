@@ -21,7 +21,6 @@
 // and which are written at once, have theirs from the start: writing them costs a third of the time.
 MAP(BPF_MAP_TYPE_HASH, addresses, struct place, struct meaning, 1 << 17, 0);
 MAP(BPF_MAP_TYPE_LPM_TRIE, ways, struct range, struct way, 1 << 20, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 1 << 16, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, fronts, struct front_key, struct front, 1 << 16, 0);
 MAP(BPF_MAP_TYPE_HASH, slots, struct block_key, struct block, 1 << 18, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, __u32, struct backend, 1 << 17, 0);

@@ -94,16 +94,28 @@ struct sctp {
 #define TCP_RST 4
 #define TCP_ACK 16
 
+// How far into a frame headers are looked for in place: the verifier wants a bound.
+#define IN_PLACE 4096
+
+// Reads a part of a frame. Where it lies in one piece with the frame's start it is read in place, which costs a
+// fraction of having the kernel look for it.
+static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 size) {
+    void *start = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+    if (at < IN_PLACE && start + at + size <= end) {
+        __builtin_memcpy(to, start + at, size);
+        return 0;
+    }
+    return bpf_skb_load_bytes(skb, at, to, size);
+}
+
 static __always_inline void map_ipv4(struct address *to, __be32 address) {
-    to->words[0] = 0;
-    to->words[1] = 0;
+    to->halves[0] = 0;
     to->words[2] = bpf_htonl(0xffff);
     to->words[3] = address;
 }
 
 static __always_inline bool same(const struct address *a, const struct address *b) {
-    return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
-           a->words[3] == b->words[3];
+    return a->halves[0] == b->halves[0] && a->halves[1] == b->halves[1];
 }
 
 static __always_inline bool same_mac(const struct mac *a, const struct mac *b) {
@@ -116,7 +128,7 @@ static __always_inline void copy_ipv6(struct address *to, const struct in6_addr 
 
 // Whether an address stands for one of IPv4: such are in no packet of IPv6 (RFC 4942, 2.2).
 static __always_inline bool is_mapped(const struct address *address) {
-    return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
+    return !address->halves[0] && address->words[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline bool is_of_ports(__u8 protocol) {
@@ -125,7 +137,7 @@ static __always_inline bool is_of_ports(__u8 protocol) {
 
 static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet, __u32 at) {
     struct iphdr ip;
-    if (bpf_skb_load_bytes(skb, at, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5)
+    if (load(skb, at, &ip, sizeof ip) || ip.version != 4 || ip.ihl < 5)
         return -1;
     map_ipv4(&packet->tuple.source, ip.saddr);
     map_ipv4(&packet->tuple.destination, ip.daddr);
@@ -154,7 +166,7 @@ struct extension {
 static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet, __u32 at) {
     struct ipv6hdr ip;
     struct extension extension;
-    if (bpf_skb_load_bytes(skb, at, &ip, sizeof ip) || ip.version != 6)
+    if (load(skb, at, &ip, sizeof ip) || ip.version != 6)
         return -1;
     copy_ipv6(&packet->tuple.source, &ip.saddr);
     copy_ipv6(&packet->tuple.destination, &ip.daddr);
@@ -201,13 +213,19 @@ fragment_key(struct __sk_buff *skb, const struct packet *packet) {
     };
 }
 
-// Remembers the ports of a first fragment that belongs to a connection.
-static __always_inline void remember_fragment(struct __sk_buff *skb, const struct packet *packet) {
-    if (!packet->fragment || !packet->whole)
-        return;
+// Separate for its key: callers have little room left on the stack.
+SEPARATE int remember_ports(struct __sk_buff *skb, struct packet *packet) {
+    if (!packet)
+        return -1;
     struct fragment_key key = fragment_key(skb, packet);
     struct ports ports = {packet->tuple.source_port, packet->tuple.destination_port};
-    bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+    return bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+}
+
+// Remembers the ports of a first fragment that belongs to a connection.
+static __always_inline void remember_fragment(struct __sk_buff *skb, struct packet *packet) {
+    if (packet->fragment && packet->whole)
+        remember_ports(skb, packet);
 }
 
 // Of a fragment that has no ports: those that the first one had.
@@ -243,12 +261,12 @@ SEPARATE int read_ports(struct __sk_buff *skb, struct packet *packet) {
         return -1;
     if (packet->whole) {
         struct ports ports;
-        if (bpf_skb_load_bytes(skb, packet->transport, &ports, sizeof ports))
+        if (load(skb, packet->transport, &ports, sizeof ports))
             return -1;
         tuple->source_port = ports.source;
         tuple->destination_port = ports.destination;
         if (tuple->protocol == IPPROTO_TCP &&
-            bpf_skb_load_bytes(skb, packet->transport + 13, &packet->tcp_flags, 1))
+            load(skb, packet->transport + 13, &packet->tcp_flags, 1))
             return -1;
     }
     return packet->whole ? 0 : follow_fragment(skb, packet);

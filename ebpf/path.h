@@ -30,7 +30,7 @@ fits(struct __sk_buff *skb, const struct packet *packet, __u32 at, __u32 mtu) {
     if (packet->tuple.protocol == IPPROTO_UDP)
         return size + sizeof(struct udphdr) <= mtu;
     // The upper half of byte 12 is the length of the header in words (RFC 9293, 3.1).
-    if (bpf_skb_load_bytes(skb, packet->transport + 12, &words, sizeof words))
+    if (load(skb, packet->transport + 12, &words, sizeof words))
         return false;
     return size + (words >> 4) * 4 <= mtu;
 }
@@ -63,15 +63,14 @@ static __always_inline int address_frame(
 }
 
 // Brings a packet of a container of this network to another of this node.
-static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, struct meaning *to) {
-    __u32 interface = to->interface;
+static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet, const struct meaning *to) {
     struct mac router;
-    if (bpf_skb_load_bytes(skb, 0, &router, sizeof router))
+    if (load(skb, 0, &router, sizeof router))
         return PASS;
     if (age(skb, packet, ETH_HLEN) || address_frame(skb, &to->mac, &router, skb->protocol) ||
-        translate_answer(skb, packet))
+        (to->balances && translate_answer(skb, packet)))
         return lost(packet);
-    return bpf_redirect_peer(interface, 0);
+    return bpf_redirect_peer(to->interface, 0);
 }
 
 // Puts a packet into the tunnel, and across into the host's namespace.

@@ -4,8 +4,9 @@
 #include "report.h"
 #include "tunnel.h"
 
-// For how long an answer of the host's routes holds, in nanoseconds.
-#define HOP_HOLDS 100000000
+// For how many ticks of the kernel an answer of the host's routes holds: 25 to 250 ms, as it was configured. Reading
+// them costs one instruction.
+#define HOP_HOLDS 25
 // Over how many ways flows are spread, where the host has several to a node.
 #define SPREAD 8
 
@@ -16,10 +17,11 @@
 struct hop_key {
     struct address remote;
     __u32 spread;
+    __u32 zero;
 };
 
 struct hop {
-    // When the host's routes are asked again, in nanoseconds of CLOCK_MONOTONIC.
+    // When the host's routes are asked again, in ticks.
     __u64 until;
     __u32 interface;
     __u32 family;
@@ -57,7 +59,7 @@ ask_routes(struct __sk_buff *skb, const struct hop_key *key, const struct addres
     long result = bpf_fib_lookup(skb, &route, sizeof route, 0);
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return -1;
-    hop->until = bpf_ktime_get_coarse_ns() + HOP_HOLDS;
+    hop->until = bpf_jiffies64() + HOP_HOLDS;
     hop->interface = route.ifindex;
     hop->family = route.family;
     __builtin_memcpy(hop->neighbour, route.ipv6_dst, sizeof hop->neighbour);
@@ -70,7 +72,7 @@ static __always_inline int read_ends(struct __sk_buff *skb, struct hop_key *key,
             struct iphdr ip;
             struct ports ports;
         } outer;
-        if (bpf_skb_load_bytes(skb, ETH_HLEN, &outer, sizeof outer))
+        if (load(skb, ETH_HLEN, &outer, sizeof outer))
             return -1;
         map_ipv4(&key->remote, outer.ip.daddr);
         map_ipv4(local, outer.ip.saddr);
@@ -81,7 +83,7 @@ static __always_inline int read_ends(struct __sk_buff *skb, struct hop_key *key,
         struct ipv6hdr ip;
         struct ports ports;
     } outer;
-    if (bpf_skb_load_bytes(skb, ETH_HLEN, &outer, sizeof outer))
+    if (load(skb, ETH_HLEN, &outer, sizeof outer))
         return -1;
     copy_ipv6(&key->remote, &outer.ip.daddr);
     copy_ipv6(local, &outer.ip.saddr);
@@ -102,7 +104,7 @@ static __always_inline void report_lost(struct __sk_buff *skb, const struct hop_
     // bits (RFC 7348, 5).
     __u32 at = ETH_HLEN + (is_mapped(&key->remote) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) +
                sizeof(struct udphdr) + sizeof inner.number;
-    if (bpf_skb_load_bytes(skb, at, &inner, sizeof inner))
+    if (load(skb, at, &inner, sizeof inner))
         return;
     at += sizeof inner;
     packet.tuple.network = bpf_ntohl(inner.number) >> 8;
@@ -120,7 +122,7 @@ int netctl_wire_out(struct __sk_buff *skb) {
     if (read_ends(skb, &key, &local))
         return TC_ACT_SHOT;
     struct hop *hop = bpf_map_lookup_elem(&hops, &key);
-    if (!hop || (__s64)(hop->until - bpf_ktime_get_coarse_ns()) <= 0) {
+    if (!hop || (__s64)(hop->until - bpf_jiffies64()) <= 0) {
         if (ask_routes(skb, &key, &local, &new)) {
             note(EVENT_NO_ROUTE);
             report_lost(skb, &key);

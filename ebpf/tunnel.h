@@ -84,20 +84,21 @@ static __always_inline void write_headers(struct tunnel_headers *headers, const 
 }
 
 static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel *tunnel) {
-    struct tunnel_ipv4 outer = {.protocol = bpf_htons(ETH_P_IP)};
-    struct iphdr ip = {
-        .version = 4,
-        .ihl = sizeof ip / 4,
-        .tos = tunnel->congestion,
-        .tot_len = length_of(tunnel->length + sizeof ip + TUNNEL_HEADERS - ETH_HLEN),
-        .id = bpf_get_prandom_u32(),
-        .ttl = TUNNEL_TTL,
-        .protocol = IPPROTO_UDP,
-        .saddr = tunnel->way->local.words[3],
-        .daddr = tunnel->way->remote.words[3],
+    struct tunnel_ipv4 outer = {
+        .protocol = bpf_htons(ETH_P_IP),
+        .ip = {
+            .version = 4,
+            .ihl = sizeof outer.ip / 4,
+            .tos = tunnel->congestion,
+            .tot_len = length_of(tunnel->length + sizeof outer.ip + TUNNEL_HEADERS - ETH_HLEN),
+            .id = bpf_get_prandom_u32(),
+            .ttl = TUNNEL_TTL,
+            .protocol = IPPROTO_UDP,
+            .saddr = tunnel->way->local.words[3],
+            .daddr = tunnel->way->remote.words[3],
+        },
     };
-    ip.check = checksum_of(&ip);
-    outer.ip = ip;
+    outer.ip.check = checksum_of(&outer.ip);
     write_headers(&outer.headers, tunnel);
     __u32 length = sizeof outer.protocol + sizeof outer.ip + TUNNEL_HEADERS;
     return bpf_skb_store_bytes(skb, TUNNEL_AT, &outer.protocol, length, 0);
@@ -137,7 +138,7 @@ static __always_inline int read_tunnel(struct __sk_buff *skb, struct arrival *ar
     struct tunnel_headers headers;
     if (skb->protocol == bpf_htons(ETH_P_IP)) {
         struct iphdr ip;
-        if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.protocol != IPPROTO_UDP ||
+        if (load(skb, ETH_HLEN, &ip, sizeof ip) || ip.protocol != IPPROTO_UDP ||
             ip.version != 4 || ip.ihl != 5 || ip.frag_off & bpf_htons(FRAGMENT_MORE | FRAGMENT_OFFSET))
             return -1;
         map_ipv4(&arrival->remote, ip.saddr);
@@ -146,7 +147,7 @@ static __always_inline int read_tunnel(struct __sk_buff *skb, struct arrival *ar
         arrival->at = ETH_HLEN + sizeof ip;
     } else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
         struct ipv6hdr ip;
-        if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) || ip.nexthdr != IPPROTO_UDP ||
+        if (load(skb, ETH_HLEN, &ip, sizeof ip) || ip.nexthdr != IPPROTO_UDP ||
             ip.version != 6)
             return -1;
         copy_ipv6(&arrival->remote, &ip.saddr);
@@ -156,7 +157,7 @@ static __always_inline int read_tunnel(struct __sk_buff *skb, struct arrival *ar
     } else {
         return -1;
     }
-    if (bpf_skb_load_bytes(skb, arrival->at, &headers, TUNNEL_HEADERS) ||
+    if (load(skb, arrival->at, &headers, TUNNEL_HEADERS) ||
         headers.flags != bpf_htonl(VXLAN_HAS_NETWORK))
         return -1;
     arrival->at += TUNNEL_HEADERS;

@@ -5,9 +5,12 @@
 #pragma once
 #include <linux/types.h>
 
-// An address; one of IPv4 is mapped into IPv6 (RFC 4291, 2.5.5.2).
+// An address; one of IPv4 is mapped into IPv6 (RFC 4291, 2.5.5.2). It lies where it is copied and compared by halves.
 struct address {
-    __be32 words[4];
+    union {
+        __be32 words[4];
+        __u64 halves[2];
+    };
 };
 
 // An Ethernet address, in words because those are copied faster.
@@ -18,6 +21,7 @@ struct mac {
 // An address in a network; the key of `addresses`.
 struct place {
     __u32 network;
+    __u32 zero;
     struct address address;
 };
 
@@ -37,9 +41,12 @@ struct meaning {
     __u32 interface;
     // The largest packet that it takes.
     __u32 mtu;
+    // The device in the host's namespace by which packets cross into its sandbox; 0: the kernel has them.
+    __u32 crossing;
     // Its Ethernet address.
     struct mac mac;
-    __u16 zero;
+    // Whether anything is balanced in its network.
+    __u16 balances;
 };
 
 // A range of addresses in a network that another node has; the key of `ways` (`struct bpf_lpm_trie_key`).
@@ -64,21 +71,13 @@ struct way {
     __u16 zero;
 };
 
-// A network of this node; the value of `networks`, by its number.
-struct network {
-    // The device in the host's namespace by which packets cross into the sandbox.
-    __u32 crossing;
-    // Whether anything is balanced there.
-    __u32 balances;
-};
-
 // What a packet must be for, to be balanced; the key of `fronts`. Protocol and port 0 mean all.
 struct front_key {
     __u32 network;
-    struct address address;
     __be16 port;
     __u8 protocol;
     __u8 zero;
+    struct address address;
 };
 
 enum scheduler {
@@ -145,15 +144,15 @@ struct counts {
 
 // A packet of a connection as it arrives; the key of `connections`.
 struct tuple {
-    __u32 network;
     struct address source;
     struct address destination;
     __be16 source_port;
     __be16 destination_port;
+    __u32 network;
     __u8 protocol;
     // 1: it is an answer of the backend's.
     __u8 reply;
-    __u16 zero;
+    __u16 zero[3];
 };
 
 #define STATE_ANSWERED 1
@@ -175,7 +174,7 @@ struct connection {
     __u8 state;
     // 1: client and backend are one.
     __u8 loops;
-    __u16 zero;
+    __u16 zero[3];
 };
 
 // After which silence connections end, in seconds; the value of `timeouts`, by network.
@@ -188,6 +187,7 @@ struct timeouts {
 // Who keeps a backend; the key of `clients`.
 struct client_key {
     __u32 front;
+    __u32 zero;
     struct address address;
 };
 
@@ -215,6 +215,7 @@ struct ports {
 // A network that a container is in, with the container's addresses there; all 0: none.
 struct membership {
     __u32 network;
+    __u32 zero;
     struct address ipv4;
     struct address ipv6;
 };

@@ -116,8 +116,6 @@ pub struct Maps {
     pub addresses: Map<Place, Meaning>,
     /// How other nodes' addresses are reached.
     pub ways: Map<Range, Way>,
-    /// The networks of this node, by their numbers.
-    pub networks: Map<u32, NetworkEnd>,
     /// What is balanced.
     pub fronts: Map<FrontKey, Front>,
     /// Which backends take turns, where a front has no room for all.
@@ -250,11 +248,10 @@ impl Maps {
     }
 
     /// All of them by their names.
-    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 15] {
+    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 14] {
         [
             ("addresses", self.addresses.fd()),
             ("ways", self.ways.fd()),
-            ("networks", self.networks.fd()),
             ("fronts", self.fronts.fd()),
             ("slots", self.slots.fd()),
             ("backends", self.backends.fd()),
@@ -275,7 +272,6 @@ impl Maps {
         Ok(Self {
             addresses: open_map(directory, "addresses")?,
             ways: open_map(directory, "ways")?,
-            networks: open_map(directory, "networks")?,
             fronts: open_map(directory, "fronts")?,
             slots: open_map(directory, "slots")?,
             backends: open_map(directory, "backends")?,
@@ -348,7 +344,7 @@ pub fn empty_paths() -> io::Result<()> {
     };
     for layout in layouts {
         let layout = layout?.path();
-        for map in ["ways", "networks", "addresses"] {
+        for map in ["ways", "addresses"] {
             // One that nobody finds any more nobody can empty.
             let Ok(data) = aya::maps::MapData::from_pin(layout.join(map)) else { continue };
             let size = data.info().map_err(io::Error::other)?.key_size();

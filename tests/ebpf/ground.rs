@@ -77,7 +77,7 @@ impl Ground {
     /// Balances a front over backends, by the numbers of their slots.
     pub fn balance(&self, front: &FrontKey, value: Front, backends: &[(u32, Backend)], slots: &[u32]) {
         let maps = self.ebpf.maps();
-        let place = Place { network: NETWORK, address: front.address };
+        let place = Place::new(NETWORK, front.address);
         maps.addresses.insert(&place, &Meaning::of(ADDRESS_SERVICE)).unwrap();
         for (number, backend) in backends {
             maps.backends.insert(number, backend).unwrap();
@@ -100,7 +100,7 @@ impl Ground {
     pub fn own(&self, backend: &str, gateway: &str) {
         let maps = self.ebpf.maps();
         let gateway = address(gateway);
-        let place = |address| Place { network: NETWORK, address };
+        let place = |address| Place::new(NETWORK, address);
         maps.gateways.insert(&place(address(backend)), &gateway).unwrap();
         maps.addresses.insert(&place(gateway), &Meaning::of(ADDRESS_GATEWAY)).unwrap();
     }

@@ -11,7 +11,7 @@ pub fn entries_are_written_read_and_removed_by_the_thousand() {
     let ebpf = Ebpf::open_in(&directory(), 16).unwrap();
     let gateways = &ebpf.maps().gateways;
     assert_eq!(gateways.entries().unwrap(), []);
-    let key = |number| Place { network: number, address: address("10.9.0.80") };
+    let key = |number| Place::new(number, address("10.9.0.80"));
     let value = |number: u32| Address::from(IpAddr::from(number.to_be_bytes()));
     let entry = |number| (key(number), value(number * 3));
     let all: Vec<(Place, Address)> = (0..10_000).map(entry).collect();
@@ -33,7 +33,7 @@ pub fn entries_are_written_read_and_removed_by_the_thousand() {
 pub fn a_full_map_says_so() {
     let ebpf = Ebpf::open_in(&directory(), 16).unwrap();
     let addresses = &ebpf.maps().addresses;
-    let place = |number: u32| Place { network: number, address: address("10.9.0.80") };
+    let place = |number: u32| Place::new(number, address("10.9.0.80"));
     let room = 1 << 17;
     let all: Vec<(Place, Meaning)> = (0..room).map(|number| (place(number), Meaning::of(1))).collect();
     addresses.insert_all(&all).unwrap();
@@ -45,7 +45,7 @@ pub fn a_full_map_says_so() {
 
 pub fn maps_outlive_who_opened_them_and_grow_when_they_are_to() {
     let directory = directory();
-    let place = Place { network: NETWORK, address: address("10.9.0.80") };
+    let place = Place::new(NETWORK, address("10.9.0.80"));
     let first = Ebpf::open_in(&directory, 16).unwrap();
     first.maps().addresses.insert(&place, &Meaning::of(1)).unwrap();
     first.maps().gateways.insert(&place, &place.address).unwrap();

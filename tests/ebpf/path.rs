@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use netctl::kernel::ebpf::{
-    ADDRESS_CONTAINER, FastPath, Meaning, NetworkEnd, Place, Range, TunnelEnd, Way, index,
-};
+use netctl::kernel::ebpf::{ADDRESS_CONTAINER, FastPath, Meaning, Place, Range, TunnelEnd, Way, index};
 
 use crate::ground::{DEVICE, DROP, FAMILIES, Family, Ground, NETWORK, OTHER, PASS, REDIRECT, address};
 use crate::packet::{ACK, CONTAINER, Packet, SANDBOX, SCTP, SYN, TCP, UDP, checksum};
@@ -39,13 +37,19 @@ pub fn ground(underlay: [&str; 2]) -> (Ground, FastPath) {
             [(family.client, DEVICE, CONTAINER), (neighbour(family), OTHER, BOX)]
         {
             let (place, interface) = (place(container), index(device).unwrap());
-            let meaning = Meaning { interface, mtu: MTU, mac, ..Meaning::of(ADDRESS_CONTAINER) };
+            let meaning = Meaning {
+                kind: ADDRESS_CONTAINER,
+                interface,
+                mtu: MTU,
+                crossing: CROSSING,
+                mac,
+                balances: 1,
+            };
             maps.addresses.insert(&place, &meaning).unwrap();
         }
         let range = if family.client.contains(':') { "fd00:9:1::/120" } else { "10.9.1.0/24" };
         maps.ways.insert(&Range::new(NETWORK, range.parse().unwrap()), &way(underlay)).unwrap();
     }
-    maps.networks.insert(&NETWORK, &NetworkEnd { crossing: CROSSING, balances: 1 }).unwrap();
     (ground, path)
 }
 
@@ -65,7 +69,7 @@ fn way([local, remote]: [&str; 2]) -> Way {
 }
 
 fn place(text: &str) -> Place {
-    Place { network: NETWORK, address: address(text) }
+    Place::new(NETWORK, address(text))
 }
 
 /// A frame as it is one router later.
@@ -204,7 +208,7 @@ pub fn what_comes_by_the_tunnel_leaves_it() {
 pub fn what_the_other_end_may_not_send_passes_as_it_is() {
     for (at, underlay) in UNDERLAYS.into_iter().enumerate() {
         let family = FAMILIES[at];
-        let (_ground, path) = ground(underlay);
+        let (ground, path) = ground(underlay);
         let header = if at == 0 { 20 } else { 40 };
         let packet = Packet::tcp(ACK, (family.backends[0], 80), (family.client, 4000));
         let right = arrived(underlay, &packet.bytes());
@@ -245,6 +249,10 @@ pub fn what_the_other_end_may_not_send_passes_as_it_is() {
         let error = Packet::error(family.backends[0], family.client, (3, 3), &packet.back(ACK).bytes());
         let error = arrived(underlay, &error.bytes());
         assert_eq!(arrive(&path, &error), (PASS, error.clone()), "an error");
+        let (maps, container) = (ground.ebpf.maps(), place(family.client));
+        let meaning = maps.addresses.get(&container).unwrap().unwrap();
+        maps.addresses.insert(&container, &Meaning { crossing: 0, ..meaning }).unwrap();
+        assert_eq!(arrive(&path, &right), (PASS, right.clone()), "no way into the sandbox");
     }
 }
 

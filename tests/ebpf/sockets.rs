@@ -53,7 +53,7 @@ impl Container {
         let [v4, v6] = FAMILIES.map(|family| address(family.client));
         let mut all = Namespace::zeroed();
         for (place, network) in all.0.iter_mut().zip(networks) {
-            *place = Membership { network: *network, ipv4: v4, ipv6: v6 };
+            *place = Membership { network: *network, zero: 0, ipv4: v4, ipv6: v6 };
         }
         self.sockets.maps().namespaces.insert(&here(), &all).unwrap();
     }
@@ -163,7 +163,7 @@ pub fn who_is_not_a_container_of_the_network_is_not_asked() {
     let _listeners = listeners(family);
     let service = socket_of(family.service, 80);
     let is_refused = || TcpStream::connect_timeout(&service, LONG).is_err();
-    let place = Place { network: NETWORK, address: address(family.service) };
+    let place = Place::new(NETWORK, address(family.service));
     // The service is no address of anybody's, and there is no route to it.
     for networks in [&[][..], &[NETWORK + 1], &[NETWORK + 1, NETWORK + 2]] {
         container.is_in(networks);

@@ -428,11 +428,16 @@ impl Balancing for ByEbpf {
         let mut node = self.node.borrow_mut();
         if !balancer.fronts.is_empty() {
             // Answers are looked for before there are any.
-            for (network, end) in &mut self.entries.paths.networks {
-                end.balances = 1;
-                let maps = node.ebpf.maps();
-                maps.networks.insert(network, end).map_err(map_error("change", "networks"))?;
-            }
+            let containers = &mut self.entries.paths.containers;
+            let silent = containers.iter_mut().filter(|(_, meaning)| meaning.balances == 0);
+            let changed: Vec<_> = silent
+                .map(|(place, meaning)| {
+                    meaning.balances = 1;
+                    (*place, *meaning)
+                })
+                .collect();
+            let told = node.ebpf.maps().addresses.insert_all(&changed);
+            told.map_err(map_error("change", "addresses"))?;
         }
         let wanted = Table::wanted(self.network, balancer, &self.entries.table, &mut node.numbers);
         self.balancer = balancer.clone();

@@ -8,11 +8,11 @@ use ipnetwork::IpNetwork;
 
 /// The layout of all that is pinned. Whoever changes a structure here, or a map, counts on: an agent
 /// uses no maps of another layout.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
-/// An address; one of IPv4 is mapped into IPv6.
+/// An address; one of IPv4 is mapped into IPv6. It lies where the programs copy it by halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Address(pub [[u8; 4]; 4]);
 
 impl From<IpAddr> for Address {
@@ -55,6 +55,8 @@ impl From<Port> for u16 {
 pub struct Place {
     /// The network's number.
     pub network: u32,
+    /// Always 0.
+    pub zero: u32,
     /// The address.
     pub address: Address,
 }
@@ -78,10 +80,19 @@ pub struct Meaning {
     pub interface: u32,
     /// The largest packet that it takes.
     pub mtu: u32,
+    /// The device in the host's namespace by which packets cross into its sandbox; 0: the kernel has them.
+    pub crossing: u32,
     /// Its Ethernet address.
     pub mac: [u8; 6],
-    /// Always 0.
-    pub zero: u16,
+    /// 1: something is balanced in its network.
+    pub balances: u16,
+}
+
+impl Place {
+    /// This address in the network with this number.
+    pub fn new(network: u32, address: impl Into<Address>) -> Self {
+        Self { network, zero: 0, address: address.into() }
+    }
 }
 
 impl Meaning {
@@ -141,30 +152,20 @@ impl Way {
     }
 }
 
-/// A network of this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct NetworkEnd {
-    /// The device in the host's namespace by which packets cross into the sandbox.
-    pub crossing: u32,
-    /// 1: something is balanced there.
-    pub balances: u32,
-}
-
 /// What a packet must be for, to be balanced. Protocol and port 0 mean all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct FrontKey {
     /// The network's number.
     pub network: u32,
-    /// The service's address.
-    pub address: Address,
-    /// Its port.
+    /// The service's port.
     pub port: Port,
     /// The protocol's number (IANA).
     pub protocol: u8,
     /// Always 0.
     pub zero: u8,
+    /// The service's address.
+    pub address: Address,
 }
 
 /// The slots in turn.
@@ -286,8 +287,6 @@ impl std::iter::Sum for Counts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Tuple {
-    /// The network's number.
-    pub network: u32,
     /// Where it comes from.
     pub source: Address,
     /// Where it goes to.
@@ -296,12 +295,14 @@ pub struct Tuple {
     pub source_port: Port,
     /// To which port.
     pub destination_port: Port,
+    /// The network's number.
+    pub network: u32,
     /// The protocol's number (IANA).
     pub protocol: u8,
     /// 1: it is an answer of the backend's.
     pub reply: u8,
     /// Always 0.
-    pub zero: u16,
+    pub zero: [u16; 3],
 }
 
 /// The backend has answered.
@@ -336,7 +337,7 @@ pub struct Connection {
     /// 1: client and backend are one.
     pub loops: u8,
     /// Always 0.
-    pub zero: u16,
+    pub zero: [u16; 3],
 }
 
 /// After which silence connections of a network end, in seconds.
@@ -357,6 +358,8 @@ pub struct Timeouts {
 pub struct ClientKey {
     /// The front's number.
     pub front: u32,
+    /// Always 0.
+    pub zero: u32,
     /// The client.
     pub address: Address,
 }
@@ -405,6 +408,8 @@ pub struct Ports {
 pub struct Membership {
     /// The network's number.
     pub network: u32,
+    /// Always 0.
+    pub zero: u32,
     /// The address of IPv4; all 0: none.
     pub ipv4: Address,
     /// That of IPv6.

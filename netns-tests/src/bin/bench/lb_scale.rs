@@ -110,7 +110,7 @@ pub fn write(maps: &Maps, services: std::ops::Range<u32>) {
         let front = Front { id, scheduler: SCHEDULER_TURN, affinity: 0, slots: 0, turn: 0, first };
         // So few need no blocks.
         fronts.push((key, front.with_slots(&numbers).0));
-        addresses.push((Place { network: LAYOUT, address }, Meaning::of(ADDRESS_SERVICE)));
+        addresses.push((Place::new(LAYOUT, address), Meaning::of(ADDRESS_SERVICE)));
     }
     let written = maps
         .backends

@@ -40,7 +40,6 @@ pub(super) fn changes(found: &Entries, known: &Entries) -> u64 {
     let (found, known) = (&found.table, &known.table);
     count(&carried.containers, &carried_before.containers)
         + count(&carried.ways, &carried_before.ways)
-        + count(&carried.networks, &carried_before.networks)
         + count(&found.addresses, &known.addresses)
         + count(&found.gateways, &known.gateways)
         + count(&found.timeouts, &known.timeouts)
@@ -95,9 +94,6 @@ fn read_paths(maps: &Maps) -> Result<BTreeMap<u32, Entries>, kernel::Error> {
     let mut all: BTreeMap<u32, Entries> = BTreeMap::new();
     for (range, way) in maps.ways.entries().map_err(map_error("read", "ways"))? {
         all.entry(range.network).or_default().paths.ways.insert(range, way);
-    }
-    for (network, end) in maps.networks.entries().map_err(map_error("read", "networks"))? {
-        all.entry(network).or_default().paths.networks.insert(network, end);
     }
     Ok(all)
 }
@@ -159,18 +155,15 @@ pub(super) fn apply_paths(
     wanted: &Paths,
     table: &Table,
 ) -> Result<(), kernel::Error> {
-    let (networks, lost_networks) = difference(&now.networks, &wanted.networks);
     let (containers, mut lost_containers) = difference(&now.containers, &wanted.containers);
     lost_containers.retain(|place| !table.addresses.contains_key(place));
     let (ways, lost_ways) = difference(&now.ways, &wanted.ways);
     let done = |map, result: std::io::Result<()>| result.map_err(map_error("change", map));
     let outcomes = [
-        done("networks", maps.networks.insert_all(&networks)),
         done("addresses", maps.addresses.insert_all(&containers)),
         done("ways", maps.ways.insert_all(&ways)),
         done("ways", maps.ways.remove_all(&lost_ways)),
         done("addresses", maps.addresses.remove_all(&lost_containers)),
-        done("networks", maps.networks.remove_all(&lost_networks)),
     ];
     outcomes.into_iter().rfind(Result::is_err).unwrap_or(Ok(()))
 }

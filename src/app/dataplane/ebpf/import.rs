@@ -99,7 +99,7 @@ impl Found {
                     destination_port: to.port().into(),
                     protocol: self.protocol,
                     reply,
-                    zero: 0,
+                    zero: [0; 3],
                 };
                 let becomes = Connection {
                     source: as_from.ip().into(),
@@ -111,7 +111,7 @@ impl Found {
                     interface: self.interface,
                     state,
                     loops: 0,
-                    zero: 0,
+                    zero: [0; 3],
                 };
                 (tuple, becomes)
             };

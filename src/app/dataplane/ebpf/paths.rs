@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::kernel::ebpf::{ADDRESS_CONTAINER, Meaning, NetworkEnd, Place, Range, Way};
+use crate::kernel::ebpf::{ADDRESS_CONTAINER, Meaning, Place, Range, Way};
 use crate::model::object::{Device, Link, LinkKind, Object, Route, Target};
 use crate::model::subnet::width;
 use crate::model::{EndpointId, MacAddr};
@@ -17,7 +17,6 @@ use crate::model::{EndpointId, MacAddr};
 pub(super) struct Paths {
     pub(super) containers: BTreeMap<Place, Meaning>,
     pub(super) ways: BTreeMap<Range, Way>,
-    pub(super) networks: BTreeMap<u32, NetworkEnd>,
 }
 
 /// The pair by which packets cross between a sandbox and the host, by its devices' numbers.
@@ -41,17 +40,21 @@ impl Paths {
     ) -> Self {
         let found = Found::among(objects.clone());
         let mut paths = Self::default();
-        let balances = u32::from(crossing.balances);
-        paths.networks.insert(network, NetworkEnd { crossing: crossing.outside, balances });
         for object in objects {
             match *object {
                 Object::Neighbour { device: Device::Endpoint(id), address, mac } => {
                     let (Some(&interface), Some(&mtu)) = (devices.get(&id), found.mtus.get(&id)) else {
                         continue;
                     };
-                    let meaning =
-                        Meaning { interface, mtu, mac: mac.0, ..Meaning::of(ADDRESS_CONTAINER) };
-                    paths.containers.insert(Place { network, address: address.into() }, meaning);
+                    let meaning = Meaning {
+                        kind: ADDRESS_CONTAINER,
+                        interface,
+                        mtu,
+                        crossing: crossing.outside,
+                        mac: mac.0,
+                        balances: u16::from(crossing.balances),
+                    };
+                    paths.containers.insert(Place::new(network, address), meaning);
                 }
                 Object::Route(Route { destination, target: Target::Via(Device::Tunnel, hop), mtu }) => {
                     let way = found.way(hop, mtu, crossing, unfit);
@@ -179,13 +182,10 @@ mod tests {
         let objects = objects();
         let id: EndpointId = "0123456789ab".parse().unwrap();
         let paths = Paths::through(NETWORK, CROSSING, &[(id, 7)].into(), &BTreeSet::new(), &objects);
-        let place = |address: &str| {
-            let address = address.parse::<IpAddr>().unwrap().into();
-            Place { network: NETWORK, address }
-        };
+        let place = |address: &str| Place::new(NETWORK, address.parse::<IpAddr>().unwrap());
         let meaning = paths.containers[&place("10.9.0.5")];
         assert_eq!((meaning.kind, meaning.interface, meaning.mtu), (ADDRESS_CONTAINER, 7, 1450));
-        assert_eq!(meaning.mac, [2, 0, 0, 0, 0, 5]);
+        assert_eq!((meaning.mac, meaning.crossing, meaning.balances), ([2, 0, 0, 0, 0, 5], 30, 1));
         let way = paths.ways[&Range::new(NETWORK, "10.9.0.32/27".parse().unwrap())];
         assert_eq!((IpAddr::from(way.remote), u16::from(way.port)), ("10.1.0.2".parse().unwrap(), 4790));
         assert_eq!((way.mtu, way.crossing, way.remote_mac), (1400, 3, [2, 0, 0, 0, 0, 2]));
@@ -200,7 +200,6 @@ mod tests {
             assert_eq!(none, Way::none(), "{address}");
         }
         assert_eq!(paths.ways.len(), 3);
-        assert_eq!(paths.networks[&NETWORK], NetworkEnd { crossing: 30, balances: 1 });
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Table {
         if balancer.fronts.is_empty() {
             return table;
         }
-        let place = |address: &std::net::IpAddr| Place { network, address: (*address).into() };
+        let place = |address: &std::net::IpAddr| Place::new(network, *address);
         for address in &balancer.addresses {
             let is_outside = balancer.outside.iter().any(|(_, service)| service == address);
             let kind = if is_outside { ADDRESS_OUTSIDE } else { ADDRESS_SERVICE };
