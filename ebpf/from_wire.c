@@ -36,9 +36,13 @@ int netctl_wire_in(struct __sk_buff *skb) {
     if (read_addresses(skb, &packet, arrival.protocol, arrival.at) || !packet.plain)
         return PASS;
     struct address address = packet.tuple.destination;
-    struct meaning *to = meaning_of(arrival.network, &address);
-    if (!to || to->kind != ADDRESS_CONTAINER || !to->interface || !to->crossing ||
-        !fits(skb, &packet, arrival.at, to->mtu))
+    struct meaning *meaning = meaning_of(arrival.network, &address);
+    if (!meaning)
+        return PASS;
+    // Its entry may become another's as soon as the agent writes.
+    struct meaning to = *meaning;
+    if (to.kind != ADDRESS_CONTAINER || !to.interface || !to.crossing ||
+        !fits(skb, &packet, arrival.at, to.mtu))
         return PASS;
     address = packet.tuple.source;
     struct way *from = way_to(arrival.network, &address);
@@ -50,7 +54,7 @@ int netctl_wire_in(struct __sk_buff *skb) {
     if (skb->gso_size && packet.tuple.protocol == IPPROTO_UDP)
         return PASS;
     struct report *report = begin_report(skb, &packet, POINT_FROM_WIRE, arrival.at);
-    return end_report(report, &packet, bring(skb, &packet, &arrival, to));
+    return end_report(report, &packet, bring(skb, &packet, &arrival, &to));
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -24,7 +24,8 @@ static __always_inline bool is_own_source(struct __sk_buff *skb, const struct pa
 }
 
 // Writes both entries of a new connection to a backend of a front; gives -1, or the event that keeps it from that.
-// Keys are copies: Linux 6.1 looks nothing up under what another function hands on.
+// Keys are copies: Linux 6.1 looks nothing up under what another function hands on. The connection may be the one
+// of the scratch itself.
 SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 front, __u32 number) {
     __u32 zero = 0;
     struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);

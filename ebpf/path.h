@@ -118,12 +118,14 @@ SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 is_elsewhe
     if (!from || from->kind != ADDRESS_CONTAINER || from->interface != skb->ifindex)
         return PASS;
     address = packet->tuple.destination;
-    struct meaning *to = is_elsewhere ? NULL : meaning_of(network, &address);
-    if (to) {
-        if (to->kind != ADDRESS_CONTAINER || to->interface == skb->ifindex || !to->interface ||
-            !fits(skb, packet, ETH_HLEN, to->mtu))
+    struct meaning *meaning = is_elsewhere ? NULL : meaning_of(network, &address);
+    if (meaning) {
+        // Its entry may become another's as soon as the agent writes.
+        struct meaning to = *meaning;
+        if (to.kind != ADDRESS_CONTAINER || to.interface == skb->ifindex || !to.interface ||
+            !fits(skb, packet, ETH_HLEN, to.mtu))
             return PASS;
-        return deliver(skb, packet, to);
+        return deliver(skb, packet, &to);
     }
     struct way *way = way_to(network, &address);
     if (!way || !way->crossing || !fits(skb, packet, ETH_HLEN, way->mtu))

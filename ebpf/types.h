@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-// An address; one of IPv4 is mapped into IPv6 (RFC 4291, 2.5.5.2). It lies where it is copied and compared by halves.
+// An address; one of IPv4 is mapped into IPv6 (RFC 4291, 2.5.5.2). It is copied and compared by halves.
 struct address {
     union {
         __be32 words[4];

@@ -276,6 +276,13 @@ pub fn containers_of_one_node_reach_each_other() {
             ground.programs.run("netctl_from", OTHER, &between(SANDBOX, BOX, &answer.bytes())).unwrap();
         assert_eq!(verdict, REDIRECT);
         assert_eq!(Packet::read(&back), Packet { is_back: true, ..syn.back(SYN | ACK) });
+        // Where nothing is balanced nobody looks for its connection.
+        let (maps, client) = (ground.ebpf.maps(), place(family.client));
+        let meaning = maps.addresses.get(&client).unwrap().unwrap();
+        maps.addresses.insert(&client, &Meaning { balances: 0, ..meaning }).unwrap();
+        let (verdict, back) =
+            ground.programs.run("netctl_from", OTHER, &between(SANDBOX, BOX, &answer.bytes())).unwrap();
+        assert_eq!((verdict, Packet::read(&back).source), (REDIRECT, answer.source));
     }
 }
 

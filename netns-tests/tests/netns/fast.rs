@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 
 use netctl::kernel::ebpf::{self, Maps, Tuple, detach};
 use serde_json::{Value, json};
+use world::Transport::Tcp;
 use world::{
-    Frames, Node, NodeOptions, Space, Stream, Transfer, World, gateway_frame, ipv4_udp, send_frames,
-    tcp_transfer, wait_for,
+    Frames, Node, NodeOptions, Session, Space, Stream, Transfer, World, gateway_frame, ipv4_udp,
+    send_frames, tcp_transfer, wait_for,
 };
 
 use crate::cluster::{Cluster, DUAL, Member, member};
@@ -296,6 +297,8 @@ fn what_is_open_is_reset_when_an_agent_lays_maps_out_anew(world: &World) {
     let layouts = || cluster.n1().space.sh("ls /sys/fs/bpf/netctl");
     wait_for("only its own layout is there", || layouts().trim() == ebpf::LAYOUT.to_string());
     wait_for("it is balanced again", || weights(&sandbox, &backends) == [1]);
+    // The programs look at the new maps a moment after those are filled.
+    wait_for("it answers again", || vips.iter().all(|vip| Session::open(from, Tcp, vip, 80).is_ok()));
     for (session, vip) in sessions.iter_mut().zip(&vips) {
         let error = session.ask().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{vip}: {error}");

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Programs, SCHEDULER_LEAST,
+    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Meaning, Programs, SCHEDULER_LEAST,
     TunnelEnd, Tuple,
 };
 use crate::kernel::{self, Sandbox, ipvs};
@@ -428,16 +428,13 @@ impl Balancing for ByEbpf {
         let mut node = self.node.borrow_mut();
         if !balancer.fronts.is_empty() {
             // Answers are looked for before there are any.
-            let containers = &mut self.entries.paths.containers;
-            let silent = containers.iter_mut().filter(|(_, meaning)| meaning.balances == 0);
-            let changed: Vec<_> = silent
-                .map(|(place, meaning)| {
-                    meaning.balances = 1;
-                    (*place, *meaning)
-                })
-                .collect();
+            let containers = &self.entries.paths.containers;
+            let silent = containers.iter().filter(|(_, meaning)| meaning.balances == 0);
+            let changed: Vec<_> =
+                silent.map(|(place, meaning)| (*place, Meaning { balances: 1, ..*meaning })).collect();
             let told = node.ebpf.maps().addresses.insert_all(&changed);
             told.map_err(map_error("change", "addresses"))?;
+            self.entries.paths.containers.extend(changed);
         }
         let wanted = Table::wanted(self.network, balancer, &self.entries.table, &mut node.numbers);
         self.balancer = balancer.clone();

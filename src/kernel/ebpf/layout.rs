@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 /// uses no maps of another layout.
 pub const LAYOUT: u32 = 5;
 
-/// An address; one of IPv4 is mapped into IPv6. It lies where the programs copy it by halves.
+/// An address; one of IPv4 is mapped into IPv6. The programs copy it by halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C, align(8))]
 pub struct Address(pub [[u8; 4]; 4]);

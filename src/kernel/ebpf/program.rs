@@ -24,12 +24,11 @@ pub(super) struct Source {
 /// What sort of device a program is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// One that comes and goes with a container: a filter of `clsact` costs some hundred microseconds. TCX has
-    /// all wait for a grace period of RCU, some ten milliseconds, when a program is attached and when the
-    /// device goes.
+    /// One that comes and goes with a container or a network: a filter of `clsact` costs some hundred
+    /// microseconds. TCX has all wait for a grace period of RCU, some ten milliseconds, when a program is
+    /// attached and when the device goes.
     Passing,
-    /// One that stays with a network, or the host: TCX where the kernel has it (Linux 6.6). Others may attach
-    /// there, and it costs each packet less.
+    /// One of the host's that stays: TCX where the kernel has it (Linux 6.6), since others may attach there.
     Lasting,
 }
 
@@ -47,9 +46,9 @@ const OF_CONTAINER: [Source; 2] = [
     source!("netctl_from", "from_container", In, Passing),
 ];
 /// Where what the wire brought crosses a sandbox.
-const INTO: Source = source!("netctl_into", "into_container", In, Lasting);
+const INTO: Source = source!("netctl_into", "into_container", In, Passing);
 /// Where what is for the wire enters the host's namespace.
-const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", In, Lasting);
+const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", In, Passing);
 /// Where the wire ends.
 const FROM_WIRE: Source = source!("netctl_wire_in", "from_wire", In, Lasting);
 
