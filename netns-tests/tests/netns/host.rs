@@ -183,10 +183,11 @@ fn hosts_reach_containers_on_all_machines_by_name(world: &World) {
     open(n1, "inner", "--internal --subnet 10.7.0.0/24");
     n1.ok(&format!("network create mail {DUAL}"));
     // One address on two networks: it is the host's neighbour that is meant by it.
-    let _m = n1.attach_with("mail", "m", "--ip 10.9.0.200");
-    let (_a, _b) = (n1.attach_with("shop", "a", "--ip 10.9.0.200"), n2.attach("shop", "b"));
+    let (_a, _b) = (n1.attach("shop", "a"), n2.attach("shop", "b"));
+    let shared = n1.addresses("shop", "a").remove(0);
+    let _m = n1.attach_with("mail", "m", &format!("--ip {shared}"));
     wait_for("the host finds whom it reaches", || {
-        dig(&n1.space, HOST, "-x 10.9.0.200").answers == ["a.shop.netctl.internal."]
+        dig(&n1.space, HOST, &format!("-x {shared}")).answers == ["a.shop.netctl.internal."]
     });
     let _i = n2.attach("inner", "i");
     for node in [n1, n2] {
