@@ -33,7 +33,7 @@ send_to(struct __sk_buff *skb, struct packet *packet, struct connection *connect
     packet->tuple.source = connection->source;
     packet->tuple.destination = connection->destination;
     __u32 at = ETH_HLEN + offsetof(struct iphdr, check);
-    if (packet->ipv4 && bpf_skb_load_bytes(skb, at, &packet->checksum, sizeof packet->checksum))
+    if (packet->ipv4 && load(skb, at, &packet->checksum, sizeof packet->checksum))
         return lost(packet);
     return connection->loops ? send_back(skb, packet) : SEND_ON;
 }
@@ -80,7 +80,7 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
     if (tuple.reply || !begins)
         return PASS;
     *becomes = (struct connection){.interface = skb->ifindex, .seen = seconds()};
-    if (!open_connection(skb, packet, becomes))
+    if (!open_connection(skb, packet))
         return PASS;
     remember_fragment(skb, packet);
     if (is_there(becomes->backend, &counted) && counted)

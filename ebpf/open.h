@@ -24,18 +24,17 @@ static __always_inline bool is_own_source(struct __sk_buff *skb, const struct pa
 }
 
 // Writes both entries of a new connection to a backend of a front; gives -1, or the event that keeps it from that.
-// Keys are copies: Linux 6.1 looks nothing up under what another function hands on. The connection may be the one
-// of the scratch itself.
-SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 front, __u32 number) {
+// Keys are copies: Linux 6.1 looks nothing up under what another function hands on. The connection is that of the
+// scratch, where the caller has begun it.
+SEPARATE int enter(struct tuple *packet, __u32 front, __u32 number) {
     __u32 zero = 0;
     struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
     struct backend *backend = bpf_map_lookup_elem(&backends, &number);
-    if (!packet || !connection || !scratch || !backend || backend->front != front)
+    if (!packet || !scratch || !backend || backend->front != front)
         return EVENT_NO_BACKEND;
     struct tuple *tuple = &scratch->tuple, *other = &scratch->other;
     struct connection *new = &scratch->connection, *back = &scratch->back;
     *tuple = *packet;
-    *new = *connection;
     new->source = tuple->source;
     new->source_port = tuple->source_port;
     new->destination = backend->address;
@@ -76,15 +75,13 @@ SEPARATE int enter(struct tuple *packet, struct connection *connection, __u32 fr
         bpf_map_delete_elem(&connections, other);
         return EVENT_TABLE_FULL;
     }
-    *connection = *new;
     __sync_fetch_and_add(&backend->open, 1);
     return -1;
 }
 
-// Chooses a backend for a new connection and enters it. Gives whether it did; else the kernel has the
-// packet, which has nobody there and says so.
-static __always_inline bool
-open_connection(struct __sk_buff *skb, struct packet *packet, struct connection *connection) {
+// Chooses a backend for the new connection that the scratch has begun, and enters it. Gives whether it did; else
+// the kernel has the packet, which has nobody there and says so.
+static __always_inline bool open_connection(struct __sk_buff *skb, struct packet *packet) {
     struct tuple *tuple = &packet->tuple;
     struct front *front = front_of(tuple);
     if (!front)
@@ -100,7 +97,7 @@ open_connection(struct __sk_buff *skb, struct packet *packet, struct connection 
     for (__u32 tries = 0; tries < TRIES; tries++) {
         if (!number)
             number = scheduled(front, &tuple->source, tries);
-        failed = enter(tuple, connection, key.front, number);
+        failed = enter(tuple, key.front, number);
         if (failed != EVENT_PORT_TAKEN)
             break;
         number = 0;
