@@ -2,6 +2,7 @@
 // What a container sends, where it enters its sandbox: connections to services get their backends, and
 // what stays within the network skips the stack. Everything else goes on as it is.
 #include "icmp.h"
+#include "names.h"
 #include "of_network.h"
 #include "open.h"
 #include "path.h"
@@ -90,6 +91,11 @@ SEPARATE int balance(struct __sk_buff *skb, struct packet *packet, __u32 kind) {
 }
 
 static __always_inline int carry(struct __sk_buff *skb, struct packet *packet) {
+    if (asks_for_name(skb, packet)) {
+        int verdict = answer_name(skb, packet);
+        if (verdict != PASS)
+            return verdict;
+    }
     struct meaning *meaning = meaning_of(network, &packet->tuple.destination);
     if (meaning && meaning->kind != ADDRESS_CONTAINER) {
         if (is_error(packet))

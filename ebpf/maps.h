@@ -28,6 +28,10 @@ MAP(BPF_MAP_TYPE_PERCPU_HASH, counts, __u32, struct counts, 1 << 17, BPF_F_NO_PR
 // By which gateway a backend of this node meets itself.
 MAP(BPF_MAP_TYPE_HASH, gateways, struct place, struct address, 1 << 18, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, timeouts, __u32, struct timeouts, 1 << 16, BPF_F_NO_PREALLOC);
+// Where names are answered, what they have, and how that is told.
+MAP(BPF_MAP_TYPE_HASH, servers, struct place, __u32, 1 << 16, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, names, struct name_key, struct name, 1 << 18, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_ARRAY, telling, __u32, struct telling, 1, 0);
 // A container's packets write here, so these are bounded: what was used longest ago leaves first. The
 // agent says how many `connections` there are.
 MAP(BPF_MAP_TYPE_LRU_HASH, connections, struct tuple, struct connection, 1 << 18, 0);
@@ -45,6 +49,7 @@ struct {
 
 // Where a program lays down what its stack of 512 bytes has no room for. Nothing interrupts a program that
 // would use it on the same processor.
+#define TAIL (NOTHING + 16)
 struct scratch {
     struct tuple tuple;
     struct tuple other;
@@ -52,6 +57,9 @@ struct scratch {
     struct connection connection;
     struct connection back;
     struct report report;
+    struct name_key key;
+    // Of an answer: what comes after its question.
+    __u8 tail[TAIL];
 };
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

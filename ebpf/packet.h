@@ -17,6 +17,9 @@
 // The packet goes the way that it would go without us: to the next program, then to the kernel.
 #define PASS TC_ACT_UNSPEC
 
+// A packet is for the device that it came by (linux/if_packet.h pulls in the C library).
+#define PACKET_HOST 0
+
 #define FRAGMENT_OFFSET 0x1fff
 #define FRAGMENT_MORE 0x2000
 // How many extension headers are read (RFC 8200, 4.1 has six).

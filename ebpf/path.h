@@ -5,9 +5,6 @@
 #include "answer.h"
 #include "tunnel.h"
 
-// A packet is for the device that it came by (linux/if_packet.h pulls in the C library).
-#define PACKET_HOST 0
-
 static __always_inline struct meaning *meaning_of(__u32 network, const struct address *address) {
     struct place place = {.network = network, .address = *address};
     return bpf_map_lookup_elem(&addresses, &place);

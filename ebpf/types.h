@@ -278,6 +278,54 @@ struct datagram {
     __u32 seen;
 };
 
+// The longest part of a name that is looked for: one label (RFC 1035, 2.3.4) with its length.
+#define NAME_PART 64
+
+// It is the first label of a name: what somebody is called.
+#define PART_FIRST 0
+// It is all that follows the first label.
+#define PART_REST 1
+
+// A part of a name, in lower case as the wire has it, without the root's label, and 0 after it; the key of
+// `names`. Names have their first labels there, and what may follow one of them.
+struct name_key {
+    __u32 network;
+    // `PART_…`
+    __u32 part;
+    __u8 bytes[NAME_PART];
+};
+
+#define NAME_IPV4 1
+#define NAME_IPV6 2
+
+// What a name has; of what follows a first label, where that ends.
+struct name {
+    // Of a first label: `NAME_IPV4`, `NAME_IPV6`, both, or none.
+    __u32 has;
+    // Of what follows one: where in it the domain begins that all names of ours are below of; `NO_DOMAIN`: it is
+    // a short form, without that.
+    __u32 domain;
+    struct address ipv6;
+    __be32 ipv4;
+    __u32 zero;
+};
+
+#define NO_DOMAIN 0xffffffff
+
+// The longest record that says that a name has nothing of a type.
+#define NOTHING 176
+
+// With what names are answered; the only value of `telling`.
+struct telling {
+    // For how many seconds an answer may be kept.
+    __be32 ttl;
+    // How long the record is; 0: nothing is answered yet.
+    __u32 length;
+    // The record (SOA; RFC 2308, 3), and 0 after it. Its first two bytes are for its name: they point to where
+    // that is.
+    __u8 nothing[NOTHING];
+};
+
 // What somebody wants to see of packets; the only value of `watching`.
 struct watching {
     // Until when, in nanoseconds of CLOCK_MONOTONIC; 0: nobody does.

@@ -9,6 +9,7 @@ mod names;
 mod packed;
 mod plain;
 mod quick;
+mod simple;
 mod zone;
 
 /// The port of name servers (RFC 1035, 4.2).
@@ -19,4 +20,5 @@ pub use names::{Found, Names};
 pub use packed::Packed;
 pub use plain::PlainQuery;
 pub use quick::Quick;
+pub use simple::{Rest, Simple, nothing};
 pub use zone::{Entry, Kind, Zone};

@@ -39,6 +39,8 @@ mod ground;
 mod health;
 #[path = "netns/host.rs"]
 mod host;
+#[path = "netns/in_kernel.rs"]
+mod in_kernel;
 #[path = "netns/ipam.rs"]
 mod ipam;
 #[path = "netns/metrics.rs"]
@@ -142,6 +144,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("ipam", ipam::TESTS),
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
+    ("in_kernel", in_kernel::TESTS),
     ("forward", forward::TESTS),
     ("monitor", monitor::TESTS),
     ("multitude", multitude::TESTS),

@@ -30,14 +30,14 @@ use self::knowledge::{Client, Knowledge, Zones};
 use self::listen::Place;
 use self::upstreams::Upstreams;
 use super::agent::Agent;
-use super::dataplane::Sandboxes;
+use super::dataplane::{Sandboxes, Told, ToldNetwork};
 use super::handover::Handover;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
 use crate::dns::answer::{Reply, Terms, Transport, encode, max_size, refusal, unreadable};
-use crate::dns::{PlainQuery, Quick};
+use crate::dns::{PlainQuery, Quick, Zone};
 use crate::kernel::Netns;
-use crate::model::{Name, NetworkId, Snapshot};
+use crate::model::{Name, Network, NetworkId, Snapshot};
 use crate::overlay::NameService;
 
 /// How long an endpoint's attachment waits for the network's names to be answered.
@@ -241,6 +241,20 @@ impl NameServer {
         Terms { names, ttl: self.ttl, serial: knowledge.serial }
     }
 
+    /// What the kernel is to answer.
+    fn told(&self, knowledge: &Knowledge, zones: &Zones) -> Told {
+        let network = |(network, zone): (&Network, &Arc<Zone>)| {
+            let servers = self.service().servers(network).collect();
+            (network.vni.number(), ToldNetwork { zone: zone.clone(), servers })
+        };
+        Told {
+            domain: self.config.domain.clone(),
+            ttl: self.ttl,
+            serial: knowledge.serial,
+            networks: zones.networks().map(network).collect(),
+        }
+    }
+
     /// What is answered without asking anybody.
     fn reply(
         &self,
@@ -279,7 +293,9 @@ pub(super) async fn serve(agent: Arc<Agent>) {
         if published.complete {
             let mut places = places(&published.snapshot, &open, server.service());
             places.extend(host);
-            server.knowledge.send_replace(zones.follow(published.snapshot));
+            let knowledge = zones.follow(published.snapshot);
+            agent.dataplane.tell_names(server.told(&knowledge, &zones));
+            server.knowledge.send_replace(knowledge);
             let ended: Vec<_> = serving.extract_if(.., |place, _| !places.contains(place)).collect();
             for (place, task) in ended {
                 task.abort();

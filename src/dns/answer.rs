@@ -16,6 +16,12 @@ const MIN_UDP: u16 = 512;
 /// length, and an IPv4 address.
 const MIN_RECORD: usize = 16;
 
+/// How often, in seconds, another server would ask for the zone, how soon again, and when it would give up
+/// (RFC 1035, 3.3.13). There are none.
+pub(super) const REFRESH: u32 = 60;
+pub(super) const RETRY: u32 = 10;
+pub(super) const EXPIRE: u32 = 3600;
+
 /// How a query came, which says how large the answer may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -154,10 +160,9 @@ impl Terms<'_> {
     }
 
     fn soa(&self) -> Option<RData> {
-        let below = |label: &str| wire_name(&DomainName::parse(label)?.under(self.names.domain)?);
-        let (server, person) = (below("ns")?, below("hostmaster")?);
-        let (refresh, retry, expire) = (60, 10, 3600);
-        let soa = SOA::new(server, person, self.serial, refresh, retry, expire, self.ttl);
+        let [server, person] = authorities(self.names.domain)?.map(|name| wire_name(&name));
+        let (refresh, retry, expire) = (REFRESH as i32, RETRY as i32, EXPIRE as i32);
+        let soa = SOA::new(server?, person?, self.serial, refresh, retry, expire, self.ttl);
         Some(RData::SOA(soa))
     }
 }
@@ -254,6 +259,12 @@ pub fn encode(mut message: Message, max: u16) -> Option<Vec<u8>> {
             message.answers.truncate(fits.min(count.checked_sub(1)?));
         }
     }
+}
+
+/// The server of a domain, and who is responsible for it, by their names.
+pub(super) fn authorities(domain: &DomainName) -> Option<[DomainName; 2]> {
+    let below = |label: &str| DomainName::parse(label)?.under(domain);
+    Some([below("ns")?, below("hostmaster")?])
 }
 
 fn v4(entry: &Entry) -> Vec<RData> {

@@ -101,6 +101,11 @@ impl Zone {
         self.names.get(wire)
     }
 
+    /// All names relative to the network, as the wire has them, with what they have.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&[u8], &Entry)> {
+        self.names.iter().map(|(name, entry)| (&**name, entry))
+    }
+
     /// Whose an address is, by its name within the network.
     pub fn name_of(&self, address: IpAddr) -> Option<&DomainName> {
         self.addresses.get(&address)

@@ -9,6 +9,7 @@ mod clsact;
 mod layout;
 mod link;
 mod map;
+mod names;
 mod program;
 mod reports;
 mod sockets;
@@ -28,6 +29,9 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use layout::*;
 pub use map::{CpuMap, Map};
+pub use names::{
+    NAME_IPV4, NAME_IPV6, NO_DOMAIN, NOTHING, Name, NameKey, PART_FIRST, PART_REST, Telling,
+};
 pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
 pub use reports::{Reports, nanoseconds};
 pub use sockets::{SocketMaps, Sockets, control_groups};
@@ -128,6 +132,12 @@ pub struct Maps {
     pub gateways: Map<Place, Address>,
     /// The networks' timeouts.
     pub timeouts: Map<u32, Timeouts>,
+    /// Where names are answered.
+    pub servers: Map<Place, u32>,
+    /// What names have.
+    pub names: Map<NameKey, Name>,
+    /// How that is told.
+    pub telling: Map<u32, Telling>,
     /// The connections.
     pub connections: Map<Tuple, Connection>,
     /// Who keeps a backend.
@@ -248,7 +258,7 @@ impl Maps {
     }
 
     /// All of them by their names.
-    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 14] {
+    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 17] {
         [
             ("addresses", self.addresses.fd()),
             ("ways", self.ways.fd()),
@@ -258,6 +268,9 @@ impl Maps {
             ("counts", self.counts.fd()),
             ("gateways", self.gateways.fd()),
             ("timeouts", self.timeouts.fd()),
+            ("servers", self.servers.fd()),
+            ("names", self.names.fd()),
+            ("telling", self.telling.fd()),
             ("connections", self.connections.fd()),
             ("clients", self.clients.fd()),
             ("fragments", self.fragments.fd()),
@@ -278,6 +291,9 @@ impl Maps {
             counts: CpuMap::new(open_map(directory, "counts")?).map_err(cpus("counts"))?,
             gateways: open_map(directory, "gateways")?,
             timeouts: open_map(directory, "timeouts")?,
+            servers: open_map(directory, "servers")?,
+            names: open_map(directory, "names")?,
+            telling: open_map(directory, "telling")?,
             connections: open_map(directory, "connections")?,
             clients: open_map(directory, "clients")?,
             fragments: open_map(directory, "fragments")?,
@@ -333,7 +349,8 @@ pub fn remove_other_layouts() -> io::Result<()> {
     Ok(())
 }
 
-/// Has programs that are attached leave all packets to the kernel, of whichever layout their maps are.
+/// Has programs that are attached leave all packets to the kernel, and names to the agent, of whichever layout
+/// their maps are.
 ///
 /// # Errors
 /// When a map cannot be read or changed.
@@ -344,7 +361,7 @@ pub fn empty_paths() -> io::Result<()> {
     };
     for layout in layouts {
         let layout = layout?.path();
-        for map in ["ways", "addresses"] {
+        for map in ["ways", "addresses", "servers"] {
             // One that nobody finds any more nobody can empty.
             let Ok(data) = aya::maps::MapData::from_pin(layout.join(map)) else { continue };
             let size = data.info().map_err(io::Error::other)?.key_size();

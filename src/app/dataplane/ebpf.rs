@@ -3,6 +3,7 @@
 mod asked;
 mod entries;
 mod import;
+mod names;
 mod paths;
 mod table;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
+use super::names::Told;
 use crate::kernel::ebpf::{
     Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Meaning, Programs, SCHEDULER_LEAST,
     TunnelEnd, Tuple,
@@ -27,6 +29,7 @@ use crate::model::{EndpointId, NetworkId, Vni};
 use asked::Asked;
 use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read, timeouts_of};
 use import::Import;
+use names::Names;
 use paths::{Crossing, Paths};
 use table::{Numbers, Table, key_of};
 
@@ -42,6 +45,7 @@ pub(super) struct Node {
     numbers: Numbers,
     /// Containers' sockets, where they are asked.
     asked: Option<Asked>,
+    names: Names,
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Entries>,
     scan: Option<Scan>,
@@ -87,7 +91,8 @@ impl Node {
         if let Some(asked) = &asked {
             numbers.skip_backends(asked.last_backend()?);
         }
-        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, asked, scan: None };
+        let names = Names::default();
+        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, asked, names, scan: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
         }
@@ -191,6 +196,16 @@ impl Node {
             warn!(%node, "what is for this node goes through the stack: the host's routes carry too little");
         }
         std::mem::replace(&mut self.unfit, unfit) != self.unfit
+    }
+
+    /// Has the programs answer names so.
+    pub(super) fn tell_names(&mut self, told: Told) -> Result<(), kernel::Error> {
+        self.names.tell(self.ebpf.maps(), told)
+    }
+
+    /// Puts right what somebody has changed of that; tells how many entries.
+    pub(super) fn mend_names(&mut self) -> Result<u64, kernel::Error> {
+        self.names.mend(self.ebpf.maps())
     }
 
     /// What the programs have counted of the node, in the order of [`EVENTS`].

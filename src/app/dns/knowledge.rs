@@ -105,6 +105,11 @@ impl Zones {
         self.knowledge()
     }
 
+    /// The zones as they were made last, with their networks.
+    pub(super) fn networks(&self) -> impl Iterator<Item = (&Network, &Arc<Zone>)> {
+        self.zones.iter().filter_map(|(id, zone)| Some((&self.snapshot.networks.get(id)?.value, zone)))
+    }
+
     /// What the host finds; of networks with the same addresses first who has them on one that it reaches.
     fn host(&self, knowledge: &Knowledge) -> Client {
         let mut zones = knowledge.everything().zones.to_vec();

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::super::Kind;
+use super::super::{Kind, Rest, nothing};
 use super::*;
 use crate::model::snapshot::Members;
 use crate::model::{Endpoint, Name, Network, Node, Service, Snapshot};
@@ -293,4 +293,63 @@ fn an_internal_networks_zone_forwards_nothing() {
         ground.zones[0].get(DomainName::parse("web").unwrap().wire()).unwrap().kind,
         Kind::Service
     );
+}
+
+#[test]
+fn what_is_simple_every_client_finds_in_every_form() {
+    let ground = Ground::new();
+    let labels = |zone: &Zone| {
+        let label = |name: &[u8]| String::from_utf8(name[1..].to_vec()).unwrap();
+        let mut all: Vec<String> =
+            zone.simple(&ground.domain).map(|simple| label(simple.label)).collect();
+        all.sort();
+        all
+    };
+    // Neither what has several addresses, nor what is above others.
+    let of_shop = ["a", "db1", "db2", "db3", "db4", "gateway", "none", "tool", "web", "web1"];
+    assert_eq!(labels(&ground.zones[0]), of_shop);
+    assert_eq!(labels(&ground.zones[1]), ["a", "gateway", "only", "web"]);
+    // Also where the domain is called like something else.
+    for domain in ["netctl.internal", "shop", "mail", "web", "a.shop", "tasks", "shop.mail", "x.a.shop"]
+    {
+        let domain = DomainName::parse(domain).unwrap();
+        for order in [&[0][..], &[0, 1], &[1], &[1, 0]] {
+            let zones: Vec<_> = order.iter().map(|at| ground.zones[*at].clone()).collect();
+            let names = Names { domain: &domain, zones: &zones, short: true };
+            let alone = Rest { wire: Vec::new(), domain: None };
+            let rests: Vec<Rest> = zones[0].rests(&domain).into_iter().chain([alone]).collect();
+            for simple in zones[0].simple(&domain) {
+                for rest in &rests {
+                    let name = named(&[simple.label, &rest.wire].concat());
+                    let Found::Entry(0, entry) = names.find(&name) else { panic!("{name} {domain}") };
+                    assert_eq!(
+                        (entry.v4.first(), entry.v6.first()),
+                        (simple.v4.as_ref(), simple.v6.as_ref())
+                    );
+                    assert!(entry.v4.len() < 2 && entry.v6.len() < 2, "{name}");
+                    let below = rest.domain.map(|at| named(&rest.wire[at..]));
+                    assert_eq!(below, name.before(&domain).map(|_| domain.clone()), "{name}");
+                }
+            }
+        }
+    }
+}
+
+/// A name as the wire has it.
+fn named(mut wire: &[u8]) -> DomainName {
+    let mut labels = Vec::new();
+    while let Some((length, rest)) = wire.split_first() {
+        let (label, rest) = rest.split_at(usize::from(*length));
+        labels.push(label);
+        wire = rest;
+    }
+    DomainName::new(labels).unwrap()
+}
+
+#[test]
+fn a_domain_that_leaves_no_room_for_a_label_is_told_of_by_nobody_else() {
+    let long =
+        |length| DomainName::parse(&[vec!["l".repeat(60); 3].join("."), "l".repeat(length)].join("."));
+    assert!(nothing(&long(1).unwrap(), 5, 7).is_some());
+    assert!(nothing(&long(63).unwrap(), 5, 7).is_none());
 }

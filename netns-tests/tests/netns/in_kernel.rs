@@ -1,0 +1,154 @@
+//! Names that the kernel answers, where a container's query enters its sandbox.
+
+use std::collections::BTreeMap;
+
+use netctl::kernel::ebpf::{Maps, Name, NameKey, Place, Telling};
+use world::{Node, NodeOptions, Space, World, wait_for};
+
+use crate::cluster::{Cluster, DUAL};
+use crate::names::{dig, service};
+
+crate::tests![
+    what_the_kernel_knows_is_answered_while_the_agent_stands_still,
+    what_changes_is_answered_so_and_outlives_the_agent,
+    what_another_hand_changes_is_put_right,
+];
+
+/// The gateways of [`DUAL`], and the address that is the same in all networks.
+const SERVERS: [&str; 3] = ["10.9.0.1", "fd00:9::1", "169.254.53.53"];
+
+/// What is answered at once to a question without options, or not at all.
+fn at_once(from: &Space, server: &str, question: &str) -> Option<Vec<String>> {
+    let dug = dig(from, server, &format!("{question} +time=1 +notcp"));
+    (dug.status == "NOERROR" && dug.flags == "qr aa rd ra").then_some(dug.answers)
+}
+
+fn machines(world: &World, count: usize) -> Cluster {
+    Cluster::with(world, count, &NodeOptions::default(), |config| {
+        config.set("lb", "ebpf").set("resync", "1s")
+    })
+}
+
+fn what_the_kernel_knows_is_answered_while_the_agent_stands_still(world: &World) {
+    let mut cluster = machines(world, 1);
+    let n1 = cluster.nodes[0].clone();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.ok("network create mail --subnet 10.8.0.0/24");
+    let (a, m) = (n1.attach("shop", "a"), n1.attach("mail", "m"));
+    let web = service(&n1, "web", "vip", &["shop"]);
+    let b = n1.addresses("shop", "a");
+    service(&n1, "db", "dnsrr", &["shop"]);
+    n1.attach_with("shop", "d1", "--service db");
+    n1.attach_with("shop", "d2", "--service db");
+    wait_for("all is known", || dig(&a.space, "10.9.0.1", "db A").answers.len() == 2);
+    cluster.freeze(0);
+    for server in SERVERS {
+        for (name, addresses) in [("web", &web), ("a", &b)] {
+            for form in ["", ".shop", ".shop.netctl.internal", ".SHOP.netctl.Internal"] {
+                for (kind, address) in ["A", "AAAA"].into_iter().zip(addresses) {
+                    for option in ["+noedns", "+edns", "+dnssec"] {
+                        let question = format!("{name}{form} {kind} {option}");
+                        let told = at_once(&a.space, server, &question);
+                        assert_eq!(told, Some(vec![address.clone()]), "{server} {question}");
+                    }
+                }
+            }
+        }
+    }
+    // Many addresses are drawn from, and texts there are none: the agent knows.
+    std::thread::scope(|scope| {
+        for question in ["db A", "tasks.db A", "web TXT", "web A +cookie"] {
+            let asker = &a.space;
+            scope.spawn(move || assert_eq!(at_once(asker, SERVERS[0], question), None, "{question}"));
+        }
+    });
+    let nothing = dig(&m.space, "10.8.0.1", "m.mail.netctl.internal AAAA +authority +time=1");
+    assert_eq!((nothing.status.as_str(), nothing.flags.as_str()), ("NOERROR", "qr aa rd ra"));
+    assert!(
+        nothing.text.contains("netctl.internal.") && nothing.text.contains("SOA"),
+        "{}",
+        nothing.text
+    );
+    assert_eq!(at_once(&m.space, "10.8.0.1", "a A"), None, "it is on another network");
+    cluster.thaw(0);
+    wait_for("the agent answers the rest", || dig(&a.space, "10.9.0.1", "db A").answers.len() == 2);
+}
+
+fn what_changes_is_answered_so_and_outlives_the_agent(world: &World) {
+    let mut cluster = machines(world, 2);
+    let (n1, n2) = (cluster.nodes[0].clone(), cluster.nodes[1].clone());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let b = n2.attach("shop", "b");
+    let ask = |question: &str| at_once(&a.space, "10.9.0.1", question);
+    let address = |name: &str| Some(vec![n2.addresses("shop", name)[0].clone()]);
+    let first = address("b");
+    wait_for("b is found", || ask("b A") == first);
+    n2.ok("endpoint detach --network shop b");
+    wait_for("b is gone", || dig(&a.space, "10.9.0.1", "b.shop.netctl.internal A").status == "NXDOMAIN");
+    // It gets another address, since the first one rests.
+    n2.ok(&format!("endpoint attach --network shop --name b --netns {}", b.path));
+    n2.attach("shop", "c");
+    let (second, c) = (address("b"), address("c"));
+    assert_ne!(first, second);
+    wait_for("both are found", || ask("b A") == second && ask("c A") == c);
+    cluster.kill(0);
+    assert_eq!((ask("b A"), ask("c.shop A")), (second, c.clone()), "no agent is needed for that");
+    n2.ok("endpoint detach --network shop b");
+    cluster.start(0);
+    wait_for("the next agent has seen it", || {
+        dig(&a.space, "10.9.0.1", "b.shop.netctl.internal A").status == "NXDOMAIN"
+    });
+    cluster.kill(0);
+    assert_eq!((ask("b A"), ask("c.shop A")), (None, c));
+    cluster.start(0);
+    n1.ok("endpoint detach --network shop a");
+    n2.ok("endpoint detach --network shop c");
+    n1.ok("network rm shop");
+    wait_for("nothing is known of a network that is gone", || {
+        let Maps { names, servers, .. } = n1.space.enter(|| Maps::of_agent().unwrap());
+        names.entries().unwrap().is_empty() && servers.entries().unwrap().is_empty()
+    });
+}
+
+/// All that the kernel knows of names.
+type Known = (BTreeMap<NameKey, Name>, BTreeMap<Place, u32>, Option<Telling>);
+
+fn known(node: &Node) -> Known {
+    node.space.enter(|| {
+        let Maps { names, servers, telling, .. } = Maps::of_agent().unwrap();
+        let all = (names.entries().unwrap(), servers.entries().unwrap());
+        (all.0.into_iter().collect(), all.1.into_iter().collect(), telling.get(&0).unwrap())
+    })
+}
+
+fn what_another_hand_changes_is_put_right(world: &World) {
+    let cluster = machines(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let expected = Some(vec![n1.addresses("shop", "a")[0].clone()]);
+    let is_told = || at_once(&a.space, "10.9.0.1", "a A") == expected;
+    wait_for("it is told", || is_told() && known(n1).0.len() == 4);
+    let before = known(n1);
+    let damages: [(&str, fn(&Maps, &Known)); 4] = [
+        ("names are gone", |maps, (names, ..)| {
+            maps.names.remove_all(&names.keys().copied().collect::<Vec<_>>()).unwrap();
+        }),
+        ("names have other addresses", |maps, (names, ..)| {
+            for (key, name) in names {
+                maps.names.insert(key, &Name { ipv4: [10, 9, 0, 99], ..*name }).unwrap();
+            }
+        }),
+        ("nobody is asked", |maps, (_, servers, _)| {
+            maps.servers.remove_all(&servers.keys().copied().collect::<Vec<_>>()).unwrap();
+        }),
+        ("nothing is told", |maps, _| {
+            maps.telling.insert(&0, &Telling { ttl: [0; 4], length: 0, nothing: [0; _] }).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        n1.space.enter(|| damage(&Maps::of_agent().unwrap(), &before));
+        wait_for(&format!("put right: {what}"), || known(n1) == before && is_told());
+    }
+}
