@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
+
 use super::DomainName;
 use crate::lb;
 use crate::model::snapshot::Members;
@@ -32,10 +35,10 @@ pub enum Kind {
 pub struct Entry {
     /// What it stands for.
     pub kind: Kind,
-    /// Its IPv4 addresses.
-    pub v4: Vec<Ipv4Addr>,
+    /// Its IPv4 addresses; most names have one.
+    pub v4: SmallVec<[Ipv4Addr; 1]>,
     /// Its IPv6 addresses.
-    pub v6: Vec<Ipv6Addr>,
+    pub v6: SmallVec<[Ipv6Addr; 1]>,
     /// Where what it stands for is reached: names within the network, and ports.
     pub ports: Vec<(DomainName, u16)>,
 }
@@ -51,8 +54,9 @@ pub struct Zone {
     pub forwards: bool,
     /// Its subnets: an address of theirs is ours to tell of.
     subnets: Vec<ipnetwork::IpNetwork>,
-    /// By the wire's form.
-    names: HashMap<Box<[u8]>, Entry>,
+    /// By the wire's form. Those of most names lie in the table itself, and so does what they have: of ten thousand
+    /// none is in the processor's cache.
+    names: HashMap<SmallVec<[u8; 24]>, Entry, RandomState>,
     addresses: HashMap<IpAddr, DomainName>,
 }
 
@@ -64,7 +68,7 @@ impl Zone {
             name: network.name.clone(),
             forwards: !network.internal,
             subnets: network.standing().map(|subnet| subnet.cidr()).collect(),
-            names: HashMap::with_capacity(2 * members.endpoints.len()),
+            names: HashMap::with_capacity_and_hasher(members.endpoints.len(), RandomState::default()),
             addresses: HashMap::with_capacity(members.endpoints.len()),
         };
         let mut backends: BTreeMap<&Name, Vec<&Endpoint>> = BTreeMap::new();
@@ -187,7 +191,7 @@ impl Zone {
 
     /// Gives a name addresses; what is above it exists then too.
     fn insert(&mut self, name: &DomainName, kind: Kind, addresses: &[IpAddr]) -> &mut Entry {
-        let empty = |kind| Entry { kind, v4: Vec::new(), v6: Vec::new(), ports: Vec::new() };
+        let empty = |kind| Entry { kind, v4: SmallVec::new(), v6: SmallVec::new(), ports: Vec::new() };
         let mut above = name.clone();
         while let Some(parent) = above.parent() {
             self.names.entry(parent.wire().into()).or_insert_with(|| empty(Kind::Branch));

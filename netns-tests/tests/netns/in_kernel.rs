@@ -114,6 +114,9 @@ fn what_changes_is_answered_so_and_outlives_the_agent(world: &World) {
 /// All that the kernel knows of names.
 type Known = (BTreeMap<NameKey, Name>, BTreeMap<Place, u32>, Option<Telling>);
 
+/// What another hand does to that: what it is called, and how.
+type Damage = (&'static str, fn(&Maps, &Known));
+
 fn known(node: &Node) -> Known {
     node.space.enter(|| {
         let Maps { names, servers, telling, .. } = Maps::of_agent().unwrap();
@@ -131,7 +134,7 @@ fn what_another_hand_changes_is_put_right(world: &World) {
     let is_told = || at_once(&a.space, "10.9.0.1", "a A") == expected;
     wait_for("it is told", || is_told() && known(n1).0.len() == 4);
     let before = known(n1);
-    let damages: [(&str, fn(&Maps, &Known)); 4] = [
+    let damages: [Damage; 4] = [
         ("names are gone", |maps, (names, ..)| {
             maps.names.remove_all(&names.keys().copied().collect::<Vec<_>>()).unwrap();
         }),

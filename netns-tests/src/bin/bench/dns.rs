@@ -37,8 +37,12 @@ client is off. All take turns. Every answer is compared with the address that it
     …_ports_per_s       queries a second, each of the 128 from a port of its own, as the C library
                         asks: who asks is the limit there
     …_ports_cpu_us      processor time of the server for each of these
-    …_dnsperf_per_s     queries a second as dnsperf asks and counts them: it is the limit there
+    …_dnsperf_per_s     queries a second as dnsperf asks and counts them, with two threads that may use
+                        both cores
     …_dnsperf_cpu_us    processor time of the server for each of these
+    …_dnsperf_all_us    processor time of the whole machine for each of these
+    …_dnsperf_core_per_s  the same where dnsperf has only the core that the server has not: it is the
+                        limit there, and does itself what the kernel does for ours
 
 On three further nodes: beside the 10,000 endpoints others appear and vanish in the store, and a
 container on each node asks for them every 2 ms.
@@ -48,6 +52,8 @@ container on each node asks for them every 2 ms.
 const DOMAIN: &str = "bench.netctl.internal";
 /// Where every server listens.
 pub const SERVER: &str = "10.64.0.1";
+/// In what steps the kernel counts processor time, in seconds: who has taken less has taken that at most.
+const TICK: f64 = 0.01;
 /// How many outside names there are.
 const OUTSIDE: usize = 1_000;
 
@@ -89,7 +95,7 @@ pub fn run(ground: &Ground) -> Report {
     let etcd = ground.world.etcd();
     let node = ground.world.node("netctl");
     let dns = format!("{{ rate = 0, upstreams = [\"{}\"] }}", upstream.address());
-    let config = plain(Config::etcd(&etcd)).store("timeout", "2s").raw("dns", &dns);
+    let config = plain(Config::etcd(&etcd)).store("timeout", "2s").raw("dns", &dns).set("lb", "ebpf");
     let mut agent = node.agent_under(&config, &["taskset", "--cpu-list", "0"]);
     agent.wait_ready();
     node.ok(&format!("network create {} --subnet {SUBNET}", scale::NETWORK));
@@ -142,7 +148,7 @@ fn compare(
     let container = join(&node);
     let running = Running::Loop { _server: peers::Server::echo(&node.space) };
     sides.push(Side { name: "loop", container, answers: false, running });
-    let (rounds, time) = ground.pick((5, Duration::from_secs(3)), (1, Duration::from_secs(1)));
+    let (rounds, time) = ground.pick((5, Duration::from_secs(2)), (1, Duration::from_secs(1)));
     let mut metrics = [
         Metric::new(format!("{key}_per_s"), format!("{what}, queries/s"), Better::Higher),
         Metric::new(format!("{key}_p50_us"), format!("{what}, median, µs"), Better::Lower),
@@ -151,6 +157,16 @@ fn compare(
         Metric::new(format!("{key}_ports_cpu_us"), format!("{what}, many ports, CPU µs"), Better::Lower),
         Metric::new(format!("{key}_dnsperf_per_s"), format!("{what}, dnsperf, /s"), Better::Higher),
         Metric::new(format!("{key}_dnsperf_cpu_us"), format!("{what}, dnsperf, CPU µs"), Better::Lower),
+        Metric::new(
+            format!("{key}_dnsperf_all_us"),
+            format!("{what}, dnsperf, all CPU µs"),
+            Better::Lower,
+        ),
+        Metric::new(
+            format!("{key}_dnsperf_core_per_s"),
+            format!("{what}, dnsperf, a core, /s"),
+            Better::Higher,
+        ),
     ];
     for side in sides.iter().chain([ours]).filter(|side| side.answers) {
         know(side, names);
@@ -201,7 +217,7 @@ fn know(side: &Side, names: &[Name]) {
 }
 
 /// Asks one server; gives the figures in the order of the metrics.
-fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 7] {
+fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 9] {
     let (one, before, many, after) = side.container.space.enter(|| {
         crate::traffic::pin(1);
         let one = Load::new(SERVER).measure(names, time, side.answers);
@@ -211,32 +227,36 @@ fn measure(side: &Side, names: &[Name], time: Duration) -> [f64; 7] {
     });
     let lost = one.lost + many.lost;
     assert!(lost < 1000, "{}: {lost} queries were not answered", side.name);
-    let cpu_us = (after - before) * 1e6 / many.asked as f64;
-    let [dnsperf_rate, dnsperf_cpu_us] = dnsperf(side, names, time);
+    let cpu_us = (after - before).max(TICK) * 1e6 / many.asked as f64;
     let Measured { per_second, p50_us, p99_us, .. } = one;
-    [per_second, p50_us, p99_us, many.per_second, cpu_us, dnsperf_rate, dnsperf_cpu_us]
+    let mut all = [per_second, p50_us, p99_us, many.per_second, cpu_us, 0.0, 0.0, 0.0, 0.0];
+    if side.answers {
+        let ([rate, cpu_us, all_us], [of_core, ..]) =
+            (dnsperf(side, names, time, "0-1"), dnsperf(side, names, time, "1"));
+        all[5..].copy_from_slice(&[rate, cpu_us, all_us, of_core]);
+    }
+    all
 }
 
-/// What dnsperf says: how many queries a second are answered, with as many outstanding; and the server's
-/// processor time for each, in µs.
-fn dnsperf(side: &Side, names: &[Name], time: Duration) -> [f64; 2] {
-    if !side.answers {
-        return [0.0; 2];
-    }
+/// What dnsperf says on these cores: how many queries a second are answered, with as many outstanding; and the
+/// processor time for each, of the server and of the whole machine, in µs.
+fn dnsperf(side: &Side, names: &[Name], time: Duration, cores: &str) -> [f64; 3] {
     let mut names: Vec<String> = names.iter().map(|(name, _)| format!("{name} A\n")).collect();
     names.shuffle(&mut rand::rng());
     let file = "/run/world/queries";
     std::fs::write(file, names.concat()).unwrap_or_else(|error| panic!("{file}: {error}"));
     let mut command = side.container.space.command("taskset");
-    command.args(["--cpu-list", "1", "dnsperf", "-s", SERVER, "-d", file, "-q", "128", "-c", "1"]);
-    command.args(["-T", "1", "-l", &time.as_secs().to_string()]);
-    let before = side.cpu_seconds();
+    command.args(["--cpu-list", cores, "dnsperf", "-s", SERVER, "-d", file, "-q", "128", "-c", "2"]);
+    command.args(["-T", "2", "-l", &time.as_secs().to_string()]);
+    let before = [side.cpu_seconds(), crate::traffic::busy()];
     let output = output(&mut command, Duration::from_secs(60));
-    let used = side.cpu_seconds() - before;
+    let after = [side.cpu_seconds(), crate::traffic::busy()];
     let figure = |label: &str| {
         let rest = output.stdout.lines().find_map(|line| line.trim().strip_prefix(label));
         let figure = rest.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
         figure.unwrap_or_else(|| panic!("dnsperf does not say {label} {output}"))
     };
-    [figure("Queries per second:"), used * 1e6 / figure("Queries completed:")]
+    let completed = figure("Queries completed:");
+    let [server, all] = [0, 1].map(|at| (after[at] - before[at]).max(TICK) * 1e6 / completed);
+    [figure("Queries per second:"), server, all]
 }

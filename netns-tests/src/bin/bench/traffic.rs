@@ -224,7 +224,7 @@ impl Path {
 
 /// For how many seconds all processors have worked since the machine started (proc_stat(5): user, nice,
 /// system, irq and softirq).
-fn busy() -> f64 {
+pub fn busy() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").expect("/proc/stat can be read");
     let first = text.lines().next().unwrap_or_default();
     let times: Vec<f64> =
