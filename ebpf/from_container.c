@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
-// What a container sends, where it enters its sandbox: connections to services get their backends, and
-// what stays within the network skips the stack. Everything else goes on as it is.
+// What a container sends, where it enters its sandbox: names are told, connections to services get their
+// backends, and what stays within the network skips the stack. Everything else goes on as it is.
 #include "icmp.h"
 #include "names.h"
 #include "of_network.h"

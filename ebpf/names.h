@@ -66,6 +66,9 @@ struct record {
     __be16 address[];
 };
 
+// The shortest one.
+#define RECORD_IPV4 16
+
 // A query as it lies in its packet.
 struct query {
     // Where the message begins, and where the question ends.
@@ -103,7 +106,8 @@ read_part(struct __sk_buff *skb, struct name_key *key, __u32 at, __u32 length) {
 #pragma unroll
     for (int word = 0; word < NAME_PART / 8; word++)
         words[word] = 0;
-    if (!length || length > NAME_PART || bpf_skb_load_bytes(skb, at, key->bytes, length))
+    // A label has a letter at least.
+    if (!is_between(&length, 2, NAME_PART) || bpf_skb_load_bytes(skb, at, key->bytes, length))
         return -1;
 #pragma unroll
     for (int word = 0; word < NAME_PART / 8; word++)
@@ -279,7 +283,7 @@ static __always_inline int answer_query(
     if ((query->end - query->start) & 1)
         sum = sum << 8 | sum >> 8;
     change = bpf_csum_diff((__be32 *)&query->message, sizeof message, (__be32 *)&message, sizeof message, sum);
-    if (!length || length > TAIL || bpf_skb_change_tail(skb, query->end + length, 0))
+    if (!is_between(&length, RECORD_IPV4, TAIL) || bpf_skb_change_tail(skb, query->end + length, 0))
         return PASS;
     if (bpf_skb_store_bytes(skb, query->start, &message, sizeof message, 0) ||
         bpf_skb_store_bytes(skb, query->end, tail, length, 0) ||

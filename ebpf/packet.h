@@ -112,6 +112,17 @@ static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32
     return bpf_skb_load_bytes(skb, at, to, size);
 }
 
+// Whether a length is in these bounds, in a way that the verifier understands: the compiler would compare once, with
+// another number. And that something is not 0 does not tell Linux 6.1 that it is more.
+static __always_inline bool is_between(__u32 *length, __u32 least, __u32 most) {
+    __u32 known = *length;
+    if (known > most)
+        return false;
+    asm volatile("" : "+r"(known));
+    *length = known;
+    return known >= least;
+}
+
 static __always_inline void map_ipv4(struct address *to, __be32 address) {
     to->halves[0] = 0;
     to->words[2] = bpf_htonl(0xffff);

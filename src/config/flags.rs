@@ -144,8 +144,8 @@ pub struct Flags {
     /// [default: none]
     #[arg(long, value_name = "ADDRESS", help_heading = "Names")]
     dns_host: Option<String>,
-    /// How many packets a second one container may send to the name server, 0 for any number
-    /// [default: 10000]
+    /// How many packets a second one container may send to the name server, 0 for any number; what the kernel answers
+    /// does not count [default: 10000]
     #[arg(long, value_name = "N", help_heading = "Names")]
     dns_rate: Option<String>,
     /// Who is asked for all other names [default: the servers of /etc/resolv.conf, as it is then]
