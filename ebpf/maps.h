@@ -29,8 +29,9 @@ MAP(BPF_MAP_TYPE_PERCPU_HASH, counts, __u32, struct counts, 1 << 17, BPF_F_NO_PR
 MAP(BPF_MAP_TYPE_HASH, gateways, struct place, struct address, 1 << 18, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, timeouts, __u32, struct timeouts, 1 << 16, BPF_F_NO_PREALLOC);
 // Where names are answered, what they have, and how that is told.
-MAP(BPF_MAP_TYPE_HASH, servers, struct place, __u32, 1 << 16, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, names, struct name_key, struct name, 1 << 18, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, servers, struct place, __u32, 1 << 14, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, names, struct name_key, struct name, 1 << 17, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, suffixes, struct name_key, __u32, 1 << 13, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_ARRAY, telling, __u32, struct telling, 1, 0);
 // A container's packets write here, so these are bounded: what was used longest ago leaves first. The
 // agent says how many `connections` there are.
@@ -47,9 +48,11 @@ struct {
     __uint(pinning, LIBBPF_PIN_BY_NAME);
 } reports SEC(".maps");
 
+// The longest that comes after the question of an answer: a record, and what the sender said of itself.
+#define TAIL (NOTHING + 16)
+
 // Where a program lays down what its stack of 512 bytes has no room for. Nothing interrupts a program that
 // would use it on the same processor.
-#define TAIL (NOTHING + 16)
 struct scratch {
     struct tuple tuple;
     struct tuple other;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
 // Names: who asks for the addresses of one is answered where the query enters the sandbox, by the packet that has
 // asked. So it costs neither the agent's time nor a wait for it. Whatever is not as plain as that goes on to the
-// agent, which answers all of these the same (src/dns/quick.rs).
+// agent, which answers all of these the same (src/dns/answer.rs).
 #pragma once
 #include "packet.h"
 
@@ -36,12 +36,17 @@ struct message {
 #define POINTER 0xc000
 #define ASKED (POINTER | sizeof(struct message))
 
-// What stands after a name in the question: the root's label, type and class. Of bytes, since it may lie anywhere.
+// The end of a question: that of the name, the root's label, type and class. Of bytes, since it may lie anywhere.
 struct ending {
+    // The last byte of the name.
+    __u8 last;
     __u8 root;
     __u8 type[2];
     __u8 class[2];
 };
+
+// What of that is not the name.
+#define ENDING (sizeof(struct ending) - 1)
 
 // A record without options that says how much who asks takes (RFC 6891, 6.1.2), and no more: OPT_BYTES.
 struct opt {
@@ -79,7 +84,7 @@ struct query {
     // What was after the question: a record, or nothing.
     struct opt opt;
     struct message message;
-    // Where the domain begins in the name, from the name's start; `NO_DOMAIN`: it is a short form.
+    // Where the domain begins in the name; 0: it is a short form.
     __u32 domain;
 };
 
@@ -139,38 +144,42 @@ SEPARATE int read_query(struct __sk_buff *skb, struct packet *packet, struct que
             opt->zero[1] || opt->zero[2])
             return -1;
     }
-    if (bpf_skb_load_bytes(skb, query->end - sizeof ending, &ending, sizeof ending) || ending.root ||
-        ending.type[0] || ending.class[0] || ending.class[1] != CLASS_IN)
+    if (bpf_skb_load_bytes(skb, query->end - sizeof ending, &ending, sizeof ending) || !ending.last ||
+        ending.root || ending.type[0] || ending.class[0] || ending.class[1] != CLASS_IN)
         return -1;
     query->type = ending.type[1];
     return query->type == TYPE_A || query->type == TYPE_AAAA ? 0 : -1;
 }
 
-// Looks up what the name has that is asked for; nothing: the agent may know.
-static __always_inline struct name *
-look_up(struct __sk_buff *skb, __u32 network, struct query *query, struct name_key *key) {
+// Looks up what the name has that is asked for; fails where the agent may know.
+static __always_inline int look_up(
+    struct __sk_buff *skb, __u32 network, struct query *query, struct name_key *key, struct name *name) {
     __u32 at = query->start + sizeof(struct message);
     __u8 length;
     if (load(skb, at, &length, sizeof length) || !length || length >= NAME_PART)
-        return NULL;
-    __u32 first = length + 1, rest = query->end - sizeof(struct ending) - at;
+        return -1;
+    __u32 first = length + 1, rest = query->end - ENDING - at;
     if (rest < first || rest > 2 * NAME_PART)
-        return NULL;
+        return -1;
     rest -= first;
-    query->domain = NO_DOMAIN;
     key->network = network;
+    key->zero = 0;
     if (rest) {
-        key->part = PART_REST;
         if (read_part(skb, key, at + first, rest))
-            return NULL;
-        struct name *found = bpf_map_lookup_elem(&names, key);
-        if (!found)
-            return NULL;
-        if (found->domain != NO_DOMAIN)
-            query->domain = first + found->domain;
+            return -1;
+        __u32 *domain = bpf_map_lookup_elem(&suffixes, key);
+        if (!domain)
+            return -1;
+        query->domain = *domain ? first + *domain : 0;
     }
-    key->part = PART_FIRST;
-    return read_part(skb, key, at, first) ? NULL : bpf_map_lookup_elem(&names, key);
+    if (read_part(skb, key, at, first))
+        return -1;
+    struct name *found = bpf_map_lookup_elem(&names, key);
+    if (!found)
+        return -1;
+    *name = *found;
+    // Its entry may become another's as soon as the agent writes.
+    return bpf_map_lookup_elem(&names, key) == found ? 0 : -1;
 }
 
 static __always_inline __u16 fold(__u32 sum) {
@@ -247,7 +256,7 @@ static __always_inline __u32 write_tail(
     } else {
         __builtin_memcpy(tail, how->nothing, NOTHING);
         // A short form is a zone by itself.
-        record->name = bpf_htons(query->domain == NO_DOMAIN ? ASKED : ASKED + query->domain);
+        record->name = bpf_htons(ASKED + query->domain);
         length = how->length;
     }
     if (!length || length > NOTHING)
@@ -289,25 +298,33 @@ static __always_inline int answer_query(
         bpf_skb_store_bytes(skb, query->end, tail, length, 0) ||
         turn_round(skb, packet, query->end + length - old, change))
         return lost(packet);
+    note(EVENT_NAME_TOLD);
     return bpf_redirect_peer(skb->ifindex, 0);
+}
+
+// Whether names are answered here, and what is said of them is still true.
+static __always_inline struct telling *told_by(__u32 network, const struct address *server) {
+    __u32 zero = 0;
+    struct place place = {.network = network, .address = *server};
+    struct telling *how = bpf_map_lookup_elem(&telling, &zero);
+    if (!how || !bpf_map_lookup_elem(&servers, &place))
+        return NULL;
+    return (__s64)(how->until - bpf_ktime_get_coarse_ns()) > 0 ? how : NULL;
 }
 
 // Answers a query for the addresses of a name, where what it has is known here.
 SEPARATE int answer_name(struct __sk_buff *skb, struct packet *packet) {
     __u32 zero = 0;
     struct query query = {};
+    struct name name;
     struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
-    if (!packet || !scratch || !packet->plain || skb->pkt_type != PACKET_HOST ||
-        read_query(skb, packet, &query))
+    if (!packet || !scratch || !packet->plain || skb->pkt_type != PACKET_HOST)
         return PASS;
-    struct place place = {.network = packet->tuple.network, .address = packet->tuple.destination};
-    if (!bpf_map_lookup_elem(&servers, &place))
+    __u32 network = packet->tuple.network;
+    struct telling *how = told_by(network, &packet->tuple.destination);
+    if (!how || read_query(skb, packet, &query) || look_up(skb, network, &query, &scratch->key, &name))
         return PASS;
-    struct telling *how = bpf_map_lookup_elem(&telling, &zero);
-    struct name *name = look_up(skb, place.network, &query, &scratch->key);
-    if (!how || !how->length || !name)
-        return PASS;
-    bool has_address = name->has & (query.type == TYPE_A ? NAME_IPV4 : NAME_IPV6);
-    __u32 length = write_tail(scratch->tail, &query, name, how, has_address);
+    bool has_address = name.has & (query.type == TYPE_A ? NAME_IPV4 : NAME_IPV6);
+    __u32 length = write_tail(scratch->tail, &query, &name, how, has_address);
     return answer_query(skb, packet, &query, has_address, scratch->tail, length);
 }

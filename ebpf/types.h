@@ -281,45 +281,36 @@ struct datagram {
 // The longest part of a name that is looked for: one label (RFC 1035, 2.3.4) with its length.
 #define NAME_PART 64
 
-// It is the first label of a name: what somebody is called.
-#define PART_FIRST 0
-// It is all that follows the first label.
-#define PART_REST 1
-
-// A part of a name, in lower case as the wire has it, without the root's label, and 0 after it; the key of
-// `names`. Names have their first labels there, and what may follow one of them.
+// A part of a name in a network, in lower case as the wire has it, without the root's label, and 0 after it: its
+// first label, the key of `names`, or all that follows that, the key of `suffixes`. The value of that is where in it
+// the domain begins that all names of ours are below of; 0: it is a short form, without that.
 struct name_key {
     __u32 network;
-    // `PART_…`
-    __u32 part;
+    __u32 zero;
     __u8 bytes[NAME_PART];
 };
 
 #define NAME_IPV4 1
 #define NAME_IPV6 2
 
-// What a name has; of what follows a first label, where that ends.
+// What a name has.
 struct name {
-    // Of a first label: `NAME_IPV4`, `NAME_IPV6`, both, or none.
+    // `NAME_IPV4`, `NAME_IPV6`, both, or none.
     __u32 has;
-    // Of what follows one: where in it the domain begins that all names of ours are below of; `NO_DOMAIN`: it is
-    // a short form, without that.
-    __u32 domain;
-    struct address ipv6;
     __be32 ipv4;
-    __u32 zero;
+    struct address ipv6;
 };
-
-#define NO_DOMAIN 0xffffffff
 
 // The longest record that says that a name has nothing of a type.
 #define NOTHING 176
 
 // With what names are answered; the only value of `telling`.
 struct telling {
+    // Until when, in nanoseconds of CLOCK_MONOTONIC: what an agent said that is gone becomes untrue.
+    __u64 until;
     // For how many seconds an answer may be kept.
     __be32 ttl;
-    // How long the record is; 0: nothing is answered yet.
+    // How long the record is; 0: that a name has nothing, the agent tells.
     __u32 length;
     // The record (SOA; RFC 2308, 3), and 0 after it. Its first two bytes are for its name: they point to where
     // that is.
@@ -400,5 +391,7 @@ enum event {
     EVENT_NO_MEMORY = 5,
     // Somebody watches, and did not read in time.
     EVENT_NOT_SHOWN = 6,
-    EVENTS = 7,
+    // A query for a name was answered.
+    EVENT_NAME_TOLD = 7,
+    EVENTS = 8,
 };

@@ -43,13 +43,13 @@ use crate::cluster::{Cluster, Defaults, Health, View};
 use crate::config::duration::Shown;
 use crate::config::{Config, LogFormat};
 use crate::kernel;
-use crate::model::{Endpoint, NetworkId, Node};
+use crate::model::{Endpoint, Engine, NetworkId, Node};
 use crate::store::Store;
 
 use agent::Agent;
 use counted::Counted;
 use dataplane::{Dataplane, Settings, Tally};
-use dns::NameServer;
+use dns::{InKernel, NameServer};
 use front::Front;
 use handover::Handover;
 use identity::Identity;
@@ -238,7 +238,7 @@ async fn start_agent(
     let tally = Tally::default();
     metrics.change(|registry| tally.register(registry));
     let loads = tally.loads.clone();
-    let settings = settings(config, node, boot.clone(), &names, tally);
+    let settings = settings(config, node, boot.clone(), &names, tally.clone());
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
     let agent = Arc::new(Agent {
@@ -277,7 +277,11 @@ async fn start_agent(
     metrics.change(|registry| checks.register(registry));
     tokio::spawn(health::follow(agent.clone(), config.health_user.clone(), checks));
     tokio::spawn(check::answer(agent.clone()));
-    tokio::spawn(dns::serve(agent.clone()));
+    let in_kernel = match node.lb {
+        Engine::Ebpf => Some(InKernel::open(config, tally)?),
+        Engine::Ipvs | Engine::None | Engine::Missing => None,
+    };
+    tokio::spawn(dns::serve(agent.clone(), in_kernel));
     tokio::spawn(access::follow(agent.clone(), config.resync));
 
     let mut known = view.subscribe();

@@ -10,7 +10,6 @@ mod changes;
 mod dead;
 mod ebpf;
 mod ipvs;
-mod names;
 mod slot;
 mod tally;
 mod worker;
@@ -26,7 +25,6 @@ use crate::kernel::{self, Notice};
 use crate::model::{Endpoint, EndpointId, NetworkId, Node};
 
 pub use balancing::Load;
-pub use names::{Told, ToldNetwork};
 pub use tally::{Loads, Tally};
 pub use worker::Settings;
 
@@ -34,8 +32,6 @@ pub use worker::Settings;
 enum Command {
     /// The view of the cluster has changed.
     Sync,
-    /// Answer names so from now on.
-    Names(Told),
     /// Plug an endpoint of this node in; it was written at this revision.
     Plug(Arc<Endpoint>, u64, oneshot::Sender<Result<(), PlugError>>),
     /// Take an endpoint of this node out; it was released at this revision.
@@ -122,12 +118,6 @@ impl Dataplane {
     pub fn sync(&self) {
         // A stopped dataplane needs to know nothing.
         let _ = self.commands.send(Command::Sync);
-    }
-
-    /// Has the kernel answer what it can of names so.
-    pub fn tell_names(&self, told: Told) {
-        // A stopped dataplane tells nothing new.
-        let _ = self.commands.send(Command::Names(told));
     }
 
     /// Plugs an endpoint in and waits until packets flow.

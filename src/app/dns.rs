@@ -8,6 +8,7 @@
 mod exchange;
 mod explain;
 mod forward;
+mod in_kernel;
 mod knowledge;
 mod listen;
 mod share;
@@ -26,11 +27,12 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use self::forward::Forwarder;
+pub(super) use self::in_kernel::InKernel;
 use self::knowledge::{Client, Knowledge, Zones};
 use self::listen::Place;
 use self::upstreams::Upstreams;
 use super::agent::Agent;
-use super::dataplane::{Sandboxes, Told, ToldNetwork};
+use super::dataplane::Sandboxes;
 use super::handover::Handover;
 use crate::api::ResolverView;
 use crate::config::DnsConfig;
@@ -98,7 +100,7 @@ impl NameServer {
     pub(super) fn new(config: DnsConfig, handover: Arc<Handover>) -> Self {
         Self {
             handover,
-            ttl: u32::try_from(config.ttl.as_secs()).unwrap_or(u32::MAX),
+            ttl: seconds(config.ttl),
             knowledge: watch::Sender::default(),
             forwarder: Forwarder::new(Upstreams::new(&config), config.domain.clone()),
             heard: watch::Sender::default(),
@@ -241,18 +243,13 @@ impl NameServer {
         Terms { names, ttl: self.ttl, serial: knowledge.serial }
     }
 
-    /// What the kernel is to answer.
-    fn told(&self, knowledge: &Knowledge, zones: &Zones) -> Told {
+    /// What the kernel is to answer, by the networks' numbers.
+    fn told(&self, zones: &Zones) -> BTreeMap<u32, in_kernel::Network> {
         let network = |(network, zone): (&Network, &Arc<Zone>)| {
             let servers = self.service().servers(network).collect();
-            (network.vni.number(), ToldNetwork { zone: zone.clone(), servers })
+            (network.vni.number(), in_kernel::Network { zone: zone.clone(), servers })
         };
-        Told {
-            domain: self.config.domain.clone(),
-            ttl: self.ttl,
-            serial: knowledge.serial,
-            networks: zones.networks().map(network).collect(),
-        }
+        zones.networks().map(network).collect()
     }
 
     /// What is answered without asking anybody.
@@ -279,8 +276,8 @@ impl NameServer {
     }
 }
 
-/// Answers names on all networks of this node, for ever.
-pub(super) async fn serve(agent: Arc<Agent>) {
+/// Answers names on all networks of this node, for ever, and has the kernel answer what it can.
+pub(super) async fn serve(agent: Arc<Agent>, mut in_kernel: Option<InKernel>) {
     tokio::spawn(forget_rest(agent.names.handover.clone()));
     let (server, mut zones) = (agent.names.clone(), Zones::new(agent.me.clone()));
     let (mut view, mut sandboxes) = (agent.view.subscribe(), agent.dataplane.sandboxes());
@@ -294,7 +291,9 @@ pub(super) async fn serve(agent: Arc<Agent>) {
             let mut places = places(&published.snapshot, &open, server.service());
             places.extend(host);
             let knowledge = zones.follow(published.snapshot);
-            agent.dataplane.tell_names(server.told(&knowledge, &zones));
+            if let Some(in_kernel) = &mut in_kernel {
+                in_kernel.tell(knowledge.serial, server.told(&zones));
+            }
             server.knowledge.send_replace(knowledge);
             let ended: Vec<_> = serving.extract_if(.., |place, _| !places.contains(place)).collect();
             for (place, task) in ended {
@@ -309,14 +308,34 @@ pub(super) async fn serve(agent: Arc<Agent>) {
                 serving.entry(place).or_insert_with(start);
             }
         }
-        let changed = tokio::select! {
-            changed = view.changed() => changed,
-            changed = sandboxes.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
+        loop {
+            let changed = tokio::select! {
+                changed = view.changed() => changed,
+                changed = sandboxes.changed() => changed,
+                () = look_again(&mut in_kernel) => continue,
+            };
+            match changed {
+                Ok(()) => break,
+                Err(_) => return,
+            }
         }
     }
+}
+
+/// Waits until it is time, and looks at what the kernel answers.
+async fn look_again(in_kernel: &mut Option<InKernel>) {
+    match in_kernel {
+        Some(in_kernel) => {
+            tokio::time::sleep_until(in_kernel.due()).await;
+            in_kernel.look();
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whole seconds, as messages have them.
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// Lets go of the sockets of sandboxes that are not there any more.

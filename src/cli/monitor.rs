@@ -21,7 +21,8 @@ Examples:
 A line for each packet that is dropped or refused, with the reason; for each that opens or ends a TCP
 connection; and for one of so many others (--sample). `a/10.9.0.2:4242 > db/10.9.0.9:80` is a packet from
 endpoint a to service db, `=> b/10.9.0.4:8080` the container that it was sent on to, and `as db/…` says
-from whom an answer seems to come. `direct`: past the kernel's stack.
+from whom an answer seems to come. `direct`: past the kernel's stack; of a query for a name, that it was
+answered there and then.
 
 Flows are seen where the node balances by eBPF (netctl node inspect): where a packet leaves a container
 (from-container), where it comes from another node (from-wire), and where the kernel brings it to a

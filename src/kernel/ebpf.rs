@@ -29,11 +29,9 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use layout::*;
 pub use map::{CpuMap, Map};
-pub use names::{
-    NAME_IPV4, NAME_IPV6, NO_DOMAIN, NOTHING, Name, NameKey, PART_FIRST, PART_REST, Telling,
-};
+pub use names::{Name, NameKey, NameMaps, Telling};
 pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
-pub use reports::{Reports, nanoseconds};
+pub use reports::{EVENTS, Reports, nanoseconds};
 pub use sockets::{SocketMaps, Sockets, control_groups};
 
 /// Where the kernel has its file system of maps and programs (`BPF_FS_MAGIC` in linux/magic.h).
@@ -132,12 +130,8 @@ pub struct Maps {
     pub gateways: Map<Place, Address>,
     /// The networks' timeouts.
     pub timeouts: Map<u32, Timeouts>,
-    /// Where names are answered.
-    pub servers: Map<Place, u32>,
-    /// What names have.
-    pub names: Map<NameKey, Name>,
-    /// How that is told.
-    pub telling: Map<u32, Telling>,
+    /// By what names are answered.
+    pub naming: NameMaps,
     /// The connections.
     pub connections: Map<Tuple, Connection>,
     /// Who keeps a backend.
@@ -258,8 +252,8 @@ impl Maps {
     }
 
     /// All of them by their names.
-    fn all(&self) -> [(&'static str, BorrowedFd<'_>); 17] {
-        [
+    fn all(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let own = [
             ("addresses", self.addresses.fd()),
             ("ways", self.ways.fd()),
             ("fronts", self.fronts.fd()),
@@ -268,16 +262,14 @@ impl Maps {
             ("counts", self.counts.fd()),
             ("gateways", self.gateways.fd()),
             ("timeouts", self.timeouts.fd()),
-            ("servers", self.servers.fd()),
-            ("names", self.names.fd()),
-            ("telling", self.telling.fd()),
             ("connections", self.connections.fd()),
             ("clients", self.clients.fd()),
             ("fragments", self.fragments.fd()),
             ("events", self.events.fd()),
             ("watching", self.watching.fd()),
             ("reports", self.reports.as_fd()),
-        ]
+        ];
+        own.into_iter().chain(self.naming.all())
     }
 
     fn open(directory: &Path) -> Result<Self, Error> {
@@ -291,9 +283,7 @@ impl Maps {
             counts: CpuMap::new(open_map(directory, "counts")?).map_err(cpus("counts"))?,
             gateways: open_map(directory, "gateways")?,
             timeouts: open_map(directory, "timeouts")?,
-            servers: open_map(directory, "servers")?,
-            names: open_map(directory, "names")?,
-            telling: open_map(directory, "telling")?,
+            naming: NameMaps::open(directory)?,
             connections: open_map(directory, "connections")?,
             clients: open_map(directory, "clients")?,
             fragments: open_map(directory, "fragments")?,
@@ -343,6 +333,8 @@ pub fn remove_other_layouts() -> io::Result<()> {
     for layout in std::fs::read_dir(DIRECTORY)? {
         let layout = layout?;
         if layout.file_name() != *kept {
+            // What is told from there nobody could take back.
+            empty(&layout.path(), &["servers"])?;
             std::fs::remove_dir_all(layout.path())?;
         }
     }
@@ -354,19 +346,24 @@ pub fn remove_other_layouts() -> io::Result<()> {
 ///
 /// # Errors
 /// When a map cannot be read or changed.
-pub fn empty_paths() -> io::Result<()> {
+pub fn leave_all() -> io::Result<()> {
     let layouts = match std::fs::read_dir(DIRECTORY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         layouts => layouts?,
     };
     for layout in layouts {
-        let layout = layout?.path();
-        for map in ["ways", "addresses", "servers"] {
-            // One that nobody finds any more nobody can empty.
-            let Ok(data) = aya::maps::MapData::from_pin(layout.join(map)) else { continue };
-            let size = data.info().map_err(io::Error::other)?.key_size();
-            map::empty(data.fd().as_fd(), size as usize)?;
-        }
+        empty(&layout?.path(), &["ways", "addresses", "servers"])?;
+    }
+    Ok(())
+}
+
+/// Empties maps of a layout.
+fn empty(layout: &Path, maps: &[&str]) -> io::Result<()> {
+    for map in maps {
+        // One that nobody finds any more nobody can empty.
+        let Ok(data) = aya::maps::MapData::from_pin(layout.join(map)) else { continue };
+        let size = data.info().map_err(io::Error::other)?.key_size();
+        map::empty(data.fd().as_fd(), size as usize)?;
     }
     Ok(())
 }

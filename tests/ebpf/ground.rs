@@ -149,6 +149,13 @@ impl Ground {
     }
 }
 
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // The maps of all tests together would fill a small machine's memory.
+        std::fs::remove_dir_all(&self.directory).unwrap();
+    }
+}
+
 /// A front of the network.
 pub fn front(service: &str, port: u16, protocol: u8) -> FrontKey {
     FrontKey { network: NETWORK, address: address(service), port: port.into(), protocol, zero: 0 }

@@ -7,7 +7,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{DNSClass, Name as QueryName, RecordType};
 use netctl::dns::answer::{Reply, Terms, Transport};
 use netctl::dns::{DomainName, Names, Zone, nothing};
-use netctl::kernel::ebpf::{Name, NameKey, PART_FIRST, PART_REST, Place, Telling};
+use netctl::kernel::ebpf::{Name, NameKey, Place, Telling, nanoseconds};
 use netctl::model::snapshot::Members;
 use netctl::model::{Endpoint, Network, Node, Snapshot};
 use rand::SeedableRng as _;
@@ -69,21 +69,21 @@ fn zone() -> Zone {
 impl Known {
     fn new(domain: &str) -> Self {
         let (ground, zone) = (Ground::new(16), zone());
-        let maps = ground.ebpf.maps();
+        let maps = &ground.ebpf.maps().naming;
         let domain = DomainName::parse(domain).unwrap();
         for (_, server) in SIDES {
             let place = Place::new(NETWORK, server.parse::<IpAddr>().unwrap());
             maps.servers.insert(&place, &1).unwrap();
         }
         for simple in zone.simple(&domain) {
-            let key = NameKey::new(NETWORK, PART_FIRST, simple.label).unwrap();
+            let key = NameKey::new(NETWORK, simple.label).unwrap();
             maps.names.insert(&key, &Name::with(simple.v4, simple.v6)).unwrap();
         }
         for rest in zone.rests(&domain) {
-            let key = NameKey::new(NETWORK, PART_REST, &rest.wire).unwrap();
-            maps.names.insert(&key, &Name::rest(rest.domain.map(|at| at as u32))).unwrap();
+            let key = NameKey::new(NETWORK, &rest.wire).unwrap();
+            maps.suffixes.insert(&key, &(rest.domain.unwrap_or(0) as u32)).unwrap();
         }
-        let telling = Telling::new(TTL, &nothing(&domain, TTL, SERIAL).unwrap()).unwrap();
+        let telling = Telling::new(later(), TTL, &nothing(&domain, TTL, SERIAL).unwrap());
         maps.telling.insert(&0, &telling).unwrap();
         Self { ground, domain, zones: vec![Arc::new(zone)] }
     }
@@ -108,6 +108,11 @@ impl Known {
         let back = Packet { is_back: true, data: answer.data.clone(), ..asked.back(0) };
         assert_eq!(answer, back, "{query}");
     }
+}
+
+/// A while from now.
+fn later() -> u64 {
+    nanoseconds().unwrap() + 60_000_000_000
 }
 
 fn query(name: &str, kind: RecordType) -> Message {
@@ -138,7 +143,10 @@ pub fn a_name_is_answered_as_the_agent_answers_it() {
             for kind in [RecordType::A, RecordType::AAAA] {
                 for name in &full {
                     let query = query(&format!("{name}."), kind);
-                    for query in [query.clone(), with_edns(&query, false), with_edns(&query, true)] {
+                    let mut knowing = query.clone();
+                    knowing.metadata.authentic_data = true;
+                    let edns = [false, true].map(|signed| with_edns(&query, signed));
+                    for query in [query, knowing].into_iter().chain(edns) {
                         for side in SIDES {
                             known.is_answered(&packet(side, &query.to_vec().unwrap()), &query);
                         }
@@ -160,6 +168,7 @@ pub fn what_only_the_agent_knows_goes_to_it_as_it_is() {
     let known = Known::new("netctl.internal");
     let asked = |name: &str, kind| query(name, kind).to_vec().unwrap();
     let web = asked("web.", RecordType::A);
+    let full = asked("web.shop.", RecordType::A);
     let change = |at: usize, to: u8| {
         let mut bytes = web.clone();
         bytes[at] = to;
@@ -197,6 +206,10 @@ pub fn what_only_the_agent_knows_goes_to_it_as_it_is() {
         ("a pointer", change(12, 0xc0)),
         ("a label that is longer than all", change(12, 60)),
         ("a label that ends too soon", change(12, 2)),
+        (
+            "a byte more behind the name",
+            [&full[..full.len() - 4], &[0], &full[full.len() - 4..]].concat(),
+        ),
         ("a byte more", [&web[..], &[0]].concat()),
         ("a byte less", web[..web.len() - 1].to_vec()),
         ("a header", web[..12].to_vec()),
@@ -231,7 +244,21 @@ pub fn who_is_no_name_server_is_not_spoken_for() {
     frame.extend([0; 4]);
     let (verdict, bytes) = known.ground.programs.run("netctl_from", DEVICE, &frame).unwrap();
     assert_eq!((verdict, bytes), (PASS, frame));
-    // Nor is anything answered before it is known how.
-    known.ground.ebpf.maps().telling.insert(&0, &bytemuck::Zeroable::zeroed()).unwrap();
-    assert_eq!(known.ground.send(&asked), (PASS, asked));
+}
+
+pub fn what_nobody_says_any_more_is_not_told() {
+    let known = Known::new("netctl.internal");
+    let ask = |kind| {
+        let asked = packet(SIDES[0], &query("four.", kind).to_vec().unwrap());
+        known.ground.send(&asked).0
+    };
+    assert_eq!([RecordType::A, RecordType::AAAA].map(ask), [REDIRECT; 2]);
+    assert_eq!(known.ground.event(7), 2, "they are counted");
+    let telling = &known.ground.ebpf.maps().naming.telling;
+    // A domain may leave no room for the record that says that there is nothing.
+    telling.insert(&0, &Telling::new(later(), TTL, &[0; 1000])).unwrap();
+    assert_eq!([RecordType::A, RecordType::AAAA].map(ask), [REDIRECT, PASS]);
+    let nothing = nothing(&known.domain, TTL, SERIAL).unwrap();
+    telling.insert(&0, &Telling::new(later() - 61_000_000_000, TTL, &nothing)).unwrap();
+    assert_eq!([RecordType::A, RecordType::AAAA].map(ask), [PASS; 2]);
 }

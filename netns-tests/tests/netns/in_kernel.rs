@@ -1,8 +1,9 @@
 //! Names that the kernel answers, where a container's query enters its sandbox.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use netctl::kernel::ebpf::{Maps, Name, NameKey, Place, Telling};
+use netctl::kernel::ebpf::{Name, NameKey, NameMaps, Place, Telling};
 use world::{Node, NodeOptions, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
@@ -11,6 +12,7 @@ use crate::names::{dig, service};
 crate::tests![
     what_the_kernel_knows_is_answered_while_the_agent_stands_still,
     what_changes_is_answered_so_and_outlives_the_agent,
+    an_agent_that_is_gone_is_told_for_as_long_as_addresses_rest,
     what_another_hand_changes_is_put_right,
 ];
 
@@ -106,24 +108,49 @@ fn what_changes_is_answered_so_and_outlives_the_agent(world: &World) {
     n2.ok("endpoint detach --network shop c");
     n1.ok("network rm shop");
     wait_for("nothing is known of a network that is gone", || {
-        let Maps { names, servers, .. } = n1.space.enter(|| Maps::of_agent().unwrap());
-        names.entries().unwrap().is_empty() && servers.entries().unwrap().is_empty()
+        let (names, suffixes, servers) = known(&n1);
+        names.is_empty() && suffixes.is_empty() && servers.is_empty()
     });
 }
 
-/// All that the kernel knows of names.
-type Known = (BTreeMap<NameKey, Name>, BTreeMap<Place, u32>, Option<Telling>);
+fn an_agent_that_is_gone_is_told_for_as_long_as_addresses_rest(world: &World) {
+    let mut cluster = Cluster::with(world, 1, &NodeOptions::default(), |config| {
+        config.set("lb", "ebpf").set("lease", "2s").set("rest", "4s")
+    });
+    let n1 = cluster.nodes[0].clone();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    let address = Some(vec![n1.addresses("shop", "a")[0].clone()]);
+    let ask = || at_once(&a.space, "10.9.0.1", "a A");
+    wait_for("it is told", || ask() == address);
+    // While it runs it says so again and again: what it has said first is over by then.
+    let start = Instant::now();
+    wait_for("some time has passed", || start.elapsed() > Duration::from_secs(5));
+    cluster.kill(0);
+    let gone = Instant::now();
+    assert_eq!(ask(), address);
+    wait_for("nobody tells it any more", || ask().is_none());
+    assert!(gone.elapsed() < Duration::from_secs(7), "{:?}", gone.elapsed());
+    cluster.start(0);
+    wait_for("it is told again", || ask() == address);
+}
 
-/// What another hand does to that: what it is called, and how.
-type Damage = (&'static str, fn(&Maps, &Known));
+/// All that the kernel knows of names.
+type Known = (BTreeMap<NameKey, Name>, BTreeMap<NameKey, u32>, BTreeMap<Place, u32>);
 
 fn known(node: &Node) -> Known {
     node.space.enter(|| {
-        let Maps { names, servers, telling, .. } = Maps::of_agent().unwrap();
-        let all = (names.entries().unwrap(), servers.entries().unwrap());
-        (all.0.into_iter().collect(), all.1.into_iter().collect(), telling.get(&0).unwrap())
+        let NameMaps { names, suffixes, servers, .. } = NameMaps::of_agent().unwrap();
+        (
+            names.entries().unwrap().into_iter().collect(),
+            suffixes.entries().unwrap().into_iter().collect(),
+            servers.entries().unwrap().into_iter().collect(),
+        )
     })
 }
+
+/// What another hand does to that: what it is called, and how.
+type Damage = (&'static str, fn(&NameMaps, &Known));
 
 fn what_another_hand_changes_is_put_right(world: &World) {
     let cluster = machines(world, 1);
@@ -132,26 +159,28 @@ fn what_another_hand_changes_is_put_right(world: &World) {
     let a = n1.attach("shop", "a");
     let expected = Some(vec![n1.addresses("shop", "a")[0].clone()]);
     let is_told = || at_once(&a.space, "10.9.0.1", "a A") == expected;
-    wait_for("it is told", || is_told() && known(n1).0.len() == 4);
+    wait_for("it is told", || is_told() && known(n1).0.len() == 2);
     let before = known(n1);
     let damages: [Damage; 4] = [
         ("names are gone", |maps, (names, ..)| {
             maps.names.remove_all(&names.keys().copied().collect::<Vec<_>>()).unwrap();
         }),
         ("names have other addresses", |maps, (names, ..)| {
-            for (key, name) in names {
-                maps.names.insert(key, &Name { ipv4: [10, 9, 0, 99], ..*name }).unwrap();
+            for key in names.keys() {
+                let other = Name::with(Some([10, 9, 0, 99].into()), None);
+                maps.names.insert(key, &other).unwrap();
             }
         }),
-        ("nobody is asked", |maps, (_, servers, _)| {
-            maps.servers.remove_all(&servers.keys().copied().collect::<Vec<_>>()).unwrap();
+        ("suffixes are gone", |maps, (_, suffixes, _)| {
+            maps.suffixes.remove_all(&suffixes.keys().copied().collect::<Vec<_>>()).unwrap();
         }),
-        ("nothing is told", |maps, _| {
-            maps.telling.insert(&0, &Telling { ttl: [0; 4], length: 0, nothing: [0; _] }).unwrap();
+        ("nobody is asked, and nothing told", |maps, (.., servers)| {
+            maps.servers.remove_all(&servers.keys().copied().collect::<Vec<_>>()).unwrap();
+            maps.telling.insert(&0, &Telling::new(0, 0, &[])).unwrap();
         }),
     ];
     for (what, damage) in damages {
-        n1.space.enter(|| damage(&Maps::of_agent().unwrap(), &before));
+        n1.space.enter(|| damage(&NameMaps::of_agent().unwrap(), &before));
         wait_for(&format!("put right: {what}"), || known(n1) == before && is_told());
     }
 }

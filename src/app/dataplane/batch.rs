@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Command, Load, PlugError, Told};
+use super::{Command, Load, PlugError};
 use crate::kernel;
 use crate::model::object::SANDBOX_PREFIX;
 use crate::model::{Endpoint, EndpointId, NetworkId};
@@ -23,8 +23,6 @@ pub(super) type UnplugRequest = (Arc<Endpoint>, u64, Reply<kernel::Error>);
 pub(super) struct Batch {
     pub(super) plugs: BTreeMap<NetworkId, Vec<PlugRequest>>,
     pub(super) unplugs: BTreeMap<NetworkId, Vec<UnplugRequest>>,
-    /// How names are answered from now on.
-    pub(super) names: Option<Told>,
     /// Namespaces in which the kernel noticed something; `None` is the host's.
     pub(super) noticed: BTreeSet<Option<NetworkId>>,
     /// Who asks what the backends of a network have.
@@ -40,7 +38,6 @@ impl Batch {
     pub(super) fn add(&mut self, command: Command) {
         match command {
             Command::Sync => {}
-            Command::Names(told) => self.names = Some(told),
             Command::Loads(network, reply) => self.loads.push((network, reply)),
             Command::Plugged(network, id, reply) => self.plugged.push((network, id, reply)),
             Command::Settle(reply) => self.waiting.push(reply),

@@ -3,7 +3,6 @@
 mod asked;
 mod entries;
 mod import;
-mod names;
 mod paths;
 mod table;
 
@@ -17,7 +16,6 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
-use super::names::Told;
 use crate::kernel::ebpf::{
     Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Meaning, Programs, SCHEDULER_LEAST,
     TunnelEnd, Tuple,
@@ -29,7 +27,6 @@ use crate::model::{EndpointId, NetworkId, Vni};
 use asked::Asked;
 use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read, timeouts_of};
 use import::Import;
-use names::Names;
 use paths::{Crossing, Paths};
 use table::{Numbers, Table, key_of};
 
@@ -45,7 +42,6 @@ pub(super) struct Node {
     numbers: Numbers,
     /// Containers' sockets, where they are asked.
     asked: Option<Asked>,
-    names: Names,
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Entries>,
     scan: Option<Scan>,
@@ -91,8 +87,7 @@ impl Node {
         if let Some(asked) = &asked {
             numbers.skip_backends(asked.last_backend()?);
         }
-        let names = Names::default();
-        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, asked, names, scan: None };
+        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, asked, scan: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
         }
@@ -196,16 +191,6 @@ impl Node {
             warn!(%node, "what is for this node goes through the stack: the host's routes carry too little");
         }
         std::mem::replace(&mut self.unfit, unfit) != self.unfit
-    }
-
-    /// Has the programs answer names so.
-    pub(super) fn tell_names(&mut self, told: Told) -> Result<(), kernel::Error> {
-        self.names.tell(self.ebpf.maps(), told)
-    }
-
-    /// Puts right what somebody has changed of that; tells how many entries.
-    pub(super) fn mend_names(&mut self) -> Result<u64, kernel::Error> {
-        self.names.mend(self.ebpf.maps())
     }
 
     /// What the programs have counted of the node, in the order of [`EVENTS`].
@@ -556,7 +541,7 @@ pub(super) fn forget() -> Result<(), kernel::Error> {
         action: "have the kernel carry what an earlier agent's eBPF carried",
         source,
     };
-    kernel::ebpf::empty_paths().map_err(failed)?;
+    kernel::ebpf::leave_all().map_err(failed)?;
     kernel::ebpf::remove_pins().map_err(|source| kernel::Error::System {
         action: "remove the maps of an earlier agent's eBPF",
         source,

@@ -30,6 +30,13 @@ pub struct Tally {
     pub loads: Loads,
 }
 
+impl Tally {
+    /// Counts objects that somebody else changed and that are as they were again.
+    pub fn repaired(&self, count: u64) {
+        self.repairs.inc_by(count);
+    }
+}
+
 /// What the programs of eBPF have counted of the node, in the order of [`EVENTS`]; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Events(Arc<Mutex<Option<[u64; EVENTS.len()]>>>);
@@ -45,7 +52,7 @@ impl Collector for Events {
         let Some(counted) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
             return Ok(());
         };
-        let help = "What the eBPF programs refused, or could not do";
+        let help = "What the eBPF programs refused, could not do, or answered themselves";
         let mut family = encoder.encode_descriptor("ebpf_events", help, None, MetricType::Counter)?;
         for (event, count) in EVENTS.iter().zip(counted) {
             family

@@ -200,9 +200,6 @@ impl Worker {
             }
             self.follow_view();
             self.follow_dead();
-            if let Some(told) = batch.names {
-                self.tell_names(told);
-            }
             // A VNI that has become free may be wanted at once.
             self.remove_unwanted();
             for (network, plugs) in batch.plugs {
@@ -335,7 +332,6 @@ impl Worker {
             // One whose removal failed before.
             self.remove_stale_sandboxes();
             self.mend_asked();
-            self.mend_names();
         } else if self.check_at.is_none_or(|check| now < check) {
             return;
         }

@@ -560,10 +560,6 @@ pub const VERDICT_CARRIED: u8 = 1;
 /// It was dropped.
 pub const VERDICT_DROPPED: u8 = 2;
 
-/// What is counted of a node, in the order of `enum event`.
-pub const EVENTS: [&str; 7] =
-    ["table-full", "no-backend", "port-taken", "foreign-source", "no-route", "no-memory", "not-shown"];
-
 #[cfg(test)]
 mod tests {
     use super::*;

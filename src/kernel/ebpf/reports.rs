@@ -8,8 +8,20 @@ use std::time::Duration;
 use aya::maps::{Map as AnyMap, MapData, RingBuf};
 use nix::time::{ClockId, clock_gettime};
 
-use super::layout::{EVENTS, LAYOUT, Report, Watching};
+use super::layout::{LAYOUT, Report, Watching};
 use super::{DIRECTORY, Error, Maps};
+
+/// What is counted of a node, in the order of `enum event`.
+pub const EVENTS: [&str; 8] = [
+    "table-full",
+    "no-backend",
+    "port-taken",
+    "foreign-source",
+    "no-route",
+    "no-memory",
+    "not-shown",
+    "name-told",
+];
 
 /// The reports of a node's programs. Nobody writes any until somebody wants them.
 pub struct Reports {

@@ -9,7 +9,6 @@ use tracing::warn;
 
 use super::super::balancing::Load;
 use super::super::changes::Endpoints;
-use super::super::names::Told;
 use super::super::slot::Slot;
 use super::Worker;
 use crate::kernel;
@@ -99,31 +98,6 @@ impl Worker {
             Ok(mended) => drop(self.settings.tally.repairs.inc_by(mended)),
             Err(error) => {
                 warn!(%error, "sockets of containers are not asked as they should be");
-                self.settings.tally.failures.inc();
-            }
-        }
-    }
-
-    /// Has the programs answer names so, where there are any; the agent answers all others.
-    pub(super) fn tell_names(&mut self, told: Told) {
-        let Some(node) = &self.ebpf else { return };
-        if let Err(error) = node.borrow_mut().tell_names(told) {
-            warn!(%error, "names are not answered in the kernel as they should be");
-            self.settings.tally.failures.inc();
-        }
-    }
-
-    /// Puts right what somebody has changed of the names that the programs answer.
-    pub(super) fn mend_names(&mut self) {
-        let Some(node) = &self.ebpf else { return };
-        match node.borrow_mut().mend_names() {
-            Ok(0) => {}
-            Ok(mended) => {
-                warn!(mended, "names that the kernel answers were changed: they are put back");
-                self.settings.tally.repairs.inc_by(mended);
-            }
-            Err(error) => {
-                warn!(%error, "names are not answered in the kernel as they should be");
                 self.settings.tally.failures.inc();
             }
         }
