@@ -10,8 +10,9 @@ use netctl::dns::{DomainName, Names, Zone, nothing};
 use netctl::kernel::ebpf::{Name, NameKey, Place, Telling, nanoseconds};
 use netctl::model::snapshot::Members;
 use netctl::model::{Endpoint, Network, Node, Snapshot};
-use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 use crate::ground::{DEVICE, Ground, NETWORK, PASS, REDIRECT};
@@ -224,6 +225,41 @@ pub fn what_only_the_agent_knows_goes_to_it_as_it_is() {
             assert_eq!(known.ground.send(&asked), (PASS, asked), "{what}");
         }
     }
+}
+
+/// Queries with some bytes that are others, and some more or less: whatever is told, the agent would tell.
+pub fn what_is_told_of_any_bytes_the_agent_would_tell() {
+    const ROUNDS: u32 = 50_000;
+    let known = Known::new("netctl.internal");
+    let mut rng = SmallRng::seed_from_u64(20_261);
+    let names = ["web.", "six.shop.", "four.shop.netctl.internal.", "web.mail.", "nobody."];
+    let kinds = [RecordType::A, RecordType::AAAA, RecordType::TXT];
+    let mut told = 0;
+    for round in 0..ROUNDS {
+        let name = *names.choose(&mut rng).unwrap();
+        let plain = query(name, *kinds.choose(&mut rng).unwrap());
+        let asked = if rng.random() { with_edns(&plain, rng.random()) } else { plain };
+        let mut bytes = asked.to_vec().unwrap();
+        for _ in 0..rng.random_range(0..3) {
+            let at = rng.random_range(0..bytes.len());
+            match rng.random_range(0..4) {
+                0 => bytes.insert(at, rng.random()),
+                1 => drop(bytes.remove(at)),
+                2 => bytes[at] ^= 1 << rng.random_range(0..8),
+                _ => bytes[at] = rng.random(),
+            }
+        }
+        let side = SIDES[round as usize % 2];
+        let (verdict, answer) = known.ground.send(&packet(side, &bytes));
+        if verdict == PASS {
+            assert_eq!(answer.data, bytes);
+            continue;
+        }
+        told += 1;
+        let read = Message::from_vec(&bytes).unwrap_or_else(|error| panic!("{bytes:x?}: {error}"));
+        assert_eq!(Message::from_vec(&answer.data).unwrap(), known.agent(&read), "{bytes:x?}");
+    }
+    assert!((ROUNDS / 10..ROUNDS).contains(&told), "{told} of {ROUNDS}");
 }
 
 pub fn who_is_no_name_server_is_not_spoken_for() {

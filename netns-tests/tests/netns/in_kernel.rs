@@ -44,15 +44,14 @@ fn what_the_kernel_knows_is_answered_while_the_agent_stands_still(world: &World)
     n1.attach_with("shop", "d2", "--service db");
     wait_for("all is known", || dig(&a.space, "10.9.0.1", "db A").answers.len() == 2);
     cluster.freeze(0);
+    let mut options = ["+noedns", "+edns", "+dnssec"].into_iter().cycle();
     for server in SERVERS {
         for (name, addresses) in [("web", &web), ("a", &b)] {
             for form in ["", ".shop", ".shop.netctl.internal", ".SHOP.netctl.Internal"] {
                 for (kind, address) in ["A", "AAAA"].into_iter().zip(addresses) {
-                    for option in ["+noedns", "+edns", "+dnssec"] {
-                        let question = format!("{name}{form} {kind} {option}");
-                        let told = at_once(&a.space, server, &question);
-                        assert_eq!(told, Some(vec![address.clone()]), "{server} {question}");
-                    }
+                    let question = format!("{name}{form} {kind} {}", options.next().unwrap());
+                    let told = at_once(&a.space, server, &question);
+                    assert_eq!(told, Some(vec![address.clone()]), "{server} {question}");
                 }
             }
         }

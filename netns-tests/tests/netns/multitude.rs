@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use netctl::kernel::ebpf::{EVENTS, Maps};
 use serde_json::{Value, json};
 use world::{Space, World, wait_for};
 
 use crate::cluster::Cluster;
 use crate::crowd::{Records, id, write};
+use crate::engine::is_ebpf;
 use crate::upstream::name_end;
 
 crate::tests![no_answer_is_wrong_while_ten_thousand_endpoints_appear_and_vanish];
@@ -161,6 +163,17 @@ fn no_answer_is_wrong_while_ten_thousand_endpoints_appear_and_vanish(world: &Wor
     for asker in askers {
         let (asked, found) = asker.join().unwrap();
         assert!(asked > found && found > 100, "{found} of {asked} names were there");
+    }
+    if is_ebpf() {
+        // The kernel has told many of them, and knows none that is gone.
+        let told =
+            |maps: &Maps| maps.event(EVENTS.iter().position(|e| *e == "name-told").unwrap() as u32);
+        let known = |maps: &Maps| maps.naming.names.entries().unwrap().len();
+        for node in [n1, n2] {
+            let maps = node.space.enter(|| Maps::of_agent().unwrap());
+            assert!(told(&maps).unwrap() > 100, "{:?}", told(&maps));
+            wait_for("only the clients and the gateway have names", || known(&maps) == 3);
+        }
     }
     for (before, after) in used[0].iter().zip(&used[1]) {
         assert!(after * 10 < before * 15, "the second round costs no more: {used:?} KiB");

@@ -94,8 +94,8 @@ impl InKernel {
         };
         self.wanted = Some(networks);
         let Some((old, new)) = difference else { return self.look() };
-        let done = self.write_telling().and_then(|()| self.apply(&old, &new));
-        self.note(done.map(drop));
+        let done = self.apply(&old, &new).and_then(|_| self.write_telling());
+        self.note(done);
     }
 
     /// Puts right what somebody has changed, and has the kernel tell for another while.
@@ -119,9 +119,8 @@ impl InKernel {
         self.is_certain = done.is_ok();
         let Err(error) = done else { return };
         warn!(%error, "names are not answered in the kernel: the agent does");
-        let servers = self.maps.servers.entries().unwrap_or_default();
-        let places: Vec<Place> = servers.into_iter().map(|(place, _)| place).collect();
-        if let Err(error) = self.maps.servers.remove_all(&places) {
+        // Its only value is there already, so that takes no memory.
+        if let Err(error) = self.maps.telling.insert(&0, &Telling::new(0, 0, &[])) {
             warn!(%error, "names that the kernel answers may be old ones");
         }
     }
@@ -137,8 +136,9 @@ impl InKernel {
             suffixes: read(&self.maps.suffixes, "suffixes")?,
             servers: read(&self.maps.servers, "servers")?,
         };
+        let changed = self.apply(&found, &entries)?;
         self.write_telling()?;
-        self.apply(&found, &entries)
+        Ok(changed)
     }
 
     /// Says how answers are told, and for how long.

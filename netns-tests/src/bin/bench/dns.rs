@@ -26,8 +26,9 @@ A container asks for addresses over UDP with 128 queries outstanding, in random 
 endpoints, of 10,000 endpoints of 200 nodes, and of 1,000 outside names that were asked for before.
 Each server runs on one core, what asks on the other, and both are joined by one veth pair. The peers
 have the same names as local data (the authoritative ones and aardvark-dns know no outside names, and
-are left out there). Ours answers in its sandbox, with its firewall; only its limit of queries per
-client is off. All take turns. Every answer is compared with the address that it must have.
+are left out there). Of ours the kernel answers names of ours that come one by one; what comes in one
+packet, and outside names, the agent answers in its sandbox, with its firewall; only its limit of
+queries per client is off. All take turns. Every answer is compared with the address that it must have.
 
   loop  a thread that sends every query back as it is, in the same batches: what the rest takes
 

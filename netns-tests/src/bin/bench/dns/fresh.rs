@@ -26,7 +26,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// from before the transaction is sent.
 pub fn measure(ground: &Ground, etcd: &Etcd, report: &mut Report) {
     let nodes: Vec<_> = (0..NODES).map(|number| ground.world.node(&format!("fresh{number}"))).collect();
-    let config = plain(Config::etcd(etcd)).store("timeout", "2s").raw("dns", "{ rate = 0 }");
+    let config =
+        plain(Config::etcd(etcd)).store("timeout", "2s").raw("dns", "{ rate = 0 }").set("lb", "ebpf");
     let agents: Vec<_> = nodes.iter().map(|node| node.agent(&config)).collect();
     let containers: Vec<Container> =
         nodes.iter().map(|node| node.attach(NETWORK, &format!("at-{}", node.name()))).collect();
