@@ -13,6 +13,8 @@
 
 #[path = "netns/addresses.rs"]
 mod addresses;
+#[path = "netns/answers.rs"]
+mod answers;
 #[path = "netns/balance.rs"]
 mod balance;
 #[path = "netns/check.rs"]
@@ -145,6 +147,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
     ("in_kernel", in_kernel::TESTS),
+    ("answers", answers::TESTS),
     ("forward", forward::TESTS),
     ("monitor", monitor::TESTS),
     ("multitude", multitude::TESTS),
