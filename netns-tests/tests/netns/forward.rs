@@ -1,6 +1,7 @@
 //! Names that are not ours: who is asked for them, and what is made of the answers.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use world::{Config, World, wait_for};
 
@@ -12,6 +13,7 @@ crate::tests![
     names_of_others_are_asked_for_elsewhere_and_kept,
     an_internal_network_asks_nobody,
     upstreams_that_fail_are_borne,
+    slow_upstreams_are_given_up_and_two_are_asked_at_most,
     names_that_lead_to_each_other_end,
     what_many_ask_at_once_is_asked_for_once,
     what_others_tell_of_names_of_ours_is_dropped,
@@ -142,6 +144,41 @@ fn upstreams_that_fail_are_borne(world: &World) {
     assert_eq!(found(&a.space, "10.9.0.1", "long.example A").len(), 200);
     let cut = dig(&a.space, "10.9.0.1", "long.example A +ignore +noedns");
     assert!(cut.flags.contains("tc") && (20..40).contains(&cut.answers.len()), "{}", cut.text);
+}
+
+fn slow_upstreams_are_given_up_and_two_are_asked_at_most(world: &World) {
+    let servers = ["127.0.0.1:5300", "127.0.0.1:5400", "127.0.0.1:5500"];
+    let cluster = asking(world, &servers, "");
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let a = n1.attach("shop", "a");
+    // Later than an agent waits for one of them, and than it asks the next.
+    let late = |query: &[u8], last| {
+        std::thread::sleep(Duration::from_millis(2_600));
+        vec![answered(query, 1, last, 0)]
+    };
+    let first = Upstream::start(&n1.space, servers[0], move |query, _| late(query, 1));
+    let others = [2, 3].map(|last| {
+        Upstream::start(&n1.space, servers[usize::from(last) - 1], move |query, _| {
+            match name_of(query).starts_with("both") {
+                true => late(query, last),
+                false => vec![answered(query, 1, last, 0)],
+            }
+        })
+    });
+    let start = Instant::now();
+    assert_eq!(found(&a.space, "10.9.0.1", "one.example A"), ["192.0.2.2"]);
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    // Who answered last is asked first, then the next of the list, and nobody else until it is asked again. A client
+    // does that after five seconds.
+    let start = Instant::now();
+    assert_eq!(status(&a.space, "10.9.0.1", "both.example A"), "SERVFAIL");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // What came late is no answer to the next question.
+    assert_eq!(found(&a.space, "10.9.0.1", "other.example A"), ["192.0.2.2"]);
+    let asked = |upstream: &Upstream| upstream.asked().join(" ");
+    assert_eq!(asked(&first), "one.example other.example");
+    assert_eq!(others.each_ref().map(asked), ["one.example both.example other.example", "both.example"]);
 }
 
 fn names_that_lead_to_each_other_end(world: &World) {
