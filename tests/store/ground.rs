@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -298,7 +299,16 @@ fn launch(folder: &TempDir, peer: u16, flags: &[String]) -> Child {
 }
 
 /// A port that nobody listens on.
+///
+/// It is none of those that the kernel gives to clients (ip_local_port_range): one of them could get it while its
+/// server is down.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("its number").port()
+    static LAST: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + (std::process::id() % 10_000) as u16;
+    loop {
+        let port = first + LAST.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
