@@ -10,16 +10,7 @@
 
 // Sends a frame back to who has sent it, by the device that it came from.
 static __always_inline int send_back(struct __sk_buff *skb, struct packet *packet) {
-    struct ethhdr frame;
-    __u8 sender[ETH_ALEN];
-    if (bpf_skb_load_bytes(skb, 0, &frame, sizeof frame))
-        return lost(packet);
-    __builtin_memcpy(sender, frame.h_source, sizeof sender);
-    __builtin_memcpy(frame.h_source, frame.h_dest, sizeof sender);
-    __builtin_memcpy(frame.h_dest, sender, sizeof sender);
-    if (bpf_skb_store_bytes(skb, 0, &frame, sizeof frame, 0))
-        return lost(packet);
-    return bpf_redirect(skb->ifindex, 0);
+    return turn_frame(skb) ? lost(packet) : bpf_redirect(skb->ifindex, 0);
 }
 
 // What is to be done with a packet that has its backend, beside what is to be done with every packet.

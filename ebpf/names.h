@@ -182,25 +182,17 @@ static __always_inline int look_up(
     return bpf_map_lookup_elem(&names, key) == found ? 0 : -1;
 }
 
-static __always_inline __u16 fold(__u32 sum) {
-    sum = (sum & 0xffff) + (sum >> 16);
-    return (sum & 0xffff) + (sum >> 16);
-}
-
 // Turns a packet with a query round: its headers say so, and that it has grown by so much. `change` is what the
 // message's sum has changed by.
 SEPARATE int turn_round(struct __sk_buff *skb, struct packet *packet, __u32 grown, __u32 change) {
-    struct frame frame, back;
     struct udphdr udp;
-    if (!packet || load(skb, 0, &frame, sizeof frame) || load(skb, packet->transport, &udp, sizeof udp))
+    if (!packet || load(skb, packet->transport, &udp, sizeof udp))
         return -1;
-    back = (struct frame){frame.source, frame.destination, frame.protocol};
     __be16 port = udp.source, old = udp.len;
     udp.source = udp.dest;
     udp.dest = port;
     udp.len = bpf_htons(bpf_ntohs(old) + grown);
-    if (bpf_skb_store_bytes(skb, 0, &back, sizeof back, 0) ||
-        bpf_skb_store_bytes(skb, packet->transport, &udp, sizeof udp, 0))
+    if (turn_frame(skb) || bpf_skb_store_bytes(skb, packet->transport, &udp, sizeof udp, 0))
         return -1;
     if (packet->ipv4) {
         struct iphdr ip;
@@ -211,7 +203,7 @@ SEPARATE int turn_round(struct __sk_buff *skb, struct packet *packet, __u32 grow
         ip.daddr = source;
         ip.tot_len = bpf_htons(bpf_ntohs(ip.tot_len) + grown);
         ip.check = 0;
-        ip.check = ~fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof ip, 0));
+        ip.check = checksum_of(&ip);
         if (bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof ip, 0))
             return -1;
     } else {

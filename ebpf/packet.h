@@ -123,6 +123,30 @@ static __always_inline bool is_between(__u32 *length, __u32 least, __u32 most) {
     return known >= least;
 }
 
+static __always_inline __u16 fold(__u32 sum) {
+    sum = (sum & 0xffff) + (sum >> 16);
+    return (sum & 0xffff) + (sum >> 16);
+}
+
+// The checksum of a header without options (RFC 1071).
+static __always_inline __sum16 checksum_of(const struct iphdr *ip) {
+    const __u16 *words = (const __u16 *)ip;
+    __u32 sum = 0;
+#pragma unroll
+    for (int word = 0; word < 10; word++)
+        sum += words[word];
+    return ~fold(sum);
+}
+
+// Has a frame go back to who has sent it.
+static __always_inline int turn_frame(struct __sk_buff *skb) {
+    struct frame frame;
+    if (load(skb, 0, &frame, sizeof frame))
+        return -1;
+    struct frame back = {frame.source, frame.destination, frame.protocol};
+    return bpf_skb_store_bytes(skb, 0, &back, sizeof back, 0);
+}
+
 static __always_inline void map_ipv4(struct address *to, __be32 address) {
     to->halves[0] = 0;
     to->words[2] = bpf_htonl(0xffff);

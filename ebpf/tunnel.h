@@ -49,17 +49,6 @@ static __always_inline __be16 length_of(__u32 length) {
     return length > 0xffff ? 0 : bpf_htons(length);
 }
 
-// The checksum of a header without options (RFC 1071).
-static __always_inline __sum16 checksum_of(const struct iphdr *ip) {
-    const __u16 *words = (const __u16 *)ip;
-    __u32 sum = 0;
-#pragma unroll
-    for (int word = 0; word < 10; word++)
-        sum += words[word];
-    sum = (sum & 0xffff) + (sum >> 16);
-    return ~((sum & 0xffff) + (sum >> 16));
-}
-
 struct tunnel {
     const struct way *way;
     __u32 network;

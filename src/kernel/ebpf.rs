@@ -28,7 +28,7 @@ use nix::sys::statfs::{FsType, statfs};
 use nix::time::{ClockId, clock_gettime};
 
 pub use layout::*;
-pub use map::{CpuMap, Map};
+pub use map::{CpuMap, Map, difference};
 pub use names::{Name, NameKey, NameMaps, Telling};
 pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
 pub use reports::{EVENTS, Reports, nanoseconds};

@@ -14,7 +14,9 @@ use tracing::warn;
 use crate::app::dataplane::Tally;
 use crate::config::Config;
 use crate::dns::{DomainName, Rest, Simple, Zone, nothing};
-use crate::kernel::ebpf::{Error, Map, Name, NameKey, NameMaps, Place, Telling, nanoseconds};
+use crate::kernel::ebpf::{
+    Error, Map, Name, NameKey, NameMaps, Place, Telling, difference, nanoseconds,
+};
 
 /// How many times it is looked, at least, before the kernel would tell nothing more.
 const LOOKS: u32 = 4;
@@ -152,20 +154,26 @@ impl InKernel {
     /// Makes entries of others, as many as there is room for; tells how many are changed. What is not to be
     /// told goes first, which takes no memory.
     fn apply(&mut self, now: &Entries, wanted: &Entries) -> Result<u64, Error> {
-        let mut count = 0;
-        count += remove(&self.maps.servers, "servers", &now.servers, &wanted.servers)?;
-        count += remove(&self.maps.suffixes, "suffixes", &now.suffixes, &wanted.suffixes)?;
-        count += remove(&self.maps.names, "names", &now.names, &wanted.names)?;
-        let (names, mut is_full) = insert(&self.maps.names, "names", &now.names, &wanted.names)?;
-        let (suffixes, full) = insert(&self.maps.suffixes, "suffixes", &now.suffixes, &wanted.suffixes)?;
-        is_full |= full;
-        let (servers, full) = insert(&self.maps.servers, "servers", &now.servers, &wanted.servers)?;
-        is_full |= full;
+        let (servers, no_servers) = difference(&now.servers, &wanted.servers);
+        let (suffixes, no_suffixes) = difference(&now.suffixes, &wanted.suffixes);
+        let (names, no_names) = difference(&now.names, &wanted.names);
+        let failed = |map| map_error("change", map);
+        self.maps.servers.remove_all(&no_servers).map_err(failed("servers"))?;
+        self.maps.suffixes.remove_all(&no_suffixes).map_err(failed("suffixes"))?;
+        self.maps.names.remove_all(&no_names).map_err(failed("names"))?;
+        let entered = [
+            insert(&self.maps.names, &names).map_err(failed("names"))?,
+            insert(&self.maps.suffixes, &suffixes).map_err(failed("suffixes"))?,
+            insert(&self.maps.servers, &servers).map_err(failed("servers"))?,
+        ];
+        let is_full = entered.iter().sum::<usize>() < names.len() + suffixes.len() + servers.len();
         if is_full && !self.is_full {
             warn!("the kernel has no room for all names: the agent answers the rest");
         }
         self.is_full = is_full;
-        Ok(count + names + suffixes + servers)
+        let changed =
+            entered.iter().sum::<usize>() + no_servers.len() + no_suffixes.len() + no_names.len();
+        Ok(changed as u64)
     }
 }
 
@@ -224,41 +232,20 @@ fn read<K: Pod + Ord, V: Pod>(map: &Map<K, V>, name: &'static str) -> Result<BTr
     Ok(map.entries().map_err(map_error("read", name))?.into_iter().collect())
 }
 
-/// Takes away what is not wanted; tells how many entries.
-fn remove<K: Pod + Ord, V: Pod>(
-    map: &Map<K, V>,
-    name: &'static str,
-    now: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-) -> Result<u64, Error> {
-    let gone: Vec<K> = now.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-    map.remove_all(&gone).map_err(map_error("change", name))?;
-    Ok(gone.len() as u64)
-}
-
-/// Enters what is wanted and not there; tells how many entries, and whether there was no room for more.
-fn insert<K: Pod + Ord, V: Pod + PartialEq>(
-    map: &Map<K, V>,
-    name: &'static str,
-    now: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-) -> Result<(u64, bool), Error> {
-    let is_new = |(key, value): &(&K, &V)| now.get(key) != Some(*value);
-    let new: Vec<(K, V)> = wanted.iter().filter(is_new).map(|(key, value)| (*key, *value)).collect();
+/// Gives keys their values, as many as there is room for; tells how many.
+fn insert<K: Pod, V: Pod>(map: &Map<K, V>, entries: &[(K, V)]) -> io::Result<usize> {
     let is_full = |error: &io::Error| error.raw_os_error() == Some(libc::E2BIG);
-    match map.insert_all(&new) {
-        Ok(()) => return Ok((new.len() as u64, false)),
+    match map.insert_all(entries) {
         Err(error) if is_full(&error) => {}
-        Err(error) => return Err(map_error("change", name)(error)),
+        done => return done.map(|()| entries.len()),
     }
     // What is there already changes all the same.
     let mut count = 0;
-    for (key, value) in &new {
+    for (key, value) in entries {
         match map.insert(key, value) {
-            Ok(()) => count += 1,
             Err(error) if is_full(&error) => {}
-            Err(error) => return Err(map_error("change", name)(error)),
+            done => done.map(|()| count += 1)?,
         }
     }
-    Ok((count, true))
+    Ok(count)
 }

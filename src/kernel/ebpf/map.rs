@@ -1,5 +1,6 @@
 //! A map of the kernel's: read, written, and many entries with one call (bpf(2), "Map commands").
 
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -224,6 +225,16 @@ impl<K: Pod, V: Pod> Map<K, V> {
             (from, is_first) = (to, false);
         }
     }
+}
+
+/// What has to change in a map: entries that are new or different, and keys that go.
+pub fn difference<K: Ord + Copy, V: PartialEq + Copy>(
+    now: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> (Vec<(K, V)>, Vec<K>) {
+    let differs = |(key, value): &(&K, &V)| now.get(key) != Some(*value);
+    let set = wanted.iter().filter(differs).map(|(key, value)| (*key, *value)).collect();
+    (set, now.keys().filter(|key| !wanted.contains_key(key)).copied().collect())
 }
 
 /// Takes all entries out of a map whose keys have so many bytes.

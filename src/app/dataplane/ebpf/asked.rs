@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::Node;
 use super::entries::map_error;
-use super::table::difference;
+use crate::kernel::ebpf::difference;
 use crate::kernel::ebpf::{
     Address, DatagramKey, Ebpf, MEMBERSHIPS, Maps, Membership, Namespace, SOCKET_OPEN, Socket, Sockets,
     Timeouts,

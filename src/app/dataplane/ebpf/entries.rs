@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::paths::Paths;
-use super::table::{Table, difference};
+use super::table::Table;
 use crate::kernel;
 use crate::kernel::ebpf::{
     ADDRESS_CONTAINER, Connection, Error, Maps, STATE_ANSWERED, STATE_CLIENT_ENDED, STATE_RESET,
-    STATE_SERVER_ENDED, Timeouts, Tuple,
+    STATE_SERVER_ENDED, Timeouts, Tuple, difference,
 };
 
 /// What a network has in the maps.

@@ -106,16 +106,6 @@ impl Table {
     }
 }
 
-/// What has to change in a map: entries that are new or different, and keys that go.
-pub(super) fn difference<K: Ord + Copy, V: PartialEq + Copy>(
-    now: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-) -> (Vec<(K, V)>, Vec<K>) {
-    let differs = |(key, value): &(&K, &V)| now.get(key) != Some(*value);
-    let set = wanted.iter().filter(differs).map(|(key, value)| (*key, *value)).collect();
-    (set, now.keys().filter(|key| !wanted.contains_key(key)).copied().collect())
-}
-
 /// The key of a front.
 pub(super) fn key_of(network: u32, front: &lb::Front) -> FrontKey {
     let (address, port, protocol) = match *front {
@@ -154,6 +144,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::kernel::ebpf::difference;
 
     const NETWORK: u32 = 4711;
 
