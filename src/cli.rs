@@ -73,6 +73,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Make, list, show and remove networks
     #[command(subcommand, visible_alias = "net")]

@@ -41,6 +41,7 @@ interface of its own (resolvectl dns, resolvectl domain, resolvectl default-rout
 const DROP_IN: &str = "/etc/systemd/resolved.conf.d/netctl.conf";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// Ask this node's name server as one of its containers does, and show where the answer is from
     #[command(after_help = QUERY_EXAMPLES)]

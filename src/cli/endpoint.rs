@@ -54,6 +54,7 @@ Examples:
   netctl endpoint detach box --network web";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// List endpoints of the cluster
     #[command(alias = "list", after_help = LS_EXAMPLES)]

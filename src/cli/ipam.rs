@@ -31,6 +31,7 @@ Exit status: 0 if every node was compared, and nothing is found or all of it was
 something is left, or a node was not compared. With --local, other nodes do not count.";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// Look for leaked and double-booked addresses, and for endpoints that the kernel lacks
     #[command(after_help = CHECK_EXAMPLES)]

@@ -51,6 +51,7 @@ Examples:
   netctl network rm web shop db";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// Make a network; prints its id
     #[command(after_help = CREATE_EXAMPLES)]

@@ -12,6 +12,7 @@ use crate::api::{NodeView, Target};
 use crate::model::{Node, NodeName};
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// List the nodes; the one that answers has a `*`
     #[command(alias = "list", after_help = "Examples:\n  netctl node ls\n  netctl node ls -o json")]

@@ -63,6 +63,7 @@ Where the service has a health check they get connections when they are ready; o
 drained they get none before that is activated too.";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// Make a service; prints its id
     #[command(after_help = CREATE_EXAMPLES)]

@@ -27,10 +27,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 use nix::time::{ClockId, clock_gettime};
 
+pub use clsact::Filters;
 pub use layout::*;
 pub use map::{CpuMap, Map, difference};
 pub use names::{Name, NameKey, NameMaps, Telling};
-pub use program::{Path as FastPath, Programs, TunnelEnd, detach, index};
+pub use program::{Attached, Path as FastPath, Programs, TunnelEnd, detach, index};
 pub use reports::{EVENTS, Reports, nanoseconds};
 pub use sockets::{SocketMaps, Sockets, control_groups};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use netctl::kernel::ebpf::{FastPath, Programs, TunnelEnd, detach};
+use netctl::kernel::ebpf::{Attached, FastPath, Filters, Programs, TunnelEnd, detach};
 
 use crate::ground::{DEVICE, FAMILIES, Ground, OTHER, PASS};
 use crate::group::Group;
@@ -49,19 +49,25 @@ pub fn a_program_is_attached_once_replaced_and_detached() {
     let ground = Ground::new(16);
     let [v4, _] = FAMILIES;
     ground.web(v4);
+    let filters = &mut Filters::open().unwrap();
     assert!(!detach(DEVICE).unwrap());
-    assert!(ground.programs.attach(DEVICE).unwrap());
-    assert!(!ground.programs.attach(DEVICE).unwrap(), "it is there");
-    assert!(ground.programs.attach(OTHER).unwrap());
+    assert!(ground.programs.attach(filters, DEVICE).unwrap().changed);
+    assert!(!ground.programs.attach(filters, DEVICE).unwrap().changed, "it is there");
+    assert!(ground.programs.attach(filters, OTHER).unwrap().changed);
     // That of the next agent takes the place of the first one's.
     let next = ground.ebpf.load(crate::ground::NETWORK).unwrap();
-    assert!(next.attach(DEVICE).unwrap());
-    assert!(!next.attach(DEVICE).unwrap());
+    assert!(next.attach(filters, DEVICE).unwrap().changed);
+    assert!(!next.attach(filters, DEVICE).unwrap().changed);
+    // And so it does where nobody looks.
+    let interface = ground.programs.place(filters, DEVICE).unwrap();
+    let attached = ground.programs.attach(filters, DEVICE).unwrap();
+    assert_eq!(attached, Attached { interface, changed: false });
+    next.place(filters, DEVICE).unwrap();
     let syn = Packet::tcp(SYN, (v4.client, 4000), (v4.service, 80));
     assert_eq!(ground.send(&syn).0, PASS);
     assert!(detach(DEVICE).unwrap());
     assert!(!detach(DEVICE).unwrap());
-    assert!(ground.programs.attach(DEVICE).unwrap());
-    let error = ground.programs.attach("none").unwrap_err().to_string();
+    assert!(ground.programs.attach(filters, DEVICE).unwrap().changed);
+    let error = ground.programs.attach(filters, "none").unwrap_err().to_string();
     assert!(error.contains("none"), "{error}");
 }

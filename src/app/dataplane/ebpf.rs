@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Front, Maps, Meaning, Programs, SCHEDULER_LEAST,
-    TunnelEnd, Tuple,
+    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Filters, Front, Maps, Meaning, Programs,
+    SCHEDULER_LEAST, TunnelEnd, Tuple,
 };
 use crate::kernel::{self, Sandbox, ipvs};
 use crate::lb::Balancer;
@@ -206,7 +206,7 @@ impl Node {
     /// anything changed.
     pub(super) fn attach_wire(&self, device: &str) -> Result<bool, kernel::Error> {
         let Some(fast) = &self.fast else { return Ok(false) };
-        Ok(fast.from_wire.attach(device)?)
+        Ok(fast.from_wire.attach(&mut filters()?, device)?.changed)
     }
 }
 
@@ -261,22 +261,33 @@ impl ByEbpf {
         })
     }
 
-    /// Has the devices of containers run the programs; tells how many did not. One that is gone by now is
-    /// passed over.
-    fn attach(
-        &mut self,
-        sandbox: &Sandbox,
-        containers: impl Iterator<Item = EndpointId>,
-    ) -> Result<u64, kernel::Error> {
-        let mut missing = 0;
+    /// Has the devices of new containers run the programs. One that is gone by now is passed over.
+    fn attach(&mut self, sandbox: &Sandbox, new: &[EndpointId]) -> Result<(), kernel::Error> {
+        if new.is_empty() {
+            return Ok(());
+        }
         sandbox.netns().enter(|| {
-            for container in containers {
-                let device = Device::Endpoint(container).to_string();
-                let attached = self.programs.attach(&device);
-                match attached.and_then(|changed| Ok((changed, kernel::ebpf::index(&device)?))) {
-                    Ok((changed, index)) => {
-                        missing += u64::from(changed);
-                        self.followed.insert(container, index);
+            let mut filters = filters()?;
+            for container in new {
+                match self.programs.place(&mut filters, &Device::Endpoint(*container).to_string()) {
+                    Ok(interface) => drop(self.followed.insert(*container, interface)),
+                    Err(error) if error.device_is_gone() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// Has the devices of those containers run the programs that are to run them; tells how many did not.
+    fn attach_again(&mut self, sandbox: &Sandbox) -> Result<u64, kernel::Error> {
+        sandbox.netns().enter(|| {
+            let (mut filters, mut missing) = (filters()?, 0);
+            for (container, interface) in &mut self.followed {
+                match self.programs.attach(&mut filters, &Device::Endpoint(*container).to_string()) {
+                    Ok(attached) => {
+                        missing += u64::from(attached.changed);
+                        *interface = attached.interface;
                     }
                     Err(error) if error.device_is_gone() => {}
                     Err(error) => return Err(error.into()),
@@ -290,15 +301,14 @@ impl ByEbpf {
     fn attach_crossing(&mut self, sandbox: &Sandbox) -> Result<u64, kernel::Error> {
         let node = self.node.borrow();
         let Some(fast) = &node.fast else { return Ok(0) };
-        let inside = Device::Crossing.to_string();
-        let found = sandbox.netns().enter(|| {
-            let changed = fast.into.attach(&inside)?;
-            Ok::<_, kernel::ebpf::Error>((changed, kernel::ebpf::index(&inside)?))
+        let inside = sandbox.netns().enter(|| {
+            let attached = fast.into.attach(&mut filters()?, &Device::Crossing.to_string());
+            Ok::<_, kernel::Error>(attached?)
         })??;
-        let changed = fast.to_wire.attach(&self.outside)?;
-        let outside = kernel::ebpf::index(&self.outside)?;
-        self.crossing = Some(Crossing { inside: found.1, outside, balances: false });
-        Ok(u64::from(found.0) + u64::from(changed))
+        let outside = fast.to_wire.attach(&mut filters()?, &self.outside)?;
+        self.crossing =
+            Some(Crossing { inside: inside.interface, outside: outside.interface, balances: false });
+        Ok(u64::from(inside.changed) + u64::from(outside.changed))
     }
 
     /// Has packets carried by what is in the sandbox.
@@ -406,8 +416,7 @@ impl Balancing for ByEbpf {
         }
         let there: BTreeSet<EndpointId> = endpoints(objects).collect();
         self.followed.retain(|container, _| there.contains(container));
-        let followed: Vec<EndpointId> = self.followed.keys().copied().collect();
-        let mut detached = self.attach(sandbox, followed.into_iter())?;
+        let mut detached = self.attach_again(sandbox)?;
         if self.crossing.take().is_some() && has_crossing(objects) {
             detached += self.attach_crossing(sandbox)?;
         }
@@ -462,7 +471,7 @@ impl Balancing for ByEbpf {
         self.followed.retain(|container, _| there.contains(container));
         let new: Vec<EndpointId> =
             there.into_iter().filter(|container| !self.followed.contains_key(container)).collect();
-        self.attach(sandbox, new.into_iter())?;
+        self.attach(sandbox, &new)?;
         if !has_crossing(objects) {
             self.crossing = None;
         } else if self.crossing.is_none() {
@@ -517,6 +526,11 @@ impl Drop for ByEbpf {
             node.left.insert(self.network, entries);
         }
     }
+}
+
+/// Opens the filters of the thread's namespace.
+fn filters() -> Result<Filters, kernel::Error> {
+    Filters::open().map_err(|source| kernel::Error::System { action: "open a netlink socket", source })
 }
 
 /// Has what earlier agents attached leave all packets to the kernel, before the devices go by which they

@@ -20,69 +20,92 @@ const NUMBER: u32 = 1;
 /// Every protocol (`ETH_P_ALL`), in network byte order.
 const ALL: u16 = 3_u16.to_be();
 
-/// Attaches a program in place of ours with its name, if any.
-pub(super) fn attach(
-    direction: Direction,
-    interface: u32,
-    program: BorrowedFd<'_>,
-    name: &str,
-) -> Result<(), Errno> {
-    let mut netlink = open()?;
-    let mut discipline = message(interface, TcHandle::CLSACT);
-    discipline.header.handle = TcHandle { major: u16::MAX, minor: 0 };
-    discipline.attributes.push(TcAttribute::Kind("clsact".to_owned()));
-    match netlink.request(Request::create(RouteNetlinkMessage::NewQueueDiscipline(discipline))) {
-        Ok(_) => {}
-        Err(error) if error.errno == Errno::EEXIST => {}
-        Err(error) => return Err(error.errno),
+/// The filters of a namespace's devices.
+pub struct Filters {
+    netlink: Netlink,
+}
+
+/// A program that is to be at a device, in one direction, and the name by which it is found again.
+#[derive(Clone, Copy)]
+pub(super) struct Placed<'a> {
+    pub(super) direction: Direction,
+    pub(super) program: BorrowedFd<'a>,
+    pub(super) name: &'static str,
+}
+
+impl Filters {
+    /// Opens those of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::open()? })
     }
-    let mut filter = filter(direction, interface);
-    filter.attributes.push(TcAttribute::Options(vec![
-        TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd().unsigned_abs())),
-        TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
-        TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
-    ]));
-    let replaced = netlink.request(Request::replace(RouteNetlinkMessage::NewTrafficFilter(filter)));
-    replaced.map(drop).map_err(errno)
-}
 
-/// Removes our filter with this name.
-pub(super) fn detach(direction: Direction, interface: u32) -> Result<(), Errno> {
-    let filter = RouteNetlinkMessage::DelTrafficFilter(filter(direction, interface));
-    open()?.request(Request::new(filter)).map(drop).map_err(errno)
-}
-
-/// The numbers of the programs with this name that are attached to a device.
-pub(super) fn attached(direction: Direction, interface: u32, name: &str) -> Result<Vec<u32>, Errno> {
-    let request = RouteNetlinkMessage::GetTrafficFilter(message(interface, parent(direction)));
-    let filters = match open()?.dump(&request) {
-        // There is no such discipline yet.
-        Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP) => {
-            Vec::new()
+    /// Attaches programs to a device in this order, each in place of ours that is there.
+    pub(super) fn place(&mut self, interface: u32, programs: &[Placed<'_>]) -> Result<(), Errno> {
+        let mut discipline = message(interface, TcHandle::CLSACT);
+        discipline.header.handle = TcHandle { major: u16::MAX, minor: 0 };
+        discipline.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+        let discipline = Request::create(RouteNetlinkMessage::NewQueueDiscipline(discipline));
+        let filters = programs.iter().map(|placed| {
+            let mut filter = filter(placed.direction, interface);
+            filter.attributes.push(TcAttribute::Options(vec![
+                TcOption::Bpf(TcFilterBpfOption::ProgFd(placed.program.as_raw_fd().unsigned_abs())),
+                TcOption::Bpf(TcFilterBpfOption::ProgName(placed.name.to_owned())),
+                TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+            ]));
+            Request::replace(RouteNetlinkMessage::NewTrafficFilter(filter))
+        });
+        let requests: Vec<Request> = std::iter::once(discipline).chain(filters).collect();
+        let mut results = self.netlink.batch(&requests).into_iter();
+        match results.next() {
+            Some(Err(error)) if error.errno != Errno::EEXIST => return Err(error.errno),
+            _ => results.collect::<Result<(), _>>().map_err(errno),
         }
-        filters => filters.map_err(errno)?,
-    };
-    let id = |filter: RouteNetlinkMessage| {
-        let RouteNetlinkMessage::NewTrafficFilter(filter) = filter else { return None };
-        let options = filter.attributes.into_iter().find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => Some(options),
-            _ => None,
-        })?;
-        let (mut is_named, mut id) = (false, None);
-        for option in options {
-            match option {
-                TcOption::Bpf(TcFilterBpfOption::ProgName(found)) => is_named = found == name,
-                TcOption::Bpf(TcFilterBpfOption::ProgId(number)) => id = Some(number),
-                _ => {}
+    }
+
+    /// Removes our filter.
+    pub(super) fn remove(&mut self, direction: Direction, interface: u32) -> Result<(), Errno> {
+        let filter = RouteNetlinkMessage::DelTrafficFilter(filter(direction, interface));
+        self.netlink.request(Request::new(filter)).map(drop).map_err(errno)
+    }
+
+    /// The numbers of the programs with this name that are attached to a device.
+    pub(super) fn there(
+        &mut self,
+        direction: Direction,
+        interface: u32,
+        name: &str,
+    ) -> Result<Vec<u32>, Errno> {
+        let request = RouteNetlinkMessage::GetTrafficFilter(message(interface, parent(direction)));
+        let filters = match self.netlink.dump(&request) {
+            // There is no such discipline yet.
+            Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP) => {
+                Vec::new()
             }
-        }
-        id.filter(|_| is_named)
-    };
-    Ok(filters.into_iter().filter_map(id).collect())
+            filters => filters.map_err(errno)?,
+        };
+        Ok(filters.into_iter().filter_map(|filter| number(filter, name)).collect())
+    }
 }
 
-fn open() -> Result<Netlink, Errno> {
-    Netlink::open().map_err(|error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+/// The number of a filter's program, if it has this name.
+fn number(filter: RouteNetlinkMessage, name: &str) -> Option<u32> {
+    let RouteNetlinkMessage::NewTrafficFilter(filter) = filter else { return None };
+    let options = filter.attributes.into_iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let (mut is_named, mut id) = (false, None);
+    for option in options {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgName(found)) => is_named = found == name,
+            TcOption::Bpf(TcFilterBpfOption::ProgId(number)) => id = Some(number),
+            _ => {}
+        }
+    }
+    id.filter(|_| is_named)
 }
 
 fn errno(error: NetlinkError) -> Errno {

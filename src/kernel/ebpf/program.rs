@@ -8,9 +8,10 @@ use aya::programs::{Program, ProgramError};
 use aya::{EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 
+use super::clsact::{Filters, Placed};
 use super::layout::Address;
 use super::sys::{self, Direction};
-use super::{Ebpf, Error, clsact, loader};
+use super::{Ebpf, Error, loader};
 
 /// A program: its name, its code, and in which direction of its device it sees packets.
 #[derive(Debug, Clone, Copy)]
@@ -165,31 +166,59 @@ impl Ebpf {
     }
 }
 
+/// A device that runs programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// Its number.
+    pub interface: u32,
+    /// Whether it did not run them before.
+    pub changed: bool,
+}
+
 impl Programs {
     /// Attaches them to a device of the thread's namespace, in place of ours that are there, from an
-    /// earlier agent; tells whether anything changed.
+    /// earlier agent.
     ///
     /// # Errors
     /// When there is no such device, or the kernel refuses.
-    pub fn attach(&self, device: &str) -> Result<bool, Error> {
+    pub fn attach(&self, filters: &mut Filters, device: &str) -> Result<Attached, Error> {
         let interface = index(device)?;
-        let mut changed = false;
+        let (mut changed, mut placed) = (false, Vec::new());
         for Loaded { source, fd, id, .. } in &self.loaded {
             let Source { name, direction, .. } = *source;
-            let there = source.attached(interface).map_err(attach_error("look at", device))?;
+            let there = source.attached(filters, interface).map_err(attach_error("look at", device))?;
             let replaced = match there.as_slice() {
                 [(there, _)] if there == id => continue,
                 [] => None,
                 [(_, replaced), ..] => Some(replaced.as_fd()),
             };
-            let attached = match source.is_by_tcx() {
-                true => sys::attach(direction, interface, fd.as_fd(), replaced),
-                false => clsact::attach(direction, interface, fd.as_fd(), name),
-            };
-            attached.map_err(attach_error("attach", device))?;
             changed = true;
+            if source.is_by_tcx() {
+                let attached = sys::attach(direction, interface, fd.as_fd(), replaced);
+                attached.map_err(attach_error("attach", device))?;
+            } else {
+                placed.push(Placed { direction, program: fd.as_fd(), name });
+            }
         }
-        Ok(changed)
+        if !placed.is_empty() {
+            filters.place(interface, &placed).map_err(attach_error("attach", device))?;
+        }
+        Ok(Attached { interface, changed })
+    }
+
+    /// The same for programs of devices that come and go, without a look at what is there. Gives the
+    /// device's number.
+    ///
+    /// # Errors
+    /// When there is no such device, or the kernel refuses.
+    pub fn place(&self, filters: &mut Filters, device: &str) -> Result<u32, Error> {
+        let interface = index(device)?;
+        let placed = self.loaded.iter().map(|Loaded { source, fd, .. }| {
+            let Source { name, direction, .. } = *source;
+            Placed { direction, program: fd.as_fd(), name }
+        });
+        let done = filters.place(interface, &placed.collect::<Vec<_>>());
+        done.map(|()| interface).map_err(attach_error("attach", device))
     }
 
     /// How many instructions the kernel's verifier has followed in each, where it tells.
@@ -216,9 +245,13 @@ impl Programs {
 /// When there is no such device, or the kernel refuses.
 pub fn detach(device: &str) -> Result<bool, Error> {
     let interface = index(device)?;
+    let mut filters = Filters::open().map_err(|source| {
+        let device = device.to_owned();
+        Error::Attach { action: "look at", device, source }
+    })?;
     let mut changed = false;
     for source in sources().rev() {
-        let there = match source.attached(interface) {
+        let there = match source.attached(&mut filters, interface) {
             // Where the kernel has no eBPF, or gives none to us, nothing is attached.
             Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
             there => there.map_err(attach_error("look at", device))?,
@@ -226,7 +259,7 @@ pub fn detach(device: &str) -> Result<bool, Error> {
         for (_, program) in there {
             let detached = match source.is_by_tcx() {
                 true => sys::detach(source.direction, interface, program.as_fd()),
-                false => clsact::detach(source.direction, interface),
+                false => filters.remove(source.direction, interface),
             };
             detached.map_err(attach_error("detach", device))?;
             changed = true;
@@ -245,11 +278,11 @@ impl Source {
     }
 
     /// The programs of ours with its name that are attached to a device, with their numbers.
-    fn attached(&self, interface: u32) -> Result<Vec<(u32, OwnedFd)>, Errno> {
+    fn attached(&self, filters: &mut Filters, interface: u32) -> Result<Vec<(u32, OwnedFd)>, Errno> {
         let mut ours = Vec::new();
         let attached = match self.is_by_tcx() {
             true => sys::attached(self.direction, interface)?,
-            false => clsact::attached(self.direction, interface, self.name)?,
+            false => filters.there(self.direction, interface, self.name)?,
         };
         for id in attached {
             // One that has gone since then is none.

@@ -1,5 +1,6 @@
 //! Many containers of one node, and one client that attaches and detaches them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +32,23 @@ pub fn name(number: usize) -> String {
     format!("c{number}")
 }
 
+/// What attaches a namespace to a network, with the defaults of everything else.
+pub fn request(network: &str, netns: &str) -> AttachRequest {
+    AttachRequest {
+        network: network.to_owned(),
+        name: None,
+        aliases: Vec::new(),
+        netns: netns.into(),
+        interface: None,
+        addresses: Vec::new(),
+        mac: None,
+        service: None,
+        weight: None,
+        labels: BTreeMap::new(),
+        wait_ms: None,
+    }
+}
+
 impl Crowd {
     /// Makes that many empty network namespaces.
     pub fn new(node: &Arc<Node>, count: usize) -> Self {
@@ -52,17 +70,8 @@ impl Crowd {
         let network = network.to_owned();
         self.each(move |client, number| {
             let request = AttachRequest {
-                network: network.clone(),
                 name: Some(name(number).parse().expect("it is a name")),
-                aliases: Vec::new(),
-                netns: path(number).into(),
-                interface: None,
-                addresses: Vec::new(),
-                mac: None,
-                service: None,
-                weight: None,
-                labels: std::collections::BTreeMap::new(),
-                wait_ms: None,
+                ..request(&network, &path(number))
             };
             async move { client.attach(&request).await.map(drop) }
         })

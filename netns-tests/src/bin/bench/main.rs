@@ -71,9 +71,9 @@ impl Ground {
     }
 }
 
-/// An agent's configuration as operators have it.
+/// An agent's configuration as operators have it: the defaults.
 fn plain(config: Config) -> Config {
-    config.set("log", "info")
+    config.set("log", "info").without("lb")
 }
 
 fn main() -> ExitCode {
