@@ -14,6 +14,7 @@ mod ipsec;
 pub mod ipvs;
 mod listen;
 mod look;
+pub mod memory;
 mod message;
 mod monitor;
 mod netlink;

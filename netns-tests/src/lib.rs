@@ -30,7 +30,9 @@ pub use dump::KernelState;
 pub use etcd::Etcd;
 pub use load::{Failure, Load};
 pub use node::{Container, Node, NodeOptions};
-pub use packet::{Frames, ethernet, gateway_frame, ipv4_udp, ipv6_udp, send_frame, send_frames, vxlan};
+pub use packet::{
+    Frames, ethernet, gateway_frame, icmpv6, ipv4_udp, ipv6_udp, mac_of, send_frame, send_frames, vxlan,
+};
 pub use probe::{Inbox, Stream, StreamReport, Transfer, connects, datagram, tcp_transfer};
 pub use process::{Output, Process, as_nobody, become_nobody, output};
 pub use seal::{group, seal};

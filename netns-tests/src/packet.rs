@@ -61,14 +61,34 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or_default()
 }
 
+/// An IPv6 packet with a message of ICMPv6 (RFC 4443) from its type on, which has no checksum yet; of
+/// those between neighbours (RFC 4861): they may not have been forwarded.
+pub fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+    let [.., high, low] = message.len().to_be_bytes();
+    let addresses = [from.octets(), to.octets()].concat();
+    let pseudo = [&addresses[..], &[0, 0, high, low, 0, 0, 0, 58]].concat();
+    let sum = checksum(&[&pseudo[..], message].concat()).to_be_bytes();
+    let header = [0x60, 0, 0, 0, high, low, 58, 255];
+    [&header[..], &addresses, &message[..2], &sum, &message[4..]].concat()
+}
+
+/// The Ethernet address of an interface.
+pub fn mac_of(space: &Space, interface: &str) -> [u8; 6] {
+    let text = space.sh(&format!("ip -o link show {interface} | sed 's/.*ether \\([^ ]*\\).*/\\1/'"));
+    mac(&text)
+}
+
+/// An Ethernet address, from its text.
+fn mac(text: &str) -> [u8; 6] {
+    let bytes = text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("it is a byte"));
+    bytes.collect::<Vec<u8>>().try_into().expect("it has six bytes")
+}
+
 /// A frame of a container's for its gateway with an IPv4 packet, and with a tag (IEEE 802.1Q) or none.
 pub fn gateway_frame(container: &Space, gateway: Ipv4Addr, tag: Option<u16>, packet: &[u8]) -> Vec<u8> {
-    let mac = |script: &str| -> Vec<u8> {
-        let text = container.sh(script);
-        text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("it is a byte")).collect()
-    };
-    let to = mac(&format!("ip neigh show {gateway} dev eth0 | sed 's/.*lladdr \\([^ ]*\\).*/\\1/'"));
-    let from = mac("ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/'");
+    let to =
+        container.sh(&format!("ip neigh show {gateway} dev eth0 | sed 's/.*lladdr \\([^ ]*\\).*/\\1/'"));
+    let (to, from) = (mac(&to), mac_of(container, "eth0"));
     let tag = tag.map_or(Vec::new(), |tag| [[0x81, 0x00], tag.to_be_bytes()].concat());
     [&to[..], &from, &tag, &[0x08, 0x00], packet].concat()
 }

@@ -35,6 +35,8 @@ mod external;
 mod fast;
 #[path = "netns/forward.rs"]
 mod forward;
+#[path = "netns/frames.rs"]
+mod frames;
 #[path = "netns/ground.rs"]
 mod ground;
 #[path = "netns/health.rs"]
@@ -141,6 +143,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("expand", expand::TESTS),
     ("fast", fast::TESTS),
     ("external", external::TESTS),
+    ("frames", frames::TESTS),
     ("health", health::TESTS),
     ("host", host::TESTS),
     ("ipam", ipam::TESTS),

@@ -293,17 +293,12 @@ impl Host {
     pub(super) fn devices(&mut self) -> Result<Vec<observe::Device>, Error> {
         let messages = self.netlink.dump(&message::link_dump());
         let messages = messages.map_err(Error::netlink("read devices", HOST))?;
-        Ok(messages.iter().filter_map(as_device).collect())
+        Ok(messages.iter().filter_map(observe::device_in).collect())
     }
 
     fn device(&mut self, name: &str) -> Result<Option<observe::Device>, Error> {
-        match self.netlink.request(Request::new(message::link_get(name))) {
-            Err(error) if error.errno == Errno::ENODEV => Ok(None),
-            result => {
-                let replies = result.map_err(Error::netlink(format!("read {name}"), HOST))?;
-                Ok(replies.iter().find_map(as_device))
-            }
-        }
+        let found = observe::device_by_name(&mut self.netlink, name);
+        found.map_err(Error::netlink(format!("read {name}"), HOST))
     }
 
     fn addresses(&mut self) -> Result<Vec<observe::Address>, Error> {
@@ -328,8 +323,7 @@ impl Host {
         if found.kind != LinkKind::Veth || id.is_none() || found.peer_netns != id {
             return Ok(false);
         }
-        let devices = sandbox.read_devices()?;
-        Ok(devices.iter().any(|(device, far)| *device == end && Some(far.index) == found.peer))
+        Ok(sandbox.device(end)?.is_some_and(|far| Some(far.index) == found.peer))
     }
 }
 
@@ -346,13 +340,6 @@ pub(super) fn nsid(netlink: &mut Netlink, other: &Netns) -> Result<Option<i32>, 
         _ => None,
     });
     Ok(id.filter(|id| *id >= 0))
-}
-
-fn as_device(message: &RouteNetlinkMessage) -> Option<observe::Device> {
-    match message {
-        RouteNetlinkMessage::NewLink(message) => observe::device(message),
-        _ => None,
-    }
 }
 
 /// Whether a device is the end of a sandbox's pair, or one by which the host is on a network.

@@ -106,10 +106,7 @@ impl Monitor {
         // After subscribing: what changes meanwhile is in both.
         let present = netlink.dump(&message::link_dump());
         let present = present.map_err(Error::netlink("read devices", netns.label()))?;
-        let links = present.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => observe::device(message),
-            _ => None,
-        });
+        let links = present.iter().filter_map(observe::device_in);
         let ours = links.filter(|found| is_ours(scope, &found.name));
         let links = ours.map(|found| (found.index, (found.name, found.up, found.mtu))).collect();
         let watched = Watched { sockets, scope, links };

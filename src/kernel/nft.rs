@@ -6,9 +6,15 @@ use std::io::{self, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use nix::errno::Errno;
 use serde_json::Value;
 
 use super::Error;
+use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use crate::model::object::TABLE;
 
@@ -41,6 +47,28 @@ pub fn fingerprint(netns: &Netns) -> Result<Option<Fingerprint>, Error> {
         message: format!("its listing cannot be read: {error}"),
     })?;
     Ok(Some(digest(&listing)))
+}
+
+/// The number of the last change of a namespace's nftables, anybody's. As long as it stays, so do all
+/// tables, but for what rules themselves add to sets.
+pub fn generation(netns: &Netns) -> Result<u32, Error> {
+    let ask = GenMessage { attributes: Vec::new() };
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let ask = Request::new(NetfilterMessage::new(header, NfTablesMessage::GetGen(ask)));
+    let opened = netns.enter(Netlink::netfilter)?;
+    let replies = opened.map_err(NetlinkError::from).and_then(|mut netlink| netlink.request(ask));
+    let failed = Error::netlink("read the generation of nftables", netns.label());
+    let replies: Vec<NetfilterMessage> = replies.map_err(failed)?;
+    let found = replies.into_iter().find_map(|reply| match reply.inner {
+        NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(reply)) => {
+            reply.attributes.into_iter().find_map(|attribute| match attribute {
+                GenAttribute::Id(generation) => Some(generation),
+                _ => None,
+            })
+        }
+        _ => None,
+    });
+    found.ok_or_else(|| Error::system("read the generation of nftables")(Errno::ENODATA))
 }
 
 /// Digests what a script determines: not handles, counts and remaining times, nor the elements of

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -15,8 +14,11 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
     RouteVia,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
-use super::message::{Hop, REMOVAL_GROUP};
+use super::message::{self, Hop, REMOVAL_GROUP};
+use super::netlink::{Netlink, NetlinkError, Request};
 use crate::model::object::{LinkKind, PROTOCOL};
 use crate::model::{MacAddr, Vni};
 
@@ -35,6 +37,22 @@ pub(super) struct Device {
     pub(super) peer_netns: Option<i32>,
     /// Whether we have marked it for removal.
     pub(super) leaving: bool,
+}
+
+/// A device of the namespace of a socket, by its name; `None`: there is none.
+pub(super) fn device_by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Device>, NetlinkError> {
+    match netlink.request(Request::new(message::link_get(name))) {
+        Err(error) if error.errno == Errno::ENODEV => Ok(None),
+        result => Ok(result?.iter().find_map(device_in)),
+    }
+}
+
+/// The device that a message is about.
+pub(super) fn device_in(message: &RouteNetlinkMessage) -> Option<Device> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => device(message),
+        _ => None,
+    }
 }
 
 /// Reads a device; its kind is [`LinkKind::Foreign`] where we make no such devices.

@@ -38,7 +38,7 @@ impl Attempt {
     /// Takes the next two answers.
     fn from(answers: &mut impl Iterator<Item = Answer>) -> Self {
         let made = answers.next().map_or_else(|| Err(lost()), |answer| answer.result);
-        let found = answers.next().and_then(|answer| first_device(answer.replies));
+        let found = answers.next().and_then(|answer| answer.replies.iter().find_map(observe::device_in));
         Self { made, found }
     }
 
@@ -164,15 +164,9 @@ impl Sandbox {
         }
         let inner = netns.enter(|| {
             let mut netlink = Netlink::open().map_err(Error::system("open a netlink socket"))?;
-            match netlink.request(Request::new(message::link_get(plug.interface.as_str()))) {
-                Err(error) if error.errno == Errno::ENODEV => Ok(None),
-                result => {
-                    let action = format!("read {}", plug.interface);
-                    let replies =
-                        result.map_err(Error::netlink(action, plug.netns.display().to_string()))?;
-                    Ok(first_device(replies))
-                }
-            }
+            let found = observe::device_by_name(&mut netlink, plug.interface.as_str());
+            let action = format!("read {}", plug.interface);
+            found.map_err(Error::netlink(action, plug.netns.display().to_string()))
         });
         let inner = inner.flatten()?;
         Ok(inner.is_some_and(|inner| Some(inner.index) == found.peer && inner.mac == Some(plug.mac)))
@@ -196,13 +190,6 @@ fn pair_requests(plug: &Plug, netns: &Netns, rng: &mut impl Rng) -> [Request; 2]
 
 fn pair(found: &observe::Device, new: bool) -> Option<Pair> {
     Some(Pair { index: found.index, mac: found.mac?, inner: found.peer?, new })
-}
-
-fn first_device(replies: Vec<RouteNetlinkMessage>) -> Option<observe::Device> {
-    replies.iter().find_map(|reply| match reply {
-        RouteNetlinkMessage::NewLink(message) => observe::device(message),
-        _ => None,
-    })
 }
 
 fn lost() -> NetlinkError {

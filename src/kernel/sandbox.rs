@@ -343,14 +343,18 @@ impl Sandbox {
         let messages = self.dump(&message::link_dump(), "devices")?;
         let devices: Vec<_> = messages
             .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewLink(message) => observe::device(message),
-                _ => None,
-            })
+            .filter_map(observe::device_in)
             .filter_map(|found| Some((Device::from_name(&found.name)?, found)))
             .collect();
         self.indexes = devices.iter().map(|(device, found)| (*device, found.index)).collect();
         Ok(devices)
+    }
+
+    /// One of its devices, if it is there.
+    pub(super) fn device(&mut self, device: Device) -> Result<Option<observe::Device>, Error> {
+        let name = device.to_string();
+        let found = observe::device_by_name(&mut self.netlink, &name);
+        found.map_err(Error::netlink(format!("read {name}"), &*self.name))
     }
 
     pub(super) fn learn_index(&mut self, device: Device, index: u32) {

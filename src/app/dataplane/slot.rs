@@ -50,13 +50,17 @@ const LISTED: usize = 20;
 pub(super) struct Firewall {
     script: String,
     fingerprint: Option<nft::Fingerprint>,
+    /// Of the namespace's tables, when this one was last looked at.
+    generation: Option<u32>,
 }
 
 impl Firewall {
     /// Puts the table in place of the present one.
     pub(super) fn install(netns: &kernel::Netns, script: &str) -> Result<Self, kernel::Error> {
         nft::install(netns, script)?;
-        Ok(Self { script: script.to_owned(), fingerprint: nft::fingerprint(netns)? })
+        // What changes after this makes the next one.
+        let generation = nft::generation(netns).ok();
+        Ok(Self { script: script.to_owned(), fingerprint: nft::fingerprint(netns)?, generation })
     }
 
     /// Whether this script is installed.
@@ -65,7 +69,12 @@ impl Firewall {
     }
 
     /// Whether the table is as it was installed.
-    pub(super) fn stands(&self, netns: &kernel::Netns) -> bool {
+    pub(super) fn stands(&mut self, netns: &kernel::Netns) -> bool {
+        let generation = nft::generation(netns).ok();
+        if generation.is_some() && generation == self.generation {
+            return true;
+        }
+        self.generation = generation;
         nft::fingerprint(netns).is_ok_and(|now| now == self.fingerprint)
     }
 }
@@ -175,7 +184,7 @@ impl Slot {
         let before = std::mem::replace(&mut self.observed, self.sandbox.observe()?);
         self.drift = Drift::between(&before, &self.observed);
         let netns = self.sandbox.netns();
-        if self.firewall.as_ref().is_some_and(|firewall| !firewall.stands(netns)) {
+        if self.firewall.as_mut().is_some_and(|firewall| !firewall.stands(netns)) {
             warn!(sandbox = self.sandbox.name(), "nftables table was changed: it is put back");
             self.firewall = None;
             self.mended += 1;

@@ -208,7 +208,7 @@ impl Worker {
             for (network, unplugs) in batch.unplugs {
                 self.unplug(network, unplugs);
             }
-            self.read_again();
+            let all_read = self.read_again();
             self.converge();
             for (network, reply) in batch.loads {
                 // Who asked may have given up.
@@ -224,6 +224,9 @@ impl Worker {
             }
             if batch.stop {
                 return;
+            }
+            if all_read {
+                kernel::memory::give_back();
             }
         }
     }
@@ -322,10 +325,11 @@ impl Worker {
         self.check_at = Some(self.check_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Reads namespaces that are due again.
-    fn read_again(&mut self) {
+    /// Reads namespaces that are due again; tells whether those are all.
+    fn read_again(&mut self) -> bool {
         let now = Instant::now();
-        if now >= self.resync_at {
+        let all = now >= self.resync_at;
+        if all {
             self.resync_at = now + self.settings.resync;
             self.dirty.insert(None);
             self.dirty.extend(self.slots.keys().copied().map(Some));
@@ -333,7 +337,7 @@ impl Worker {
             self.remove_stale_sandboxes();
             self.mend_asked();
         } else if self.check_at.is_none_or(|check| now < check) {
-            return;
+            return false;
         }
         self.check_at = None;
         self.give_up_expecting(now);
@@ -352,11 +356,13 @@ impl Worker {
                 }
             }
         }
+        all
     }
 
     fn read_host_again(&mut self) {
         self.host_changed = true;
-        if self.firewall.as_ref().is_some_and(|firewall| !firewall.stands(self.host.netns())) {
+        let netns = self.host.netns();
+        if self.firewall.as_mut().is_some_and(|firewall| !firewall.stands(netns)) {
             warn!("nftables table of the host was changed: it is put back");
             self.firewall = None;
             self.settings.tally.repairs.inc();
