@@ -61,9 +61,10 @@ static __always_inline void refuse(struct packet *packet, __u32 event) {
     note(event);
 }
 
-// Drops a packet that could not be changed.
+// Drops a packet that could not be changed; where nothing else was the reason there was no memory for it.
 static __always_inline int lost(struct packet *packet) {
-    refuse(packet, EVENT_NO_MEMORY);
+    if (!packet->reason)
+        refuse(packet, EVENT_NO_MEMORY);
     return TC_ACT_SHOT;
 }
 

@@ -80,7 +80,10 @@ SEPARATE int rewrite(struct __sk_buff *skb, struct packet *packet, struct connec
         // As they lie in the packet, the first in the lower half.
         __u32 change = (__u32)(old->destination_port ^ connection->destination_port) << 16 |
                        (__u16)(old->source_port ^ connection->source_port);
-        if (change && !packet->fragment && rewrite_crc(skb, packet, change))
+        // The checksum is of all fragments together, and how long they are only the last one tells.
+        if (change && packet->fragment)
+            refuse(packet, EVENT_FRAGMENTS);
+        if (change && (packet->fragment || rewrite_crc(skb, packet, change)))
             return -1;
     }
     // Ports are at the same place for all.

@@ -393,5 +393,7 @@ enum event {
     EVENT_NOT_SHOWN = 6,
     // A query for a name was answered.
     EVENT_NAME_TOLD = 7,
-    EVENTS = 8,
+    // A packet of SCTP in fragments was to get another port.
+    EVENT_FRAGMENTS = 8,
+    EVENTS = 9,
 };

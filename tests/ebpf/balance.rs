@@ -8,7 +8,7 @@ use netctl::kernel::ebpf::{
     STATE_SERVER_ENDED, Tuple,
 };
 
-use crate::ground::{FAMILIES, Family, Ground, OTHER, PASS, REDIRECT, backend, front, turns};
+use crate::ground::{DROP, FAMILIES, Family, Ground, OTHER, PASS, REDIRECT, backend, front, turns};
 use crate::packet::{ACK, FIN, Packet, RST, SCTP, SYN, TCP, UDP};
 
 /// Where a connection of a client's port goes.
@@ -452,6 +452,27 @@ pub fn fragments_follow_the_first() {
         // Another datagram's.
         let other = Packet { fragment: Some((78, 4, false)), ..later };
         assert_eq!(ground.send(&other), (PASS, other.clone()));
+    }
+}
+
+pub fn fragments_of_sctp_keep_their_ports_or_go() {
+    const FRAGMENTS: u32 = 8;
+    let ground = Ground::new(64);
+    for family in FAMILIES {
+        let to: IpAddr = family.backends[0].parse().unwrap();
+        for (port, verdict) in [(5001, PASS), (5002, DROP)] {
+            let front = front(family.service, 5001, SCTP);
+            ground.balance(&front, turns(), &[(1, backend(family.backends[0], port))], &[1]);
+            let counted = ground.event(FRAGMENTS);
+            let first = Packet::new(SCTP, (family.client, port), (family.service, 5001));
+            let first = Packet { fragment: Some((77, 0, true)), data: vec![7; 24], ..first };
+            let (done, sent) = ground.send(&first);
+            assert_eq!(done, verdict, "to port {port}");
+            if verdict == PASS {
+                assert_eq!(sent, Packet { destination: to, ..first });
+            }
+            assert_eq!(ground.event(FRAGMENTS) - counted, u64::from(verdict == DROP));
+        }
     }
 }
 

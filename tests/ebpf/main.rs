@@ -42,7 +42,7 @@ fn main() {
             a_backend_that_is_gone_takes_its_connections_along,
             what_is_counted_begins_anew_where_it_was_removed,
             a_reset_connection_begins_anew, silence_ends_a_connection,
-            fragments_follow_the_first, the_oldest_connections_leave_a_full_table;
+            fragments_follow_the_first, fragments_of_sctp_keep_their_ports_or_go, the_oldest_connections_leave_a_full_table;
         names: a_name_is_answered_as_the_agent_answers_it,
             an_answer_has_a_checksum_where_its_query_had_one, what_only_the_agent_knows_goes_to_it_as_it_is,
             what_is_told_of_any_bytes_the_agent_would_tell, who_is_no_name_server_is_not_spoken_for, what_nobody_says_any_more_is_not_told;

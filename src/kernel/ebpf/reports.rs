@@ -12,7 +12,7 @@ use super::layout::{LAYOUT, Report, Watching};
 use super::{DIRECTORY, Error, Maps};
 
 /// What is counted of a node, in the order of `enum event`.
-pub const EVENTS: [&str; 8] = [
+pub const EVENTS: [&str; 9] = [
     "table-full",
     "no-backend",
     "port-taken",
@@ -21,6 +21,7 @@ pub const EVENTS: [&str; 8] = [
     "no-memory",
     "not-shown",
     "name-told",
+    "fragments",
 ];
 
 /// The reports of a node's programs. Nobody writes any until somebody wants them.
