@@ -23,10 +23,31 @@ use crate::model::object::TABLE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(u64);
 
+/// How often a table is installed again because somebody else changed nftables just then.
+const INSTALLS: usize = 5;
+
 /// Runs a script inside a namespace: all of it takes effect, or nothing.
 pub fn install(netns: &Netns, script: &str) -> Result<(), Error> {
     let output = run(netns, &["-f", "-"], script)?;
     if output.status.success() { Ok(()) } else { Err(failed(netns, &output)) }
+}
+
+/// The same, and gives what our table is like then, and the generation. Where somebody else changed
+/// nftables at that moment it is done again: what was listed would not be what was installed.
+pub fn install_alone(netns: &Netns, script: &str) -> Result<(Fingerprint, u32), Error> {
+    for _ in 0..INSTALLS {
+        let before = generation(netns)?;
+        install(netns, script)?;
+        let found = fingerprint(netns)?;
+        let after = generation(netns)?;
+        if let Some(found) = found
+            && after == before.wrapping_add(1)
+        {
+            return Ok((found, after));
+        }
+    }
+    let message = "somebody else changes nftables all the time".to_owned();
+    Err(Error::Nft { namespace: netns.label(), message })
 }
 
 /// Removes our table from a namespace. That it is gone already is success.

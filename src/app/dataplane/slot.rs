@@ -49,7 +49,7 @@ const LISTED: usize = 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Firewall {
     script: String,
-    fingerprint: Option<nft::Fingerprint>,
+    fingerprint: nft::Fingerprint,
     /// Of the namespace's tables, when this one was last looked at.
     generation: Option<u32>,
 }
@@ -57,10 +57,8 @@ pub(super) struct Firewall {
 impl Firewall {
     /// Puts the table in place of the present one.
     pub(super) fn install(netns: &kernel::Netns, script: &str) -> Result<Self, kernel::Error> {
-        nft::install(netns, script)?;
-        // What changes after this makes the next one.
-        let generation = nft::generation(netns).ok();
-        Ok(Self { script: script.to_owned(), fingerprint: nft::fingerprint(netns)?, generation })
+        let (fingerprint, generation) = nft::install_alone(netns, script)?;
+        Ok(Self { script: script.to_owned(), fingerprint, generation: Some(generation) })
     }
 
     /// Whether this script is installed.
@@ -75,7 +73,7 @@ impl Firewall {
             return true;
         }
         self.generation = generation;
-        nft::fingerprint(netns).is_ok_and(|now| now == self.fingerprint)
+        nft::fingerprint(netns).is_ok_and(|now| now == Some(self.fingerprint))
     }
 }
 

@@ -42,27 +42,28 @@ impl Filters {
         Ok(Self { netlink: Netlink::open()? })
     }
 
-    /// Attaches programs to a device in this order, each in place of ours that is there.
+    /// Attaches programs to a device in this order, each in place of ours that is there; after one that
+    /// is refused no more.
     pub(super) fn place(&mut self, interface: u32, programs: &[Placed<'_>]) -> Result<(), Errno> {
         let mut discipline = message(interface, TcHandle::CLSACT);
         discipline.header.handle = TcHandle { major: u16::MAX, minor: 0 };
         discipline.attributes.push(TcAttribute::Kind("clsact".to_owned()));
         let discipline = Request::create(RouteNetlinkMessage::NewQueueDiscipline(discipline));
-        let filters = programs.iter().map(|placed| {
+        match self.netlink.request(discipline) {
+            Err(error) if error.errno != Errno::EEXIST => return Err(error.errno),
+            _ => {}
+        }
+        for placed in programs {
             let mut filter = filter(placed.direction, interface);
             filter.attributes.push(TcAttribute::Options(vec![
                 TcOption::Bpf(TcFilterBpfOption::ProgFd(placed.program.as_raw_fd().unsigned_abs())),
                 TcOption::Bpf(TcFilterBpfOption::ProgName(placed.name.to_owned())),
                 TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
             ]));
-            Request::replace(RouteNetlinkMessage::NewTrafficFilter(filter))
-        });
-        let requests: Vec<Request> = std::iter::once(discipline).chain(filters).collect();
-        let mut results = self.netlink.batch(&requests).into_iter();
-        match results.next() {
-            Some(Err(error)) if error.errno != Errno::EEXIST => return Err(error.errno),
-            _ => results.collect::<Result<(), _>>().map_err(errno),
+            let filter = Request::replace(RouteNetlinkMessage::NewTrafficFilter(filter));
+            self.netlink.request(filter).map_err(errno)?;
         }
+        Ok(())
     }
 
     /// Removes our filter.
