@@ -46,14 +46,17 @@ const LAYERS: [(&str, &[&str]); 14] = [
 const PURE: [&str; 7] = ["model", "ipam", "plan", "lb", "dns", "overlay", "reconcile"];
 
 /// What the pure modules must not name, as whole words or paths.
-const IMPURE: [&str; 24] = [
+const IMPURE: [&str; 27] = [
     "tokio",
     "nix",
     "libc",
     "rtnetlink",
     "netlink_packet_core",
     "netlink_packet_generic",
+    "netlink_packet_netfilter",
     "netlink_packet_route",
+    "netlink_packet_sock_diag",
+    "aya",
     "netlink_sys",
     "std::fs",
     "std::env",

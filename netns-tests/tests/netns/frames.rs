@@ -95,7 +95,7 @@ impl Attack {
 
     /// What a DHCP server says to all (RFC 2131): the operation of a reply is enough here.
     fn leased(&self) -> Vec<u8> {
-        let reply = [&[2, 1, 6, 0][..], &[0; 232], &[0x63, 0x82, 0x53, 0x63, 53, 1, 2, 255]].concat();
+        let reply = dhcp(2, self.own);
         let packet = ipv4_udp((GATEWAY, 67), (Ipv4Addr::BROADCAST, 68), &reply);
         ethernet(ALL, self.own, &packet)
     }
@@ -112,8 +112,14 @@ impl Attack {
 
 /// What a container asks all for that lease addresses.
 fn discovered(own: [u8; 6]) -> Vec<u8> {
-    let ask = [&[1, 1, 6, 0][..], &[0; 232], &[0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]].concat();
+    let ask = dhcp(1, own);
     ethernet(ALL, own, &ipv4_udp((Ipv4Addr::UNSPECIFIED, 68), (Ipv4Addr::BROADCAST, 67), &ask))
+}
+
+/// A message of DHCP about a client's hardware address: a DISCOVER as a request, or an OFFER as a reply.
+fn dhcp(operation: u8, client: [u8; 6]) -> Vec<u8> {
+    let options = [0x63, 0x82, 0x53, 0x63, 53, 1, operation, 255];
+    [&[operation, 1, 6, 0][..], &[0; 24], &client, &[0; 202], &options].concat()
 }
 
 fn has(frame: &[u8], mac: [u8; 6]) -> bool {
