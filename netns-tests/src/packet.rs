@@ -35,12 +35,23 @@ pub fn ipv4_udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> V
 
 /// An IPv6 packet with a UDP datagram.
 pub fn ipv6_udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), payload: &[u8]) -> Vec<u8> {
-    let [.., high, low] = (8 + payload.len()).to_be_bytes();
-    let addresses = [from.0.octets(), to.0.octets()].concat();
-    let pseudo = [&addresses[..], &[0, 0, high, low, 0, 0, 0, 17]].concat();
-    let sum = checksum(&[&pseudo[..], &udp(from.1, to.1, payload, 0)].concat());
-    let header = [0x60, 0, 0, 0, high, low, 17, 64];
-    [&header[..], &addresses, &udp(from.1, to.1, payload, sum)].concat()
+    const UDP: u8 = 17;
+    let sum = ipv6_checksum(from.0, to.0, UDP, &udp(from.1, to.1, payload, 0));
+    ipv6(from.0, to.0, (UDP, 64), &udp(from.1, to.1, payload, sum))
+}
+
+/// An IPv6 packet with this protocol and hop limit (RFC 8200, section 3).
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, (protocol, hops): (u8, u8), payload: &[u8]) -> Vec<u8> {
+    let [.., high, low] = payload.len().to_be_bytes();
+    let header = [0x60, 0, 0, 0, high, low, protocol, hops];
+    [&header[..], &from.octets(), &to.octets(), payload].concat()
+}
+
+/// The checksum of what a packet carries, with the pseudo-header (section 8.1).
+fn ipv6_checksum(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> u16 {
+    let [.., high, low] = payload.len().to_be_bytes();
+    let end = [0, 0, high, low, 0, 0, 0, protocol];
+    checksum(&[&from.octets()[..], &to.octets(), &end, payload].concat())
 }
 
 fn udp(from: u16, to: u16, payload: &[u8], checksum: u16) -> Vec<u8> {
@@ -64,12 +75,9 @@ fn checksum(bytes: &[u8]) -> u16 {
 /// An IPv6 packet with a message of ICMPv6 (RFC 4443) from its type on, which has no checksum yet; of
 /// those between neighbours (RFC 4861): they may not have been forwarded.
 pub fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
-    let [.., high, low] = message.len().to_be_bytes();
-    let addresses = [from.octets(), to.octets()].concat();
-    let pseudo = [&addresses[..], &[0, 0, high, low, 0, 0, 0, 58]].concat();
-    let sum = checksum(&[&pseudo[..], message].concat()).to_be_bytes();
-    let header = [0x60, 0, 0, 0, high, low, 58, 255];
-    [&header[..], &addresses, &message[..2], &sum, &message[4..]].concat()
+    const ICMPV6: u8 = 58;
+    let sum = ipv6_checksum(from, to, ICMPV6, message).to_be_bytes();
+    ipv6(from, to, (ICMPV6, 255), &[&message[..2], &sum, &message[4..]].concat())
 }
 
 /// The Ethernet address of an interface.

@@ -93,10 +93,9 @@ impl Attack {
         Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
     }
 
-    /// What a DHCP server says to all (RFC 2131): the operation of a reply is enough here.
+    /// What a DHCP server says to all (RFC 2131).
     fn leased(&self) -> Vec<u8> {
-        let reply = dhcp(2, self.own);
-        let packet = ipv4_udp((GATEWAY, 67), (Ipv4Addr::BROADCAST, 68), &reply);
+        let packet = ipv4_udp((GATEWAY, 67), (Ipv4Addr::BROADCAST, 68), &dhcp(2, self.own));
         ethernet(ALL, self.own, &packet)
     }
 

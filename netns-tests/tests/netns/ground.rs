@@ -1,6 +1,6 @@
 //! The test ground itself: what it makes is there, and its probes notice what they should.
 
-use world::{Inbox, NodeOptions, Stream, World, connects, ethernet, ipv4_udp, tcp_transfer};
+use world::{Inbox, NodeOptions, Stream, World, connects, ethernet, ipv4_udp, mac_of, tcp_transfer};
 
 crate::tests![
     machines_reach_each_other_over_both_families,
@@ -115,12 +115,7 @@ fn a_frozen_etcd_does_not_answer(world: &World) {
 
 fn a_hand_made_packet_is_a_valid_one(world: &World) {
     let (n1, n2) = (world.node("n1"), world.node("n2"));
-    let mac = |text: String| {
-        let bytes: Vec<_> =
-            text.trim().split(':').map(|hex| u8::from_str_radix(hex, 16).unwrap()).collect();
-        <[u8; 6]>::try_from(bytes).unwrap()
-    };
-    let to = mac(n2.space.sh("cat /sys/class/net/eth0/address"));
+    let to = mac_of(&n2.space, "eth0");
     let inbox = Inbox::open(&n2.space, 7002);
     let four = ipv4_udp((n1.ipv4().parse().unwrap(), 1), (n2.ipv4().parse().unwrap(), 7002), b"four");
     let six =

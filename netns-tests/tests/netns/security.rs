@@ -4,7 +4,8 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use world::{
-    Container, Inbox, Node, Space, World, connects, datagram, ethernet, ipv4_udp, vxlan, wait_for,
+    Container, Inbox, Node, Space, World, connects, datagram, ethernet, ipv4_udp, mac_of, vxlan,
+    wait_for,
 };
 
 use crate::cluster::{Cluster, DUAL};
@@ -57,11 +58,7 @@ impl Scene {
 
     /// The Ethernet address of a machine's tunnel devices.
     fn vtep(&self, index: usize) -> [u8; 6] {
-        let sandbox = self.cluster.nodes[index].sandbox("shop");
-        let text = sandbox.sh("cat /proc/net/dev >/dev/null; ip -o link show vx0");
-        let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-        let bytes = mac.split(':').map(|hex| u8::from_str_radix(hex, 16).unwrap());
-        bytes.collect::<Vec<_>>().try_into().unwrap()
+        mac_of(&self.cluster.nodes[index].sandbox("shop"), "vx0")
     }
 
     /// Kills both agents and takes away the rules of a machine, in the host and in the sandbox.

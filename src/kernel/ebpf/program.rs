@@ -72,6 +72,14 @@ struct Loaded {
     instructions: u32,
 }
 
+impl Loaded {
+    /// It, as a filter of a device.
+    fn placed(&self) -> Placed<'_> {
+        let Source { name, direction, .. } = self.source;
+        Placed { direction, program: self.fd.as_fd(), name }
+    }
+}
+
 /// The programs that carry packets past the stack, of which a node has one of each.
 #[derive(Debug)]
 pub struct Path {
@@ -184,8 +192,8 @@ impl Programs {
     pub fn attach(&self, filters: &mut Filters, device: &str) -> Result<Attached, Error> {
         let interface = index(device)?;
         let (mut changed, mut placed) = (false, Vec::new());
-        for Loaded { source, fd, id, .. } in &self.loaded {
-            let Source { name, direction, .. } = *source;
+        for loaded in &self.loaded {
+            let Loaded { source, fd, id, .. } = loaded;
             let there = source.attached(filters, interface).map_err(attach_error("look at", device))?;
             let replaced = match there.as_slice() {
                 [(there, _)] if there == id => continue,
@@ -194,10 +202,10 @@ impl Programs {
             };
             changed = true;
             if source.is_by_tcx() {
-                let attached = sys::attach(direction, interface, fd.as_fd(), replaced);
+                let attached = sys::attach(source.direction, interface, fd.as_fd(), replaced);
                 attached.map_err(attach_error("attach", device))?;
             } else {
-                placed.push(Placed { direction, program: fd.as_fd(), name });
+                placed.push(loaded.placed());
             }
         }
         if !placed.is_empty() {
@@ -213,11 +221,8 @@ impl Programs {
     /// When there is no such device, or the kernel refuses.
     pub fn place(&self, filters: &mut Filters, device: &str) -> Result<u32, Error> {
         let interface = index(device)?;
-        let placed = self.loaded.iter().map(|Loaded { source, fd, .. }| {
-            let Source { name, direction, .. } = *source;
-            Placed { direction, program: fd.as_fd(), name }
-        });
-        let done = filters.place(interface, &placed.collect::<Vec<_>>());
+        let placed: Vec<_> = self.loaded.iter().map(Loaded::placed).collect();
+        let done = filters.place(interface, &placed);
         done.map(|()| interface).map_err(attach_error("attach", device))
     }
 

@@ -15,7 +15,7 @@ use crate::report::{Better, Metric, Report, percentile};
 use crate::{Ground, plain, progress};
 
 pub const HELP: &str = "\
-plugging a container in and out, as processes, beside the reference CNI plugins
+plugging a container in and out, beside the reference CNI plugins
 
 Through a running agent in two ways: by calls of its API, as the daemon of a container engine makes
 them, and by `netctl endpoint attach` and `netctl endpoint detach`; beside ADD and DEL of the CNI
