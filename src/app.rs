@@ -25,8 +25,10 @@ mod monitor;
 mod networks;
 mod place;
 mod pressure;
+mod record;
 mod services;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,13 +40,14 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::api::{VersionView, server};
+use crate::api::VersionView;
+use crate::api::server::{self, BindError};
 use crate::cluster::{Cluster, Defaults, Health, View};
 use crate::config::duration::Shown;
 use crate::config::{Config, LogFormat};
 use crate::kernel;
 use crate::model::{Endpoint, Engine, NetworkId, Node};
-use crate::store::Store;
+use crate::store::{Backoff, Store};
 
 use agent::Agent;
 use counted::Counted;
@@ -56,9 +59,8 @@ use identity::Identity;
 use metrics::{Metrics, Networks, Services};
 use place::Places;
 use pressure::Pressure;
+use record::Record;
 
-/// How often the node's record is compared with its interfaces and routes.
-const DESCRIBE: Duration = Duration::from_secs(60);
 /// How many times a lease an address must rest so that no live node holds state for it afterwards:
 /// [`stay_alive`] renews a lease at most one lease after the dataplane had last caught up, and it
 /// lives on for one more; the third is for what a watch and a request may be late.
@@ -66,11 +68,15 @@ const LEASES_OF_REST: u32 = 3;
 /// How many endpoints whose container is gone are released at once.
 const RELEASES_AT_A_TIME: usize = 16;
 
-/// Removes every kernel object of ours from this node.
+/// Removes every kernel object of ours from this node, on which no agent may answer at this socket: it
+/// would make them again.
 ///
 /// # Errors
-/// Everything that could not be removed.
-pub fn cleanup() -> anyhow::Result<()> {
+/// That one answers; everything that could not be removed.
+pub fn cleanup(socket: &Path) -> anyhow::Result<()> {
+    if let Err(live @ BindError::Live { .. }) = server::check_free(socket) {
+        return Err(live.into());
+    }
     let errors = kernel::cleanup(&mut kernel::Host::open()?);
     if errors.is_empty() {
         return Ok(());
@@ -241,10 +247,12 @@ async fn start_agent(
     let settings = settings(config, node, boot.clone(), &names, tally.clone());
     let (dataplane, thread) = Dataplane::start(node.clone(), settings, view.subscribe(), gone)?;
     let dataplane = Arc::new(dataplane);
+    let record = Arc::new(Record::new(cluster.clone(), node.clone()));
     let agent = Arc::new(Agent {
         me: node.clone(),
         cluster: cluster.clone(),
         view: view.clone(),
+        record: record.clone(),
         dataplane: dataplane.clone(),
         defaults: defaults(config),
         boot,
@@ -266,11 +274,11 @@ async fn start_agent(
         cluster.clone(),
         view.clone(),
         dataplane.clone(),
-        node.clone(),
+        record.clone(),
         config.lease,
     ));
-    tokio::spawn(acknowledge::watch(view.clone(), cluster.clone(), dataplane.clone()));
-    tokio::spawn(describe_again(cluster, node.clone()));
+    tokio::spawn(acknowledge::watch(view.clone(), cluster, dataplane.clone()));
+    tokio::spawn(record::keep_true(record));
     tokio::spawn(release_gone(agent.clone(), gone_endpoints));
     tokio::spawn(pressure::watch(agent.clone()));
     let checks = health::Tally::default();
@@ -328,11 +336,11 @@ async fn stay_alive(
     cluster: Arc<Cluster>,
     view: View,
     dataplane: Arc<Dataplane>,
-    node: Node,
+    record: Arc<Record>,
     ttl: Duration,
 ) {
     let mut lease = None;
-    let mut alive = true;
+    let (mut alive, mut backoff) = (true, Backoff::default());
     let mut known = view.subscribe();
     loop {
         let follows = async {
@@ -342,8 +350,8 @@ async fn stay_alive(
         };
         let held = match tokio::time::timeout(ttl, follows).await {
             Ok(Ok(())) => match lease {
-                Some(lease) => cluster.stay_alive(lease, &node, ttl).await,
-                None => cluster.come_alive(node.id, ttl).await,
+                Some(lease) => cluster.stay_alive(lease, &record.node(), ttl).await,
+                None => cluster.come_alive(record.node().id, ttl).await,
             }
             .map_err(anyhow::Error::from),
             Ok(Err(stopped)) => Err(stopped.into()),
@@ -356,6 +364,7 @@ async fn stay_alive(
             Ok(held) => {
                 lease = Some(held);
                 alive = true;
+                backoff.reset();
                 ttl / 3
             }
             Err(error) => {
@@ -363,26 +372,10 @@ async fn stay_alive(
                     warn!(%error, "lease not renewed: other nodes will take this one for dead");
                 }
                 alive = false;
-                Duration::from_secs(1)
+                backoff.pause()
             }
         };
         tokio::time::sleep(pause).await;
-    }
-}
-
-/// Keeps the node's record true: its interfaces and routes change.
-async fn describe_again(cluster: Arc<Cluster>, mut node: Node) {
-    loop {
-        tokio::time::sleep(DESCRIBE).await;
-        let Ok(inventory) = join::inventory().await else { continue };
-        let subnets = join::subnets(&inventory);
-        if subnets != node.subnets_in_use {
-            node.subnets_in_use = subnets;
-            if let Err(error) = cluster.join(&node).await {
-                warn!(%error, "node's record not renewed");
-                node.subnets_in_use.clear();
-            }
-        }
     }
 }
 

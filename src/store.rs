@@ -5,6 +5,7 @@
 //! in a file on one machine, `etcd` in an etcd cluster; `tests/store.rs` and the network tests run
 //! the same suite over both. `schema` is what every store holds first: whose it is.
 
+mod backoff;
 pub mod embedded;
 pub mod etcd;
 pub mod schema;
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+
+pub use backoff::Backoff;
 
 /// A point in the store's history: the number of the transaction that made it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,13 +6,14 @@ use std::fs;
 use std::path::Path;
 
 use crate::agent::tail;
+use crate::ebpf;
 use crate::space::Space;
 
 /// What is read of each namespace: what it is called, and the command that shows it.
 ///
 /// What comes and goes by itself is left out: learned neighbours, nftables' counters, and what the
 /// kernel adds for IPv6 once a link-local address has been found to be unique.
-const VIEWS: [(&str, &str); 8] = [
+const VIEWS: [(&str, &str); 9] = [
     ("settings", "cd /proc/sys/net; grep . ipv4/ip_forward ipv6/conf/all/forwarding"),
     ("links", "ip -d link show"),
     ("addresses", "ip -o address show | grep -v ' fe80::'"),
@@ -25,7 +26,11 @@ const VIEWS: [(&str, &str); 8] = [
     ("neighbours", "ip neighbour show nud permanent | sort"),
     ("fdb", "bridge fdb show | grep -v '^33:33:' | sort"),
     ("nftables", "nft -s list ruleset"),
+    ("disciplines", "tc qdisc show"),
 ];
+
+/// What follows it in a line is another for the same thing made anew: indexes, and what is random.
+pub(crate) const PASSING: &str = " ~ ";
 
 /// The state of a machine's own network namespace and of all that are named in its /run/netns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,7 @@ impl KernelState {
         let named = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
         let mut views = BTreeMap::new();
         read_into(&mut views, "host", space);
+        views.extend(ebpf::maps(space).map(|(view, lines)| (("host".to_owned(), view), lines)));
         for name in named {
             let path = format!("/run/netns/{name}");
             if space.enter(|| is_namespace(&path)) {
@@ -125,6 +131,7 @@ fn shape(line: &str) -> Option<String> {
         _ => line,
     };
     let line = line.split(" link-netnsid ").next().unwrap_or_default();
+    let line = line.split(PASSING).next().unwrap_or_default();
     Some(match line.split_once("@if") {
         Some((name, rest)) => format!("{name}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())),
         None => line.to_owned(),
@@ -144,6 +151,16 @@ fn read_into(views: &mut BTreeMap<(String, &'static str), Vec<String>>, name: &s
         let lines = text.lines().map(|line| line.trim_end().to_owned()).collect();
         views.insert((name.to_owned(), view), lines);
     }
+    let links = views.get(&(name.to_owned(), "links")).map_or(&[][..], Vec::as_slice);
+    let programs = ebpf::attached(space, links.iter().filter_map(|line| device(line)));
+    views.insert((name.to_owned(), "programs"), programs);
+}
+
+/// The device of a line such as `7: eth0@if3: <…> …`.
+fn device(line: &str) -> Option<&str> {
+    let (index, rest) = line.split_once(": ")?;
+    index.parse::<u32>().ok()?;
+    rest.split([':', '@']).next()
 }
 
 /// The ends of all logs below a folder.

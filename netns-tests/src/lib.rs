@@ -11,6 +11,7 @@
 mod agent;
 mod client;
 mod dump;
+mod ebpf;
 mod etcd;
 mod load;
 mod node;

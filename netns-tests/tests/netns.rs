@@ -47,6 +47,8 @@ mod host;
 mod in_kernel;
 #[path = "netns/ipam.rs"]
 mod ipam;
+#[path = "netns/killed.rs"]
+mod killed;
 #[path = "netns/metrics.rs"]
 mod metrics;
 #[path = "netns/monitor.rs"]
@@ -147,6 +149,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("health", health::TESTS),
     ("host", host::TESTS),
     ("ipam", ipam::TESTS),
+    ("killed", killed::TESTS),
     ("metrics", metrics::TESTS),
     ("names", names::TESTS),
     ("in_kernel", in_kernel::TESTS),

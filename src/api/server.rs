@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-pub use bind::{BindError, bind};
+pub use bind::{BindError, bind, check_free};
 pub use extract::MAX_BODY;
 pub use routes::document;
 

@@ -15,6 +15,7 @@ use super::health;
 use super::monitor::Watchers;
 use super::place::Places;
 use super::pressure::Pressure;
+use super::record::Record;
 use crate::api::{ApiError, AttachRequest, Attached, EndpointView, ErrorCode, NodeView};
 use crate::cluster::{self, Claimed, Cluster, ClusterError, Defaults, EndpointRequest, View};
 use crate::kernel::Netns;
@@ -44,6 +45,7 @@ pub(super) struct Agent {
     pub(super) me: Node,
     pub(super) cluster: Arc<Cluster>,
     pub(super) view: View,
+    pub(super) record: Arc<Record>,
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) defaults: Defaults,
     pub(super) boot: String,

@@ -1,7 +1,6 @@
 //! From a configuration to a place in a cluster.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tracing::{error, warn};
@@ -19,10 +18,7 @@ use crate::model::{ClusterId, NetworkId, Node};
 use crate::store::embedded::Embedded;
 use crate::store::etcd::{Etcd, EtcdConfig};
 use crate::store::schema::{self, Identity as StoreIdentity};
-use crate::store::{Store, StoreError};
-
-/// How soon a store that cannot be used is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+use crate::store::{Backoff, Store, StoreError};
 
 /// Opens the configured store. An etcd that is down does not hinder it.
 pub(super) fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
@@ -104,7 +100,7 @@ pub(super) async fn join(
     node: &Node,
     front: &Front,
 ) -> anyhow::Result<(Cluster, Vec<NetworkId>)> {
-    let mut said = String::new();
+    let (mut said, mut backoff) = (String::new(), Backoff::default());
     loop {
         let problem = match attempt(store, config, identity, node).await {
             Ok(joined) => return Ok(joined),
@@ -137,7 +133,7 @@ pub(super) async fn join(
         }
         // Nobody may be listening to systemd's socket.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&said)]);
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 

@@ -19,6 +19,10 @@ impl Agent {
         if spec.host_access {
             access::refuse_used(self, &spec.subnets).await?;
         }
+        if spec.leaves_subnets_open() {
+            // Those that are chosen are not to be of this node's, which may have got others just now.
+            self.record.renew().await?;
+        }
         let network = self.cluster.create_network(spec, &self.defaults).await?;
         info!(network = %network.name, id = %network.id, vni = %network.vni, "network created");
         Ok(self.changed_view(network).await)

@@ -3,14 +3,18 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use netctl::api::client::DEFAULT_SOCKET;
 use netctl::config::{Config, Flags};
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    let config = Config::load(&flags, std::env::vars_os());
     if flags.cleanup {
-        return end(netctl::app::cleanup());
+        // A configuration that cannot be used does not hinder it.
+        let socket = config.map_or_else(|_| DEFAULT_SOCKET.into(), |config| config.socket);
+        return end(netctl::app::cleanup(&socket));
     }
-    let config = match Config::load(&flags, std::env::vars_os()) {
+    let config = match config {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("netctld: the configuration cannot be used:\n{errors}");

@@ -26,9 +26,6 @@ use crate::store::{Change, Entry, Event, Listing, Revision, schema};
 const LINGER: Duration = Duration::from_secs(30);
 /// How often it is looked for such networks.
 const TICK: Duration = Duration::from_secs(5);
-/// How long to wait before the store is asked again whether it is ours.
-const VERIFY_AGAIN: Duration = Duration::from_millis(500);
-
 /// How the view stands to the store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Health {
@@ -302,29 +299,36 @@ impl Follower {
     }
 
     /// Takes one event. `true`: everything must be watched anew, because the store has come back
-    /// as the one we know after it had been another.
+    /// as the one we know after it had been another, or because it was lost before it could be asked
+    /// which it is.
     async fn take(&mut self, (source, generation, event): Tagged) -> bool {
         if generation != self.generation {
             return false;
         }
         if let Event::Lost(reason) = event {
-            // Before the first complete view there is nothing that could be out of date.
-            if self.now.health == Health::Current {
-                warn!(reason, "store lost: what runs goes on");
-                self.now.health = Health::Lost(reason);
-            }
+            self.lose(format!("{}: {reason}", self.cluster.store().name()));
             return false;
         }
         let was = self.now.health.clone();
-        if (takes_away(&event) || was == Health::Replaced) && !self.verified().await {
-            if was != Health::Replaced {
-                warn!(
-                    store = self.cluster.store().name(),
-                    "store emptied or exchanged: what runs goes on"
-                );
+        if takes_away(&event) || was == Health::Replaced {
+            match self.cluster.verify().await {
+                Ok(()) => {}
+                Err(ClusterError::Replaced(_)) => {
+                    if was != Health::Replaced {
+                        warn!(
+                            store = self.cluster.store().name(),
+                            "store emptied or exchanged: what runs goes on"
+                        );
+                    }
+                    self.now.health = Health::Replaced;
+                    return false;
+                }
+                // The event comes again, with the first snapshots.
+                Err(error) => {
+                    self.lose(error.to_string());
+                    return true;
+                }
             }
-            self.now.health = Health::Replaced;
-            return false;
         }
         match was {
             Health::Replaced => {
@@ -345,14 +349,11 @@ impl Follower {
         false
     }
 
-    /// Whether the store is the one this node joined; waits as long as it cannot be reached.
-    async fn verified(&self) -> bool {
-        loop {
-            match self.cluster.verify().await {
-                Ok(()) => return true,
-                Err(ClusterError::Replaced(_)) => return false,
-                Err(_) => tokio::time::sleep(VERIFY_AGAIN).await,
-            }
+    fn lose(&mut self, reason: String) {
+        // Before the first complete view there is nothing that could be out of date.
+        if self.now.health == Health::Current {
+            warn!(reason, "store lost: what runs goes on");
+            self.now.health = Health::Lost(reason);
         }
     }
 

@@ -31,7 +31,7 @@ pub use clsact::Filters;
 pub use layout::*;
 pub use map::{CpuMap, Map, difference};
 pub use names::{Name, NameKey, NameMaps, Telling};
-pub use program::{Attached, Path as FastPath, Programs, TunnelEnd, detach, index};
+pub use program::{Attached, Path as FastPath, Programs, TunnelEnd, attached, detach, index};
 pub use reports::{EVENTS, Reports, nanoseconds};
 pub use sockets::{SocketMaps, Sockets, control_groups};
 

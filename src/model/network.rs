@@ -127,6 +127,11 @@ impl NetworkSpec {
         }
         .place()
     }
+
+    /// Whether a subnet has to be chosen for it.
+    pub fn leaves_subnets_open(&self) -> bool {
+        self.subnets.is_empty() || self.ipv6 && !self.subnets.iter().any(IpNetwork::is_ipv6)
+    }
 }
 
 /// What a person asks for when adding subnets to a network: as when creating one.

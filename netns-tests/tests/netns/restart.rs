@@ -1,9 +1,6 @@
 //! The agent ends, at any time and in any way.
 
-use std::process::Command;
-use std::time::Duration;
-
-use world::{Config, Process, Stream, World, eventually, wait_for};
+use world::{Config, Stream, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -13,7 +10,6 @@ crate::tests![
     an_agent_says_ready_and_stopping,
     cleanup_leaves_the_node_as_it_was,
     what_was_detached_while_the_agent_was_away_is_collected,
-    an_agent_killed_at_any_step_of_an_attach_leaves_nothing_behind,
 ];
 
 fn a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing(world: &World) {
@@ -96,82 +92,4 @@ fn what_was_detached_while_the_agent_was_away_is_collected(world: &World) {
         n1.ok("-o json endpoint ls").json().as_array().is_some_and(Vec::is_empty)
     });
     wait_for("nothing is left in the store", || cluster.etcd.lasting_keys() == keys);
-}
-
-/// The system calls that change something outside of the agent.
-const STEPS: &str = "sendmsg,sendto,write,writev,mount,umount2,setns,unshare,fsync,rename";
-
-/// How often an attach must be whole before there is no such step.
-const WHOLE: usize = 5;
-
-fn an_agent_killed_at_any_step_of_an_attach_leaves_nothing_behind(world: &World) {
-    let mut cluster =
-        Cluster::with(world, 1, &world::NodeOptions::default(), |config| config.set("rest", "0s"));
-    let n1 = cluster.nodes[0].clone();
-    n1.ok(&format!("network create shop {DUAL}"));
-    let c1 = n1.container("c1");
-    let attach = format!("endpoint attach --network shop --name c1 --netns {}", c1.path);
-    let detach = "endpoint detach --network shop c1";
-    n1.ok(&attach);
-    n1.ok(detach);
-    let (state, keys) = (n1.kernel_state().shape(), cluster.etcd.keys());
-    // A thread counts its own calls only, so one whole attach without a kill may be luck: each step is
-    // tried several times before it counts as one that no attach has.
-    let (mut step, mut whole) = (1, 0);
-    while step <= 200 {
-        let mut strace = trace(&n1, cluster.agent(0).pid(), step);
-        let outcome = n1.ctl(&attach);
-        if outcome.success() && cluster.agent_runs(0) {
-            whole += 1;
-            strace.signal(nix::sys::signal::Signal::SIGINT);
-            assert!(strace.ended(), "strace ends");
-        } else {
-            whole = 0;
-            assert!(strace.ended(), "step {step}: the agent was killed: {outcome}");
-            cluster.kill(0);
-            cluster.start(0);
-            let again = n1.ctl(&attach);
-            assert!(again.success(), "step {step}: {again}");
-        }
-        assert!(c1.space.reaches("10.9.0.1"), "step {step}");
-        n1.ok(detach);
-        let settled = eventually(Duration::from_secs(20), || {
-            state.difference(&n1.kernel_state().shape()).is_empty()
-                && cluster.etcd.keys().keys().eq(keys.keys())
-        });
-        assert!(
-            settled,
-            "step {step}: {}{:?} instead of {:?}",
-            state.difference(&n1.kernel_state().shape()),
-            cluster.etcd.keys().keys(),
-            keys.keys()
-        );
-        if whole == WHOLE {
-            assert!(step > 5, "only {} steps were found", step - 1);
-            return;
-        }
-        if whole == 0 {
-            step += 1;
-        }
-    }
-    panic!("an attach has more than 200 steps");
-}
-
-/// Lets a running agent's every thread be killed at its `step`th system call from now on.
-fn trace(node: &world::Node, pid: i32, step: usize) -> Process {
-    let log_path = node.dir().join("strace.log");
-    let log = std::fs::File::create(&log_path).unwrap();
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-e", &format!("trace={STEPS}")]);
-    command.args(["-e", &format!("inject={STEPS}:signal=SIGKILL:when={step}")]);
-    command.args(["-p", &pid.to_string()]);
-    let process = Process::start(&mut command, &log);
-    wait_for("strace holds the agent", || {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        tasks.flatten().all(|task| {
-            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            status.contains(&format!("TracerPid:\t{}", process.pid()))
-        })
-    });
-    process
 }

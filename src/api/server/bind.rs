@@ -16,7 +16,7 @@ pub(crate) const MAX_PATH: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody answers on it.
-    #[error("{path}: another agent answers on this socket; stop it first")]
+    #[error("{path}: an agent answers on this socket; stop it first")]
     Live {
         /// The socket.
         path: PathBuf,
@@ -94,7 +94,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Checks that the path is free, or a socket on which nobody answers.
-fn check_free(path: &Path) -> Result<(), BindError> {
+///
+/// # Errors
+/// When an agent answers on it, or it is no socket, and when the file system refuses.
+pub fn check_free(path: &Path) -> Result<(), BindError> {
     let fail = |action| move |source| BindError::Io { path: path.to_owned(), action, source };
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

@@ -261,21 +261,22 @@ impl ByEbpf {
         })
     }
 
-    /// Has the devices of new containers run the programs. One that is gone by now is passed over.
+    /// Has the devices of new containers run the programs. One that is gone by now is passed over; after
+    /// a failure it goes on, and returns the last one.
     fn attach(&mut self, sandbox: &Sandbox, new: &[EndpointId]) -> Result<(), kernel::Error> {
         if new.is_empty() {
             return Ok(());
         }
         sandbox.netns().enter(|| {
-            let mut filters = filters()?;
+            let (mut filters, mut outcome) = (filters()?, Ok(()));
             for container in new {
                 match self.programs.place(&mut filters, &Device::Endpoint(*container).to_string()) {
                     Ok(interface) => drop(self.followed.insert(*container, interface)),
                     Err(error) if error.device_is_gone() => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => outcome = Err(error.into()),
                 }
             }
-            Ok(())
+            outcome
         })?
     }
 
@@ -471,13 +472,13 @@ impl Balancing for ByEbpf {
         self.followed.retain(|container, _| there.contains(container));
         let new: Vec<EndpointId> =
             there.into_iter().filter(|container| !self.followed.contains_key(container)).collect();
-        self.attach(sandbox, &new)?;
+        let attached = self.attach(sandbox, &new);
         if !has_crossing(objects) {
             self.crossing = None;
         } else if self.crossing.is_none() {
             self.attach_crossing(sandbox)?;
         }
-        self.carry(objects)
+        self.carry(objects).and(attached)
     }
 
     fn take_over(

@@ -250,10 +250,7 @@ impl Programs {
 /// When there is no such device, or the kernel refuses.
 pub fn detach(device: &str) -> Result<bool, Error> {
     let interface = index(device)?;
-    let mut filters = Filters::open().map_err(|source| {
-        let device = device.to_owned();
-        Error::Attach { action: "look at", device, source }
-    })?;
+    let mut filters = open_filters(device)?;
     let mut changed = false;
     for source in sources().rev() {
         let there = match source.attached(&mut filters, interface) {
@@ -271,6 +268,29 @@ pub fn detach(device: &str) -> Result<bool, Error> {
         }
     }
     Ok(changed)
+}
+
+/// The names of the programs of ours that are attached to a device of the thread's namespace.
+///
+/// # Errors
+/// When there is no such device, or the kernel refuses.
+pub fn attached(device: &str) -> Result<Vec<&'static str>, Error> {
+    let interface = index(device)?;
+    let mut filters = open_filters(device)?;
+    let mut names = Vec::new();
+    for source in sources() {
+        let there = match source.attached(&mut filters, interface) {
+            Err(Errno::ENOSYS | Errno::EPERM) => return Ok(Vec::new()),
+            there => there.map_err(attach_error("look at", device))?,
+        };
+        names.extend(there.iter().map(|_| source.name));
+    }
+    Ok(names)
+}
+
+fn open_filters(device: &str) -> Result<Filters, Error> {
+    let device = device.to_owned();
+    Filters::open().map_err(|source| Error::Attach { action: "look at", device, source })
 }
 
 impl Source {

@@ -5,7 +5,6 @@
 //! the same history: see [`Watcher::verify`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use etcd_client::{
     Client, EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse, WatchStream,
@@ -16,13 +15,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::fault::Fault;
 use super::link::Link;
 use super::{ANSWER_BYTES, entry, listing, modified, range, relative, revision};
-use crate::store::{Change, Event, Listing, Revision, Watch};
+use crate::store::{Backoff, Change, Event, Listing, Revision, Watch};
 
 /// How many reports wait for the receiver; the rest waits in etcd.
 const REPORTS: usize = 4;
-
-/// How long a failed watch waits before it tries again: doubled each time, with jitter.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Starts a watch on the keys that begin with `key` (the configured prefix included). It ends
 /// with its receiver, and when `open` is dropped.
@@ -36,8 +32,8 @@ pub(super) fn start(
     let receiver = reports.clone();
     let position = from.map(|revision| revision.0);
     let trust = from.is_some();
-    let (cluster, witness, failures, lost) = (None, None, 0, false);
-    let watcher = Watcher { link, key, reports, position, trust, cluster, witness, failures, lost };
+    let (cluster, witness, backoff, lost) = (None, None, Backoff::default(), false);
+    let watcher = Watcher { link, key, reports, position, trust, cluster, witness, backoff, lost };
     tokio::spawn(async move {
         tokio::select! {
             () = watcher.run() => {}
@@ -61,7 +57,7 @@ struct Watcher {
     cluster: Option<u64>,
     /// A key that exists at `position`, and the revision that wrote it.
     witness: Option<(String, Revision)>,
-    failures: u32,
+    backoff: Backoff,
     lost: bool,
 }
 
@@ -95,15 +91,8 @@ impl Watcher {
                 }
                 End::Fault(_) => {}
             }
-            sleep(self.backoff()).await;
+            sleep(self.backoff.pause()).await;
         }
-    }
-
-    fn backoff(&mut self) -> Duration {
-        let (first, most) = BACKOFF;
-        let delay = first.saturating_mul(1 << self.failures.min(10)).min(most);
-        self.failures += 1;
-        delay.mul_f64(rand::random_range(0.5..=1.0))
     }
 
     fn deadline(&self) -> Instant {
@@ -135,7 +124,7 @@ impl Watcher {
         };
         let mut stream = self.create(&client, position).await?;
         self.trust = false;
-        self.failures = 0;
+        self.backoff.reset();
         if std::mem::take(&mut self.lost) {
             self.report(Event::Changes(Revision(position), Vec::new())).await?;
         }
