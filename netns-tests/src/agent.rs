@@ -62,19 +62,22 @@ impl Config {
 
     /// With this etcd.
     pub fn etcd(etcd: &Etcd) -> Self {
+        Self::etcd_at(&etcd.endpoint())
+    }
+
+    /// With an etcd at this URL.
+    pub fn etcd_at(url: &str) -> Self {
         // Two seconds is the most that an agent takes.
         let timeout = limit(Duration::from_secs(1)).min(Duration::from_secs(2));
         let timeout = format!("{}s", timeout.as_secs());
         let mut config = Self::default().store("kind", "etcd").store("timeout", &timeout);
-        config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint()));
+        config.store.insert("endpoints".into(), format!("[{url:?}]"));
         config
     }
 
     /// With this etcd, over IPv6.
     pub fn etcd6(etcd: &Etcd) -> Self {
-        let mut config = Self::etcd(etcd);
-        config.store.insert("endpoints".into(), format!("[{:?}]", etcd.endpoint6()));
-        config
+        Self::etcd_at(&etcd.endpoint6())
     }
 
     /// Sets a key to a text.

@@ -22,13 +22,15 @@ pub struct Etcd {
     dir: PathBuf,
     ipv4: String,
     ipv6: String,
+    /// What it is started with beside the usual.
+    flags: Vec<String>,
     process: Option<Process>,
 }
 
 impl Etcd {
     pub(crate) fn new(space: Space, dir: &Path, ipv4: &str, ipv6: &str) -> Self {
         let (dir, ipv4, ipv6) = (dir.to_owned(), ipv4.to_owned(), ipv6.to_owned());
-        let mut etcd = Self { space, dir, ipv4, ipv6, process: None };
+        let mut etcd = Self { space, dir, ipv4, ipv6, flags: Vec::new(), process: None };
         etcd.start();
         etcd
     }
@@ -69,9 +71,46 @@ impl Etcd {
         command.arg("--data-dir").arg(self.dir.join("data"));
         command.args(["--listen-client-urls", &urls, "--advertise-client-urls", &self.endpoint()]);
         command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn"]);
-        command.args(["--logger", "zap"]);
+        command.args(["--logger", "zap"]).args(&self.flags);
         self.process = Some(Process::start(&mut command, &append(&self.dir.join("etcd.log"))));
         wait_for("etcd serves", || self.space.enter(healthy));
+    }
+
+    /// Has it listen with TLS, too, for clients with a certificate of the same authority; gives the URL.
+    /// Nodes reach it there over IPv4.
+    pub fn start_tls(&mut self, ca: &Path, certificate: &Path, key: &Path) -> String {
+        let url = format!("https://{}:2378", self.ipv4);
+        let file = |name: &str, path: &Path| format!("--{name}={}", path.display());
+        self.stop();
+        self.flags = vec![
+            format!("--listen-client-urls=http://127.0.0.1:2379,{url}"),
+            format!("--advertise-client-urls={url}"),
+            file("trusted-ca-file", ca),
+            file("cert-file", certificate),
+            file("key-file", key),
+            "--client-cert-auth".to_owned(),
+        ];
+        self.start();
+        url
+    }
+
+    /// Has it ask who comes, from now on; only this user, with this password, may use all that agents do.
+    pub fn authenticate(&self, user: &str, password: &str) {
+        self.space.sh(&format!(
+            "as_root() {{ {ETCDCTL} \"$@\" >/dev/null; }}
+             as_root user add root:root
+             as_root user grant-role root root
+             as_root role add netctl
+             as_root role grant-permission netctl --prefix=true readwrite netctl/
+             as_root user add {user}:{password}
+             as_root user grant-role {user} netctl
+             as_root auth enable"
+        ));
+    }
+
+    /// Its address on the underlay.
+    pub fn ipv4(&self) -> &str {
+        &self.ipv4
     }
 
     /// Stops it.

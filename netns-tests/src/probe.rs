@@ -68,7 +68,7 @@ pub struct Stream {
     stop_receiving: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
-    sender: JoinHandle<()>,
+    sender: JoinHandle<Duration>,
     receiver: JoinHandle<Vec<u32>>,
 }
 
@@ -77,6 +77,8 @@ pub struct Stream {
 pub struct StreamReport {
     /// Datagrams sent.
     pub sent: u64,
+    /// How many that were in a second.
+    pub per_second: u64,
     /// Of these, how many never arrived.
     pub lost: u64,
     /// How many arrived more than once.
@@ -119,18 +121,25 @@ impl Stream {
     /// Stops sending, waits for what is on its way, and counts.
     pub fn stop(self) -> StreamReport {
         self.stop_sending.store(true, Ordering::Relaxed);
-        self.sender.join().expect("the sender did not panic");
+        let took = self.sender.join().expect("the sender did not panic");
         let sent = self.sent.load(Ordering::Relaxed);
         eventually(Duration::from_secs(2), || self.received.load(Ordering::Relaxed) >= sent);
         self.stop_receiving.store(true, Ordering::Relaxed);
         let numbers = self.receiver.join().expect("the receiver did not panic");
         let distinct: std::collections::BTreeSet<_> = numbers.iter().collect();
         let arrived = distinct.len() as u64;
-        StreamReport { sent, lost: sent - arrived, duplicated: numbers.len() as u64 - arrived }
+        let per_second = (sent as f64 / took.as_secs_f64()) as u64;
+        StreamReport {
+            sent,
+            per_second,
+            lost: sent - arrived,
+            duplicated: numbers.len() as u64 - arrived,
+        }
     }
 }
 
-fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool, sent: &AtomicU64) {
+/// Tells how long it has sent.
+fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool, sent: &AtomicU64) -> Duration {
     let start = Instant::now();
     let mut number = 0_u32;
     while !stop.load(Ordering::Relaxed) {
@@ -143,6 +152,7 @@ fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool, sent: &AtomicU64) {
         }
         thread::sleep(Duration::from_micros(200));
     }
+    start.elapsed()
 }
 
 fn receive(socket: &UdpSocket, stop: &AtomicBool, received: &AtomicU64) -> Vec<u32> {

@@ -15,6 +15,8 @@
 mod addresses;
 #[path = "netns/answers.rs"]
 mod answers;
+#[path = "netns/attach.rs"]
+mod attach;
 #[path = "netns/balance.rs"]
 mod balance;
 #[path = "netns/check.rs"]
@@ -27,6 +29,8 @@ mod crowd;
 mod drain;
 #[path = "netns/engine.rs"]
 mod engine;
+#[path = "netns/etcd.rs"]
+mod etcd;
 #[path = "netns/expand.rs"]
 mod expand;
 #[path = "netns/external.rs"]
@@ -142,6 +146,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("host", host::BALANCED),
     ("check", check::TESTS),
     ("drain", drain::TESTS),
+    ("etcd", etcd::TESTS),
     ("expand", expand::TESTS),
     ("fast", fast::TESTS),
     ("external", external::TESTS),
@@ -154,6 +159,7 @@ const SUITES: &[(&str, &[Test])] = &[
     ("names", names::TESTS),
     ("in_kernel", in_kernel::TESTS),
     ("answers", answers::TESTS),
+    ("attach", attach::TESTS),
     ("forward", forward::TESTS),
     ("monitor", monitor::TESTS),
     ("multitude", multitude::TESTS),

@@ -35,6 +35,13 @@ const AT_A_TIME: usize = 256;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_HEADER: usize = 4;
 const NFTA_TABLE_NAME: u16 = 1;
+/// A message about settings: a header of one byte, padded to four, and attributes that are numbers of 32
+/// bits (include/uapi/linux/netconf.h).
+const NETCONF_HEADER: usize = 4;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+/// All devices.
+const NETCONFA_IFINDEX_ALL: i32 = -1;
 
 /// What somebody else changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +58,8 @@ pub enum Kind {
     Route,
     /// Our nftables table was changed or removed.
     Firewall,
+    /// The host does not forward packets any more.
+    Forwarding,
     /// News were lost: everything may have changed.
     Lost,
 }
@@ -140,14 +149,13 @@ impl Drop for Monitor {
 
 fn route_socket(scope: Scope) -> io::Result<Socket> {
     use libc::{
-        RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK,
-        RTNLGRP_NEIGH,
+        RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR,
+        RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, RTNLGRP_NEIGH,
     };
-    let host = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
-    let sandbox = [RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE];
+    let both = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
     let groups = match scope {
-        Scope::Host => host.to_vec(),
-        Scope::Sandbox => [host, sandbox].concat(),
+        Scope::Host => [&both[..], &[RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF]].concat(),
+        Scope::Sandbox => [&both[..], &[RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE]].concat(),
     };
     netlink::subscribe(NETLINK_ROUTE, &groups, QUEUE_BYTES)
 }
@@ -277,6 +285,9 @@ fn route_change(
     payload: &[u8],
 ) -> Option<Kind> {
     use RouteNetlinkMessage as M;
+    if header.message_type == libc::RTM_NEWNETCONF {
+        return forwarding_change(payload);
+    }
     let own = netlink::is_own_port(header.port_number);
     let matters = match RouteNetlinkMessage::deserialize(header, payload).ok()? {
         M::NewLink(message) => {
@@ -322,6 +333,21 @@ fn route_change(
         _ => None,
     };
     matters.filter(|_| !own)
+}
+
+/// Judges a notification about settings: forwarding is only ever turned on by us.
+fn forwarding_change(payload: &[u8]) -> Option<Kind> {
+    let (mut of_all, mut off) = (false, false);
+    for attribute in NlasIterator::new(payload.get(NETCONF_HEADER..)?) {
+        let attribute = attribute.ok()?;
+        let number = i32::from_ne_bytes(attribute.value().try_into().ok()?);
+        match attribute.kind() {
+            NETCONFA_IFINDEX => of_all = number == NETCONFA_IFINDEX_ALL,
+            NETCONFA_FORWARDING => off = number == 0,
+            _ => {}
+        }
+    }
+    (of_all && off).then_some(Kind::Forwarding)
 }
 
 fn is_ours(scope: Scope, name: &str) -> bool {

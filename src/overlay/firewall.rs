@@ -23,6 +23,9 @@ use crate::model::{Network, Subnet};
 ///   routed to: `fib` asks the very routes that deliver to that address, for both families.
 /// - Traffic within the network is not tracked; only what leaves is, to be masqueraded. Where it
 ///   goes to says which it is, because its source has been checked before.
+/// - A connection to where nothing leads is reset. The error that the kernel itself answers with comes while
+///   the sender still holds its socket, which then waits for the answer to its next try, a second later or
+///   seven: of such errors there is one in a second.
 /// - Other nodes cannot leave through this node's uplink, and nobody comes in through it. What belongs to
 ///   no connection could not be translated, and would leave under the container's own address.
 ///
@@ -43,7 +46,8 @@ pub(super) fn sandbox(network: &Network, names: NameService, balancer: &Balancer
     rules.push_str(&services::prerouting(network, balancer));
     rules.push_str(&untracked(network, names, balancer));
     rules.push_str(
-        r#"    }
+        r#"        tcp flags & (fin | syn | rst | ack) == syn fib daddr oif missing fib daddr type != local counter reject with tcp reset comment "unreachable"
+    }
     chain foreign {
 "#,
     );

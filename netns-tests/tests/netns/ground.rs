@@ -1,6 +1,15 @@
 //! The test ground itself: what it makes is there, and its probes notice what they should.
 
-use world::{Inbox, NodeOptions, Stream, World, connects, ethernet, ipv4_udp, mac_of, tcp_transfer};
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use world::{
+    DEADLINE, Inbox, NodeOptions, Process, Space, Stream, World, as_nobody, connects, ethernet,
+    ipv4_udp, mac_of, output, tcp_transfer, wait_for,
+};
 
 crate::tests![
     machines_reach_each_other_over_both_families,
@@ -12,7 +21,61 @@ crate::tests![
     an_etcd_keeps_its_keys_over_a_restart_and_loses_them_when_wiped,
     a_frozen_etcd_does_not_answer,
     a_hand_made_packet_is_a_valid_one,
+    tests_fail_where_they_cannot_run,
+    tests_leave_nothing_behind,
 ];
+
+/// These tests, as somebody runs one of them anew.
+fn tests(space: &Space) -> Command {
+    let mut command = space.command(std::env::current_exe().unwrap());
+    command.args(["--exact", "ground::a_machine_can_be_cut_off"]);
+    command
+}
+
+fn tests_fail_where_they_cannot_run(world: &World) {
+    let n1 = world.node("n1");
+    let (mut as_user, mut without_etcd) = (tests(&n1.space), tests(&n1.space));
+    n1.space.sh("mkdir /run/bin && ln -s $(which ip bridge nft ping strace sh etcdctl) /run/bin/");
+    for (command, words) in [
+        (as_nobody(&mut as_user), ["run them as root", ""]),
+        (without_etcd.env("PATH", "/run/bin"), ["missing (etcd)", "./scripts/setup"]),
+    ] {
+        let output = output(command, DEADLINE);
+        assert_eq!(output.code, Some(1), "{output}");
+        for word in words {
+            assert!(output.stderr.contains(word), "{word}: {output}");
+        }
+        assert!(!output.stdout.contains("test result"), "{output}");
+    }
+}
+
+fn tests_leave_nothing_behind(world: &World) {
+    let n1 = world.node("n1");
+    let look = || {
+        n1.space.sh("cat /proc/mounts; find /run -mindepth 1 | sort
+                     find /sys/fs/cgroup -type d -name 'netctl-tests-*' | sort")
+    };
+    let before = look();
+    let passed = output(&mut tests(&n1.space), Duration::from_secs(60));
+    assert!(passed.success() && passed.stdout.contains("1 passed"), "{passed}");
+    assert_eq!(look(), before);
+    // One that is killed ends with all that it has started.
+    let log = File::create(n1.dir().join("killed.log")).unwrap();
+    let mut killed = Process::start(&mut tests(&n1.space), &log);
+    let first = killed.pid().as_raw();
+    // The one that has waited, the first of its namespace, and the one with the tests.
+    wait_for("the tests run", || descendants(first).len() >= 2);
+    let all = descendants(first);
+    killed.stop(Signal::SIGKILL);
+    wait_for("all have ended", || all.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+}
+
+/// The processes that one has started, and those that they have.
+fn descendants(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().map(|child| child.parse().unwrap());
+    children.flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
 
 fn machines_reach_each_other_over_both_families(world: &World) {
     let (n1, n2) = (world.node("n1"), world.node("n2"));

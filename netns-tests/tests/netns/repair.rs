@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use world::{Container, Node, Space, World, eventually, wait_for};
+use world::{Config, Container, Node, NodeOptions, Space, World, eventually, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
 
@@ -23,8 +23,14 @@ struct Scene {
 }
 
 impl Scene {
+    /// The agents are told of what is taken away: they do not look by themselves for a long time.
     fn new(world: &World) -> Self {
-        let cluster = Cluster::new(world, 2);
+        Self::with_resync(world, "10m")
+    }
+
+    fn with_resync(world: &World, resync: &str) -> Self {
+        let resync = |config: Config| config.set("resync", resync);
+        let cluster = Cluster::with(world, 2, &NodeOptions::default(), resync);
         let outside = world.outside("client");
         cluster.n1().ok(&format!("network create shop {DUAL}"));
         let a = cluster.n1().attach("shop", "a");
@@ -84,6 +90,7 @@ fn what_is_removed_from_a_sandbox_comes_back(world: &World) {
         "ip link del vx0".to_owned(),
         "ip link set up0 down".to_owned(),
         "ip link del up0".to_owned(),
+        "ip link del fp0".to_owned(),
         "ip link set lo down".to_owned(),
         "ip address del 10.9.0.1/32 dev lo".to_owned(),
         "ip address flush dev up0".to_owned(),
@@ -103,17 +110,20 @@ fn what_is_removed_from_the_host_comes_back(world: &World) {
         format!("ip link set {uplink} down"),
         format!("ip address flush dev {uplink}"),
         format!("ip link del {uplink}"),
+        format!("ip link del nf-{}", scene.n1().network_id("shop")),
         "nft delete table inet netctl".to_owned(),
         "nft flush table inet netctl".to_owned(),
         "nft flush ruleset".to_owned(),
         "echo 0 >/proc/sys/net/ipv4/ip_forward".to_owned(),
+        "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding".to_owned(),
     ] {
         scene.heals(&host, &damage);
     }
 }
 
 fn a_removed_sandbox_comes_back_with_its_containers(world: &World) {
-    let mut scene = Scene::new(world);
+    // Of a name that is gone the kernel tells nobody.
+    let mut scene = Scene::with_resync(world, "1s");
     let name = format!("netctl-{}", scene.n1().network_id("shop"));
     let host = scene.n1().space.clone();
     scene.heals(&host, &format!("ip netns del {name}"));

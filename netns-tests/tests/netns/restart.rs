@@ -9,6 +9,7 @@ crate::tests![
     a_stopped_agent_leaves_the_data_path,
     an_agent_says_ready_and_stopping,
     cleanup_leaves_the_node_as_it_was,
+    cleanup_beside_a_running_agent_is_refused_and_removes_nothing,
     what_was_detached_while_the_agent_was_away_is_collected,
 ];
 
@@ -26,6 +27,7 @@ fn a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing(world: &Worl
     }
     let report = stream.stop();
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    assert!(report.per_second >= 4900, "{report:?}");
     for (node, before) in cluster.nodes.iter().zip(before) {
         assert_eq!(before.difference(&node.kernel_state()), "", "on {}", node.name());
     }
@@ -76,6 +78,20 @@ fn cleanup_leaves_the_node_as_it_was(world: &World) {
     assert_eq!(before.difference(&n1.kernel_state()), "");
     let again = n1.netctld(&cluster.configs[0], &["--cleanup"]);
     assert!(again.success(), "{again}");
+}
+
+fn cleanup_beside_a_running_agent_is_refused_and_removes_nothing(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    n1.attach("shop", "a");
+    let before = n1.kernel_state();
+    let output = n1.netctld(&cluster.configs[0], &["--cleanup"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    for word in [n1.socket().to_str().unwrap(), "stop it"] {
+        assert!(output.stderr.contains(word), "{word}: {output}");
+    }
+    assert_eq!(before.difference(&n1.kernel_state()), "");
 }
 
 fn what_was_detached_while_the_agent_was_away_is_collected(world: &World) {

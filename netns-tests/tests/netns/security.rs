@@ -4,16 +4,19 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use world::{
-    Container, Inbox, Node, Space, World, connects, datagram, ethernet, ipv4_udp, mac_of, vxlan,
-    wait_for,
+    Container, Inbox, Node, NodeOptions, Space, World, connects, datagram, ethernet, ipv4_udp, mac_of,
+    vxlan, wait_for,
 };
 
 use crate::cluster::{Cluster, DUAL};
 
 crate::tests![
     a_stranger_on_the_underlay_cannot_inject,
+    a_stranger_on_an_ipv6_underlay_cannot_inject,
     a_container_cannot_send_into_a_tunnel,
+    a_container_cannot_send_into_a_tunnel_over_ipv6,
     a_local_user_cannot_send_into_a_tunnel,
+    a_local_user_cannot_send_into_a_tunnel_over_ipv6,
     a_container_cannot_use_a_foreign_source_address,
     a_container_does_not_reach_its_host,
     a_container_does_not_reach_another_network,
@@ -27,9 +30,40 @@ struct Scene {
     b: Container,
 }
 
+/// What the tunnels run over.
+#[derive(Clone, Copy)]
+enum Underlay {
+    Ipv4,
+    Ipv6,
+}
+
+impl Underlay {
+    /// A machine's address there.
+    fn of(self, node: &Node) -> &str {
+        match self {
+            Self::Ipv4 => node.ipv4(),
+            Self::Ipv6 => node.ipv6(),
+        }
+    }
+
+    /// Each machine itself, and where a socket is bound that may send to all.
+    fn loopback_and_any(self) -> [&'static str; 2] {
+        match self {
+            Self::Ipv4 => ["127.0.0.1", "0.0.0.0:0"],
+            Self::Ipv6 => ["::1", "[::]:0"],
+        }
+    }
+}
+
 impl Scene {
     fn new(world: &World) -> Self {
-        let cluster = Cluster::new(world, 2);
+        Self::over(world, Underlay::Ipv4)
+    }
+
+    fn over(world: &World, underlay: Underlay) -> Self {
+        let ipv4 = matches!(underlay, Underlay::Ipv4);
+        let options = NodeOptions { ipv4, ..NodeOptions::default() };
+        let cluster = Cluster::with(world, 2, &options, |config| config);
         cluster.n1().ok(&format!("network create shop {DUAL}"));
         let (a, b) = (cluster.n1().attach("shop", "a"), cluster.n2().attach("shop", "b"));
         let scene = Self { cluster, a, b };
@@ -81,13 +115,22 @@ fn disarm(space: &Space) {
 }
 
 fn a_stranger_on_the_underlay_cannot_inject(world: &World) {
-    let mut scene = Scene::new(world);
+    stranger_cannot_inject(world, Underlay::Ipv4);
+}
+
+fn a_stranger_on_an_ipv6_underlay_cannot_inject(world: &World) {
+    stranger_cannot_inject(world, Underlay::Ipv6);
+}
+
+fn stranger_cannot_inject(world: &World, underlay: Underlay) {
+    let mut scene = Scene::over(world, underlay);
     let stranger = world.outside("stranger");
     let inbox = Inbox::open(&scene.a.space, 7002);
     let n1 = scene.cluster.nodes[0].clone();
     let packet = |content: &[u8]| scene.forged(1, 0, content);
     let (plain, accepted, disarmed) = (packet(b"plain"), packet(b"accepted"), packet(b"disarmed"));
-    let send = |content: &[u8]| datagram(&stranger.space, None, n1.ipv4(), 4789, content).unwrap();
+    let send =
+        |content: &[u8]| datagram(&stranger.space, None, underlay.of(&n1), 4789, content).unwrap();
     send(&plain);
     n1.space.sh("nft 'table inet admin {
         chain early { type filter hook prerouting priority -500; accept; };
@@ -100,7 +143,15 @@ fn a_stranger_on_the_underlay_cannot_inject(world: &World) {
 }
 
 fn a_container_cannot_send_into_a_tunnel(world: &World) {
-    let mut scene = Scene::new(world);
+    container_cannot_inject(world, Underlay::Ipv4);
+}
+
+fn a_container_cannot_send_into_a_tunnel_over_ipv6(world: &World) {
+    container_cannot_inject(world, Underlay::Ipv6);
+}
+
+fn container_cannot_inject(world: &World, underlay: Underlay) {
+    let mut scene = Scene::over(world, underlay);
     let n1 = scene.cluster.nodes[0].clone();
     let n2 = scene.cluster.nodes[1].clone();
     let outside = world.outside("client");
@@ -108,13 +159,13 @@ fn a_container_cannot_send_into_a_tunnel(world: &World) {
     let (here, there) = (Inbox::open(&scene.a.space, 7002), Inbox::open(&scene.b.space, 7002));
     // The sender is a container of the same network: it knows all it needs for a forged packet.
     let sender = n1.attach("shop", "sender");
-    assert!(sender.space.reaches(outside.ipv4()), "it has a way out");
+    assert!(sender.space.reaches(underlay.of(&outside)), "it has a way out");
     let forged = |content: &[u8]| (scene.forged(1, 0, content), scene.forged(0, 1, content));
     let (armed, disarmed) = (forged(b"armed"), forged(b"disarmed"));
     let send = |(to_own, to_other): &(Vec<u8>, Vec<u8>)| {
         // Whether the socket takes it does not matter, only what arrives.
-        let _ = datagram(&sender.space, None, n1.ipv4(), 4789, to_own);
-        let _ = datagram(&sender.space, None, n2.ipv4(), 4789, to_other);
+        let _ = datagram(&sender.space, None, underlay.of(&n1), 4789, to_own);
+        let _ = datagram(&sender.space, None, underlay.of(&n2), 4789, to_other);
     };
     send(&armed);
     assert!(!there.gets(b"armed") && here.sender_of(b"armed").is_none());
@@ -131,7 +182,15 @@ fn a_container_cannot_send_into_a_tunnel(world: &World) {
 }
 
 fn a_local_user_cannot_send_into_a_tunnel(world: &World) {
-    let mut scene = Scene::new(world);
+    local_user_cannot_inject(world, Underlay::Ipv4);
+}
+
+fn a_local_user_cannot_send_into_a_tunnel_over_ipv6(world: &World) {
+    local_user_cannot_inject(world, Underlay::Ipv6);
+}
+
+fn local_user_cannot_inject(world: &World, underlay: Underlay) {
+    let mut scene = Scene::over(world, underlay);
     let n1 = scene.cluster.nodes[0].clone();
     let n2 = scene.cluster.nodes[1].clone();
     let (here, there) = (Inbox::open(&scene.a.space, 7002), Inbox::open(&scene.b.space, 7002));
@@ -140,10 +199,11 @@ fn a_local_user_cannot_send_into_a_tunnel(world: &World) {
     let send = |(to_own, to_other): &(Vec<u8>, Vec<u8>)| {
         n1.space.enter(|| {
             world::become_nobody();
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-            let _ = socket.send_to(to_own, (n1.ipv4(), 4789));
-            let _ = socket.send_to(to_own, ("127.0.0.1", 4789));
-            let _ = socket.send_to(to_other, (n2.ipv4(), 4789));
+            let [loopback, any] = underlay.loopback_and_any();
+            let socket = std::net::UdpSocket::bind(any).unwrap();
+            let _ = socket.send_to(to_own, (underlay.of(&n1), 4789));
+            let _ = socket.send_to(to_own, (loopback, 4789));
+            let _ = socket.send_to(to_other, (underlay.of(&n2), 4789));
         });
     };
     send(&armed);

@@ -1,14 +1,41 @@
 //! One machine, as the README begins: no etcd, nothing to configure.
 
-use world::{Config, World, tcp_transfer};
+use nix::sys::signal::Signal;
+use world::{Config, DEADLINE, NodeOptions, Process, World, binary, output, tcp_transfer, wait_for};
 
 use crate::cluster::DUAL;
 
 crate::tests![
+    three_commands_are_enough_where_nothing_is_configured,
     one_machine_needs_no_store_of_its_own,
     the_embedded_store_outlives_the_agent,
     a_reboot_keeps_networks_and_forgets_containers,
 ];
+
+fn three_commands_are_enough_where_nothing_is_configured(world: &World) {
+    // With one address there is no question where the tunnels run.
+    let n1 = world.node_with("n1", &NodeOptions { ipv6: false, ..NodeOptions::default() });
+    // What this machine keeps for good is not to be seen.
+    n1.space
+        .sh("mount -t tmpfs tmpfs /var/lib; test ! -e /etc/netctl || mount -t tmpfs tmpfs /etc/netctl");
+    let log = std::fs::File::create(n1.dir().join("bare.log")).unwrap();
+    let mut agent = Process::start(&mut n1.space.command(binary("netctld")), &log);
+    let netctl = |words: &str| {
+        let mut command = n1.space.command(binary("netctl"));
+        output(command.args(words.split(' ')), DEADLINE)
+    };
+    wait_for("the agent answers", || netctl("network ls").success());
+    let created = netctl("network create --subnet 10.9.0.0/24 web");
+    assert!(created.success(), "{created}");
+    let shown = netctl("run --network web --name a -- ip -o -4 address show dev eth0");
+    assert!(shown.success() && shown.stdout.contains("10.9.0.2/"), "{shown}");
+    let node = netctl("-o json node ls").json();
+    assert_eq!(node[0]["underlay"], n1.ipv4(), "{node}");
+    let engine = if world::in_vm() { "ipvs" } else { "ebpf" };
+    assert_eq!(node[0]["lb"], engine, "{node}");
+    n1.space.sh("test -S /run/netctl/netctl.sock && test -s /var/lib/netctl/store.redb");
+    assert!(agent.stop(Signal::SIGTERM).success());
+}
 
 fn one_machine_needs_no_store_of_its_own(world: &World) {
     let n1 = world.node("n1");

@@ -1,0 +1,109 @@
+//! What an attach waits for, and what it gets.
+
+use std::time::{Duration, Instant};
+
+use world::{Config, Node, NodeOptions, World, mac_of, wait_for};
+
+use crate::cluster::{Cluster, DUAL};
+
+crate::tests![
+    an_attach_waits_until_the_network_is_ready_and_no_longer_than_it_may,
+    an_address_that_is_used_again_has_another_mac_and_is_reached_at_once,
+    a_subnet_is_chosen_beside_what_the_nodes_have,
+];
+
+fn an_attach_waits_until_the_network_is_ready_and_no_longer_than_it_may(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok("network create shop --subnet 10.9.0.0/24 --vni 77");
+    let c1 = n1.container("c1");
+    // The kernel has one device for a number and a port.
+    n1.space.sh("ip link add name blocker type vxlan id 77 dstport 4789");
+    let (keys, kernel) = (cluster.etcd.lasting_keys(), n1.container("c2"));
+    let before = kernel.space.sh("ip -o link show");
+    let start = Instant::now();
+    let late = n1.ctl("endpoint attach --network shop --name c2 --netns /run/netns/c2 --wait 1s");
+    assert_eq!(late.code, Some(6), "{late}");
+    // It does not begin again when less is left than the pause before.
+    assert!(start.elapsed() > Duration::from_millis(800), "it has waited {:?}", start.elapsed());
+    for word in ["shop", "n1", "not complete", "vx0"] {
+        assert!(late.stderr.contains(word), "{word}: {late}");
+    }
+    assert_eq!(cluster.etcd.lasting_keys(), keys);
+    assert_eq!(kernel.space.sh("ip -o link show"), before);
+
+    let waiting = std::thread::spawn({
+        let n1 = cluster.nodes[0].clone();
+        move || n1.ctl("endpoint attach --network shop --name c1 --netns /run/netns/c1 --wait 1m")
+    });
+    wait_for("it waits", || cluster.etcd.lasting_keys() != keys);
+    n1.space.sh("ip link del blocker");
+    let attached = waiting.join().unwrap();
+    assert!(attached.success(), "{attached}");
+    assert!(c1.space.reaches("10.9.0.1"));
+}
+
+fn an_address_that_is_used_again_has_another_mac_and_is_reached_at_once(world: &World) {
+    let cluster = Cluster::with(world, 2, &NodeOptions::default(), |config| config.set("rest", "0s"));
+    let (n1, n2) = (cluster.n1(), cluster.n2());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (near, far) = (n1.attach("shop", "near"), n2.attach("shop", "far"));
+    let mut macs = Vec::new();
+    for (round, node) in [n1, n1, n2, n1].into_iter().enumerate() {
+        let name = format!("c{round}");
+        let options = "--ip 10.9.0.50 --ip fd00:9::50";
+        wait_for("the address is free", || {
+            let attached = node.container(&name);
+            let path = &attached.path;
+            let done = node
+                .ctl(&format!("endpoint attach --network shop --name {name} --netns {path} {options}"));
+            if !done.success() {
+                node.space.sh(&format!("ip netns del {name}"));
+                return false;
+            }
+            macs.push(mac_of(&attached.space, "eth0"));
+            true
+        });
+        for (from, address) in
+            [(&near, "10.9.0.50"), (&near, "fd00:9::50"), (&far, "10.9.0.50"), (&far, "fd00:9::50")]
+        {
+            // The other machine hears of it from the store.
+            wait_for("it is reached", || from.space.ping(address));
+        }
+        node.ok(&format!("endpoint detach --network shop {name}"));
+    }
+    let distinct: std::collections::BTreeSet<_> = macs.iter().collect();
+    assert_eq!(distinct.len(), macs.len(), "{macs:x?}");
+}
+
+/// The subnets of a network that gets them from the pools.
+#[track_caller]
+fn chosen(node: &Node, name: &str) -> Vec<String> {
+    let network = node.ok(&format!("-o json network create {name} --ipv6")).json();
+    let network = if network.is_array() { network[0].clone() } else { network };
+    let subnets = network["subnets"].as_array().unwrap().clone();
+    subnets.iter().map(|subnet| subnet["cidr"].as_str().unwrap().to_owned()).collect()
+}
+
+fn a_subnet_is_chosen_beside_what_the_nodes_have(world: &World) {
+    let etcd = world.etcd();
+    let (n1, n2) = (world.node("n1"), world.node("n2"));
+    // Another node has the first of the pools when it comes, by an interface and by a route.
+    n2.space.sh("ip link add name office type bridge
+                 ip link set office up
+                 ip address add 10.128.0.1/24 dev office
+                 ip -6 address add fd6e:6574:7063::1/64 dev office nodad
+                 ip route add 10.128.1.0/25 dev office");
+    let _agents = [n1.agent(&Config::etcd(&etcd)), n2.agent(&Config::etcd(&etcd))];
+    assert_eq!(chosen(&n1, "one"), ["10.128.2.0/24", "fd6e:6574:7063:1::/64"]);
+    // The node that is asked has got the next just now.
+    n1.space.sh("ip link add name office type bridge
+                 ip link set office up
+                 ip address add 10.128.3.1/24 dev office
+                 ip -6 address add fd6e:6574:7063:2::1/64 dev office nodad");
+    assert_eq!(chosen(&n1, "two"), ["10.128.4.0/24", "fd6e:6574:7063:3::/64"]);
+    // Whoever is asked next knows of it, too.
+    n1.ok("network rm two");
+    n1.space.sh("ip link set office down");
+    assert_eq!(chosen(&n2, "three"), ["10.128.4.0/24", "fd6e:6574:7063:3::/64"]);
+}
