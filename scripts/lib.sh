@@ -66,12 +66,27 @@ need_packages() {
     fi
 }
 
-# Checks that cargo is there and new enough.
+# Installs Rust in the user's own directory, as its makers do.
+install_rust() {
+    local installer
+    need_packages ca-certificates curl
+    step "installing Rust in $HOME/.cargo"
+    installer=$(mktemp)
+    if ! curl --proto '=https' --tlsv1.2 -sSf -o "$installer" https://sh.rustup.rs ||
+        ! sh "$installer" -y --no-modify-path --profile minimal --component clippy,rustfmt; then
+        rm -f "$installer"
+        die "Rust could not be installed: install version $RUST_VERSION or newer (https://rustup.rs)"
+    fi
+    rm -f "$installer"
+    PATH=$PATH:$HOME/.cargo/bin
+    hash -r
+}
+
+# Sees to it that cargo is there and new enough.
 need_rust() {
     local found
     [ -d "$HOME/.cargo/bin" ] && PATH=$PATH:$HOME/.cargo/bin
-    command -v cargo >/dev/null ||
-        die "Rust is missing: install version $RUST_VERSION or newer from https://rustup.rs"
+    command -v cargo >/dev/null || install_rust
     found=$(cargo --version | cut -d' ' -f2)
     [ "$(printf '%s\n' "$RUST_VERSION" "$found" | sort -V | head -1)" = "$RUST_VERSION" ] ||
         die "Rust $found is too old: netctl needs $RUST_VERSION or newer (rustup update)"

@@ -251,7 +251,9 @@ pub enum ClusterError {
         count: Box<Count>,
     },
     /// An endpoint of that name is there, and it is another one.
-    #[error("endpoint {name} exists already on network {network} and differs: {difference}")]
+    #[error(
+        "endpoint {name} exists already on network {network} and differs ({difference}): detach it first or choose another name"
+    )]
     EndpointExists {
         /// The name.
         name: Name,

@@ -105,13 +105,13 @@ pub(super) struct Create {
     /// The name, unique in the cluster: a-z, 0-9, '-' and '_', at most 63
     name: Name,
     /// A subnet; can be repeated for both families [default: the next free one of the pool]
-    #[arg(long = "subnet", value_name = "CIDR")]
+    #[arg(long = "subnet", value_name = "CIDR", value_parser = values::cidr)]
     subnets: Vec<IpNetwork>,
     /// A subnet's gateway; one for each subnet [default: its first address]
     #[arg(long = "gateway", value_name = "ADDRESS")]
     gateways: Vec<IpAddr>,
     /// The part of a subnet from which addresses are given; one for each subnet
-    #[arg(long = "ip-range", value_name = "CIDR")]
+    #[arg(long = "ip-range", value_name = "CIDR", value_parser = values::cidr)]
     ranges: Vec<IpNetwork>,
     /// An address that no endpoint gets; can be repeated
     #[arg(long, visible_alias = "aux-address", value_name = "[NAME=]ADDRESS")]
@@ -153,13 +153,13 @@ pub(super) struct Create {
 #[derive(Debug, Args)]
 pub(super) struct Subnets {
     /// A subnet of a family that the network has; can be repeated
-    #[arg(long = "subnet", value_name = "CIDR", required = true)]
+    #[arg(long = "subnet", value_name = "CIDR", value_parser = values::cidr, required = true)]
     subnets: Vec<IpNetwork>,
     /// A subnet's gateway; one for each subnet [default: its first address]
     #[arg(long = "gateway", value_name = "ADDRESS")]
     gateways: Vec<IpAddr>,
     /// The part of a subnet from which addresses are given; one for each subnet
-    #[arg(long = "ip-range", value_name = "CIDR")]
+    #[arg(long = "ip-range", value_name = "CIDR", value_parser = values::cidr)]
     ranges: Vec<IpNetwork>,
     /// An address that no endpoint gets; can be repeated
     #[arg(long, visible_alias = "aux-address", value_name = "[NAME=]ADDRESS")]

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use crate::config::duration;
 use crate::model::Vni;
 
@@ -26,6 +28,15 @@ pub(super) fn map(pairs: Vec<(String, String)>) -> BTreeMap<String, String> {
 pub(super) fn reserved(text: &str) -> Result<IpAddr, String> {
     let address = text.rsplit_once('=').map_or(text, |(_, address)| address);
     address.parse().map_err(|_| format!("{address:?} is not an IP address"))
+}
+
+/// A subnet, or a part of one.
+pub(super) fn cidr(text: &str) -> Result<IpNetwork, String> {
+    // An address alone would be read as a subnet that holds nothing else.
+    let read = text.contains('/').then(|| text.parse().ok()).flatten();
+    read.ok_or_else(|| {
+        "give an address and a prefix length, such as 10.9.0.0/24 or fd00:9::/64".to_owned()
+    })
 }
 
 /// A VNI.

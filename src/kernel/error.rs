@@ -28,7 +28,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A path leads to something that is not a network namespace.
-    #[error("{path} is not a network namespace but {found}", path = path.display())]
+    #[error("{path} is not a network namespace but {found}: give the path of one, such as /run/netns/NAME", path = path.display())]
     NotNetns {
         /// The path.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// Something that is not ours is where our object must go.
-    #[error("{netns} has {what} already, which is not ours: remove it or choose another")]
+    #[error("{netns} has {what} already, which is not this endpoint's: remove it or choose another")]
     Conflict {
         /// What is in the way: an interface or a route.
         what: String,

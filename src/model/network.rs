@@ -25,7 +25,7 @@ pub enum NetworkError {
     #[error("subnets {0} and {1} overlap: an address must belong to one of them only")]
     Overlap(IpNetwork, IpNetwork),
     /// A gateway, range or reserved address that belongs to none of the subnets.
-    #[error("{what} {value} is not within any of the network's subnets ({subnets})")]
+    #[error("{what} {value} is not within any of the network's subnets ({subnets}): give one that is")]
     NoSubnet {
         /// Which option.
         what: &'static str,
