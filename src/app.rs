@@ -293,10 +293,8 @@ async fn start_agent(
     tokio::spawn(access::follow(agent.clone(), config.resync));
 
     let mut known = view.subscribe();
-    known
-        .wait_for(|published| published.health == Health::Current)
-        .await
-        .context("the view has ended")?;
+    let current = known.wait_for(|published| published.health == Health::Current).await;
+    current.context("the view has ended")?;
     front.open(agent.clone());
     Ok((agent, thread))
 }

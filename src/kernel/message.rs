@@ -8,8 +8,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -127,6 +127,20 @@ pub(super) fn link_up(dev: Dev<'_>, mtu: Option<u32>) -> RouteNetlinkMessage {
     message.attributes.push(LinkAttribute::Group(0));
     up(&mut message);
     RouteNetlinkMessage::SetLink(message)
+}
+
+/// Brings up a container's end in its sandbox, with this MTU. Of ARP it takes only what comes from an
+/// address that is routed to it (`rp_filter`): of each other sender the kernel would make a neighbour, in
+/// a table that all namespaces share.
+pub(super) fn end_up(index: u32, mtu: u32) -> RouteNetlinkMessage {
+    let mut message = link_up(Dev::Index(index), Some(mtu));
+    if let RouteNetlinkMessage::SetLink(message) = &mut message {
+        let mut settings = InetDevConf::default();
+        settings.rp_filter = 1;
+        let settings = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![settings]));
+    }
+    message
 }
 
 /// Marks a device for [`delete_group`].

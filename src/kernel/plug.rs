@@ -88,7 +88,7 @@ impl Sandbox {
         for (plug, pair) in ends {
             self.learn_index(Device::Endpoint(plug.endpoint), pair.index);
             requests.push(Request::new(message::no_proxy_delay(pair.index)));
-            requests.push(Request::new(message::link_up(Dev::Index(pair.index), Some(plug.mtu))));
+            requests.push(Request::new(message::end_up(pair.index, plug.mtu)));
         }
         for error in self.netlink.batch(&requests).into_iter().filter_map(Result::err) {
             // What is wrong with the device, the next reading of the sandbox shows.

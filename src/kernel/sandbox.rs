@@ -17,7 +17,8 @@ use crate::model::object::{Device, Link, LinkKind, Object, Route, Step, Target};
 
 /// What must hold in every sandbox. A sandbox routes between its devices, answers for addresses
 /// that it routes to, and believes nothing that a container tells it about routing. Sources are
-/// checked by nftables, where the right device of an address is known, so `rp_filter` is off.
+/// checked by nftables, where the right device of an address is known, so `rp_filter` is off but for ARP
+/// at containers' devices ([`message::end_up`]).
 const SETTINGS: [(&str, &str); 12] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),

@@ -14,6 +14,7 @@ crate::tests![
     nobody_hears_what_a_container_says_on_its_link,
     nobody_hears_what_a_container_says_on_its_link_where_the_kernel_carries_packets,
     on_a_bridge_it_is_heard_and_believed,
+    of_a_containers_senders_only_its_own_addresses_become_neighbours,
 ];
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -68,6 +69,12 @@ impl Attack {
     fn neighbour(&self, taken: Ipv6Addr) -> Vec<u8> {
         let message = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &taken.octets(), &[2, 1], &self.own].concat();
         ethernet(ALL_NODES_MAC, self.own, &icmpv6(taken, ALL_NODES, &message))
+    }
+
+    /// "Who has the gateway's address? `sender` asks" (section 4.3).
+    fn asked(&self, sender: Ipv6Addr) -> Vec<u8> {
+        let message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &GATEWAY6.octets(), &[1, 1], &self.own].concat();
+        ethernet(ALL_NODES_MAC, self.own, &icmpv6(sender, GATEWAY6, &message))
     }
 
     /// A router advertisement (section 4.2): a way to everywhere, and a range to have addresses of.
@@ -218,4 +225,53 @@ fn on_a_bridge_it_is_heard_and_believed(world: &World) {
     let ask = discovered(mac_of(&victim.space, "eth0"));
     send_frames(&victim.space, "eth0", [&ask]);
     wait_for("it hears what others ask", || asked.take().contains(&ask));
+}
+
+/// How many senders there are of each sort: more than the kernel has room for, over all namespaces
+/// (`net.ipv4.neigh.default.gc_thresh3`, 1,024).
+const SENDERS: u16 = 1200;
+
+fn of_a_containers_senders_only_its_own_addresses_become_neighbours(world: &World) {
+    let mut cluster = Cluster::new(world, 1);
+    let n1 = cluster.nodes[0].clone();
+    // There is an unreachable route for all of the subnets, and another range beside them.
+    n1.ok("network create shop --subnet 10.9.0.0/16 --subnet fd00:9::/64");
+    let container = n1.attach("shop", "a");
+    let sandbox = n1.sandbox("shop");
+    let attack = Attack::of(&container.space, ["10.9.0.2", "fd00:9::2"]);
+    let flood = || {
+        let senders = (0..SENDERS).flat_map(|number| {
+            let [high, low] = (number + 1000).to_be_bytes();
+            [
+                attack.arp(1, Ipv4Addr::new(10, 9, high, low), GATEWAY),
+                attack.arp(1, Ipv4Addr::new(10, 77, high, low), GATEWAY),
+                attack.asked(Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 1, number)),
+                attack.asked(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 1, number)),
+            ]
+        });
+        send_frames(&container.space, "eth0", senders.collect::<Vec<_>>());
+    };
+    let neighbours = |family: &str| -> usize {
+        let shown = sandbox.sh(&format!("ip {family} neigh show | grep -cv PERMANENT || true"));
+        shown.trim().parse().unwrap()
+    };
+    flood();
+    // What was sent after it has come: so has the flood.
+    assert!(container.space.ping("10.9.0.1") && container.space.ping("fd00:9::1"));
+    assert_eq!(["-4", "-6"].map(neighbours), [0, 0]);
+    // Its own it may ask for, and others are answered for.
+    let own: Ipv4Addr = n1.addresses("shop", "a")[0].parse().unwrap();
+    let answered = Frames::of(&container.space, "eth0");
+    send_frames(&container.space, "eth0", [attack.arp(1, own, GATEWAY)]);
+    let mut heard = Vec::new();
+    wait_for("the gateway's answer", || {
+        heard.extend(answered.take());
+        heard.iter().any(|frame| frame[12..14] == [0x08, 0x06] && frame[21] == 2)
+    });
+    cluster.kill(0);
+    sandbox.sh("nft delete table inet netctl
+                for key in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$key; done");
+    flood();
+    // Of IPv6 none does: the gateway's address is of no container's device.
+    wait_for("without the checks they become neighbours", || neighbours("-4") > 500);
 }
