@@ -17,6 +17,8 @@ const PROGRAMS: [&str; 8] = ["etcd", "etcdctl", "ip", "bridge", "nft", "ping", "
 
 /// Where control groups are in the sealed room.
 const GROUPS: &str = "/sys/fs/cgroup";
+/// How the names of rooms' own control groups begin.
+const GROUP_PREFIX: &str = "netctl-tests-";
 /// The room's own control group.
 static GROUP: OnceLock<PathBuf> = OnceLock::new();
 
@@ -83,11 +85,17 @@ fn own_group() -> io::Result<PathBuf> {
     let groups = std::fs::read_to_string("/proc/self/cgroup")?;
     // Until somebody has mounted them for the first time they are not told, and all are in the first one.
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    Ok(Path::new(GROUPS).join(own).join(format!("netctl-tests-{}", getpid())))
+    Ok(Path::new(GROUPS).join(own).join(format!("{GROUP_PREFIX}{}", getpid())))
 }
 
 fn enter(group: &Path) -> io::Result<()> {
     mount(Some("cgroup2"), GROUPS, Some("cgroup2"), MsFlags::empty(), None::<&str>)?;
+    // Those of rooms that were killed: one with somebody in it cannot be removed.
+    for other in group.parent().into_iter().flat_map(std::fs::read_dir).flatten().flatten() {
+        if other.file_name().to_string_lossy().starts_with(GROUP_PREFIX) {
+            let _ = std::fs::remove_dir(other.path());
+        }
+    }
     std::fs::create_dir(group)?;
     std::fs::write(group.join("cgroup.procs"), "0")
 }

@@ -31,8 +31,7 @@ fn three_commands_are_enough_where_nothing_is_configured(world: &World) {
     assert!(shown.success() && shown.stdout.contains("10.9.0.2/"), "{shown}");
     let node = netctl("-o json node ls").json();
     assert_eq!(node[0]["underlay"], n1.ipv4(), "{node}");
-    let engine = if world::in_vm() { "ipvs" } else { "ebpf" };
-    assert_eq!(node[0]["lb"], engine, "{node}");
+    assert_eq!(node[0]["lb"], "ebpf", "{node}");
     n1.space.sh("test -S /run/netctl/netctl.sock && test -s /var/lib/netctl/store.redb");
     assert!(agent.stop(Signal::SIGTERM).success());
 }

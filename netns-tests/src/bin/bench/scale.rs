@@ -20,8 +20,8 @@ pub const HELP: &str = "\
 1,000 local and 10,000 remote endpoints: time to configure and converge, CPU, memory
 
 First 1,000 endpoints (--quick: 200) of a node with the embedded store are attached and detached
-through the agent's API, by one client with 32 calls at a time, beside the same connections made
-by one `ip` process for each step.
+through the agent's API, by one client with 32 calls at a time, in turns with the same connections
+made by one `ip` process for each step: three times (--quick: once).
 
 Then a node with an etcd of one member: 200 further nodes with 10,000 endpoints are written to the
 store as their agents would, and 1,000 (--quick: 200) endpoints attached on the node itself.
@@ -54,31 +54,35 @@ pub fn run(ground: &Ground) -> Report {
     report
 }
 
-/// Endpoints through the agent, beside `ip`.
+/// Endpoints through the agent and by `ip`, in turns.
 fn configure(ground: &Ground, count: usize, report: &mut Report) {
-    let mut metric = |name: &str, what: &str, ours: Duration, theirs: Duration| {
-        let what = format!("{what} {count} endpoints, s");
-        let theirs = (configure::NAME, theirs.as_secs_f64());
-        let metric = Metric::versus(name, what, Better::Lower, ours.as_secs_f64(), theirs);
-        report.metrics.push(metric);
+    let metric = |name: &str, what: &str| {
+        Metric::new(name, format!("{what} {count} endpoints, s"), Better::Lower)
     };
-    progress(&format!("{count} endpoints through the agent"));
-    let node = ground.world.node("alone");
-    let agent = node.agent(&plain(Config::embedded()));
-    node.ok(&format!("network create {NETWORK} --subnet {SUBNET}"));
-    let crowd = Crowd::new(&node, count);
-    let attached = crowd.attach(NETWORK);
-    let endpoints = node.sandbox(NETWORK).enter(|| devices("ve"));
-    assert_eq!(endpoints, count, "endpoints with a device");
-    let detached = crowd.detach(NETWORK);
+    let (mut attach, mut detach) = (metric("attach_s", "attach"), metric("detach_s", "detach"));
+    progress(&format!("{count} namespaces for the agent, and as many for ip"));
+    let (ours, theirs) = (ground.world.node("alone"), ground.world.node("ip"));
+    let agent = ours.agent(&plain(Config::embedded()));
+    ours.ok(&format!("network create {NETWORK} --subnet {SUBNET}"));
+    let (crowd, _others) = (Crowd::new(&ours, count), Crowd::new(&theirs, count));
+    let turns = ground.pick(3, 1);
+    for turn in 1..=turns {
+        progress(&format!(
+            "turn {turn} of {turns}: through the agent, then one ip process for each step"
+        ));
+        let attached = crowd.attach(NETWORK);
+        let endpoints = ours.sandbox(NETWORK).enter(|| devices("ve"));
+        assert_eq!(endpoints, count, "endpoints with a device");
+        let detached = crowd.detach(NETWORK);
+        for (metric, ours, theirs) in [
+            (&mut attach, attached, configure::attach(&theirs, count)),
+            (&mut detach, detached, configure::detach(&theirs, count)),
+        ] {
+            metric.add(ours.as_secs_f64(), configure::NAME, theirs.as_secs_f64());
+        }
+    }
     agent.terminate();
-    drop(crowd);
-    progress(&format!("{count} endpoints, one ip process for each step"));
-    let node = ground.world.node("ip");
-    let crowd = Crowd::new(&node, count);
-    metric("attach_s", "attach", attached, configure::attach(&node, count));
-    metric("detach_s", "detach", detached, configure::detach(&node, count));
-    drop(crowd);
+    report.metrics.extend([attach, detach]);
 }
 
 /// A node of a large cluster.
