@@ -68,7 +68,14 @@ need_packages() {
 
 # Installs Rust in the user's own directory, as its makers do.
 install_rust() {
-    local installer
+    local installer home
+    # Under sudo the one of whoever asked will do.
+    home=$(getent passwd "${SUDO_USER:-}" | cut -d: -f6) || true
+    if [ -n "$home" ] && [ -x "$home/.cargo/bin/cargo" ]; then
+        export RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup}
+        PATH=$PATH:$home/.cargo/bin
+        return
+    fi
     need_packages ca-certificates curl
     step "installing Rust in $HOME/.cargo"
     installer=$(mktemp)

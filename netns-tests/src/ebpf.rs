@@ -27,8 +27,12 @@ pub(crate) fn attached<'a>(space: &Space, devices: impl Iterator<Item = &'a str>
 /// connections leave there.
 pub(crate) fn maps(space: &Space) -> [(&'static str, Vec<String>); 2] {
     let pins = space.try_sh("find /sys/fs/bpf -mindepth 1 | sort").stdout;
-    // Without an agent that has made them there are none.
-    let maps = space.enter(|| Maps::of_agent().map(|maps| entries(&maps)).unwrap_or_default());
+    let maps = space.enter(|| match Maps::of_agent() {
+        Ok(maps) => entries(&maps),
+        // Without an agent that has made them there are none.
+        Err(_) if pins.is_empty() => Vec::new(),
+        Err(error) => vec![error.to_string()],
+    });
     [("pins", pins.lines().map(str::to_owned).collect()), ("maps", maps)]
 }
 

@@ -16,24 +16,20 @@ const COMPARE: Duration = Duration::from_secs(60);
 /// This node's record, as the store is to have it.
 pub(super) struct Record {
     cluster: Arc<Cluster>,
-    known: Mutex<Known>,
-}
-
-struct Known {
-    node: Node,
-    /// Whether it is not certain that the store has it.
-    unwritten: bool,
+    node: Mutex<Node>,
+    /// Whose turn it is to write it, and whether it is certain that the store has it.
+    written: tokio::sync::Mutex<bool>,
 }
 
 impl Record {
     /// That of a node which has just joined.
     pub(super) fn new(cluster: Arc<Cluster>, node: Node) -> Self {
-        Self { cluster, known: Mutex::new(Known { node, unwritten: false }) }
+        Self { cluster, node: Mutex::new(node), written: tokio::sync::Mutex::new(true) }
     }
 
     /// What it says.
     pub(super) fn node(&self) -> Node {
-        self.known().node.clone()
+        self.known().clone()
     }
 
     /// Makes it true: writes it, where the node's interfaces and routes are others by now.
@@ -41,26 +37,25 @@ impl Record {
     /// # Errors
     /// When they cannot be read, or the store cannot be written.
     pub(super) async fn renew(&self) -> Result<(), ApiError> {
+        let mut written = self.written.lock().await;
         let subnets = join::subnets(&join::inventory().await?);
         let node = {
-            let mut known = self.known();
-            if known.node.subnets_in_use == subnets && !known.unwritten {
+            let mut node = self.known();
+            if node.subnets_in_use == subnets && *written {
                 return Ok(());
             }
-            known.node.subnets_in_use = subnets;
-            known.unwritten = true;
-            known.node.clone()
+            node.subnets_in_use = subnets;
+            node.clone()
         };
+        *written = false;
         self.cluster.join(&node).await?;
-        // Unless it has changed again since then.
-        let mut known = self.known();
-        known.unwritten &= known.node != node;
+        *written = true;
         Ok(())
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, Node> {
         // What a panic interrupts here is a whole assignment.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,7 +11,8 @@ fn main() -> ExitCode {
     let config = Config::load(&flags, std::env::vars_os());
     if flags.cleanup {
         // A configuration that cannot be used does not hinder it.
-        let socket = config.map_or_else(|_| DEFAULT_SOCKET.into(), |config| config.socket);
+        let given = || flags.socket().unwrap_or(DEFAULT_SOCKET).into();
+        let socket = config.map_or_else(|_| given(), |config| config.socket);
         return end(netctl::app::cleanup(&socket));
     }
     let config = match config {

@@ -87,7 +87,7 @@ pub(super) enum Command {
         /// Name or id
         network: String,
         /// The subnet
-        #[arg(long, value_name = "CIDR")]
+        #[arg(long, value_name = "CIDR", value_parser = values::cidr)]
         subnet: IpNetwork,
     },
     /// Remove networks that have no endpoints

@@ -19,7 +19,7 @@ use crate::cluster::endpoints::{block, holder, lock};
 use crate::ipam::Ledger;
 use crate::model::snapshot::Members;
 use crate::model::{Name, Network, NetworkId, NodeName, Snapshot, Versioned};
-use crate::store::{Change, Entry, Event, Listing, Revision, schema};
+use crate::store::{Backoff, Change, Entry, Event, Listing, Revision, schema};
 
 /// How long a network that no endpoint uses any more is kept, so that a container that is replaced
 /// finds everything in place.
@@ -134,6 +134,9 @@ struct Follower {
     followed: BTreeMap<NetworkId, Followed>,
     base_known: bool,
     generation: u64,
+    /// How long watches wait that begin anew.
+    pause: Duration,
+    backoff: Backoff,
     events: (mpsc::Sender<Tagged>, mpsc::Receiver<Tagged>),
 }
 
@@ -147,12 +150,14 @@ impl Follower {
             followed: BTreeMap::new(),
             base_known: false,
             generation: 0,
+            pause: Duration::ZERO,
+            backoff: Backoff::default(),
             events: mpsc::channel(256),
         }
     }
 
     async fn run(mut self, networks: Vec<NetworkId>, mut requests: mpsc::Receiver<Use>) {
-        let mut base = self.watch(Source::Base);
+        let mut base = self.watch(Source::Base, Duration::ZERO);
         for network in networks {
             self.follow(network);
         }
@@ -161,9 +166,10 @@ impl Follower {
             tokio::select! {
                 Some(event) = self.events.1.recv() => {
                     let mut restart = self.take(event).await;
-                    // A burst is one publication.
-                    while let Ok(event) = self.events.1.try_recv() {
-                        restart |= self.take(event).await;
+                    // A burst is one publication. What comes behind one that was not taken makes no
+                    // sense without it: all of it comes again.
+                    while !restart && let Ok(event) = self.events.1.try_recv() {
+                        restart = self.take(event).await;
                     }
                     if restart {
                         base.abort();
@@ -204,14 +210,16 @@ impl Follower {
         }
     }
 
-    fn watch(&self, source: Source) -> AbortHandle {
+    fn watch(&self, source: Source, pause: Duration) -> AbortHandle {
         let prefix = match source {
             Source::Base => keys::BASE.to_owned(),
             Source::Members(network) => keys::members(network),
         };
-        let mut events = self.cluster.store().watch(&prefix, None);
+        let store = Arc::clone(self.cluster.store());
         let (sender, generation) = (self.events.0.clone(), self.generation);
         let forward = async move {
+            tokio::time::sleep(pause).await;
+            let mut events = store.watch(&prefix, None);
             while let Some(event) = events.recv().await {
                 if sender.send((source, generation, event)).await.is_err() {
                     return;
@@ -224,20 +232,21 @@ impl Follower {
     /// Watches everything from the beginning: what was missed comes as snapshots.
     fn watch_anew(&mut self) -> AbortHandle {
         self.generation += 1;
+        let pause = std::mem::take(&mut self.pause);
         let networks: Vec<NetworkId> = self.followed.keys().copied().collect();
         for network in networks {
-            let watch = self.watch(Source::Members(network));
+            let watch = self.watch(Source::Members(network), pause);
             if let Some(followed) = self.followed.get_mut(&network) {
                 followed.watch.abort();
                 followed.watch = watch;
             }
         }
-        self.watch(Source::Base)
+        self.watch(Source::Base, pause)
     }
 
     fn follow(&mut self, network: NetworkId) {
         if !self.followed.contains_key(&network) {
-            let watch = self.watch(Source::Members(network));
+            let watch = self.watch(Source::Members(network), Duration::ZERO);
             let (waiting, uses) = (Vec::new(), Vec::new());
             self.followed
                 .insert(network, Followed { watch, known: false, waiting, uses, unused_since: None });
@@ -312,7 +321,7 @@ impl Follower {
         let was = self.now.health.clone();
         if takes_away(&event) || was == Health::Replaced {
             match self.cluster.verify().await {
-                Ok(()) => {}
+                Ok(()) => self.backoff.reset(),
                 Err(ClusterError::Replaced(_)) => {
                     if was != Health::Replaced {
                         warn!(
@@ -325,6 +334,7 @@ impl Follower {
                 }
                 // The event comes again, with the first snapshots.
                 Err(error) => {
+                    self.pause = self.backoff.pause();
                     self.lose(error.to_string());
                     return true;
                 }
@@ -558,3 +568,6 @@ fn delete_base(snapshot: &mut Snapshot, key: &str) {
 fn read<T: serde::de::DeserializeOwned>(key: &str, entry: &Entry) -> Option<Versioned<T>> {
     super::decode(key, entry).inspect_err(|error| warn!(%error, "unreadable value ignored")).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ Examples:
   What would be used, as a file:
     netctld --underlay 192.168.7.0/24 --check-config > /etc/netctl/netctld.toml
 
-  Remove everything that netctl made in this machine's kernel:
+  Remove everything that netctl made in this machine's kernel, with the agent stopped:
     netctld --cleanup";
 
 /// The agent of netctl: overlay networks for the containers of this node.
@@ -32,7 +32,8 @@ pub struct Flags {
     /// The configuration file [default: /etc/netctl/netctld.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Remove all kernel objects of netctl on this node, and exit
+    /// Remove all kernel objects of netctl on this node, and exit; not where an agent answers at the
+    /// socket: stop it first
     #[arg(long)]
     pub cleanup: bool,
     /// Check the configuration, print what is in effect as TOML, and exit
@@ -188,6 +189,11 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// The socket that was given.
+    pub fn socket(&self) -> Option<&str> {
+        self.socket.as_deref()
+    }
+
     /// The settings that were given, by key.
     pub(super) fn given(&self) -> impl Iterator<Item = (&'static str, Text)> {
         let one = |key, value: &Option<String>| (key, value.clone().map(Text::One));

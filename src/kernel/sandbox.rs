@@ -17,8 +17,8 @@ use crate::model::object::{Device, Link, LinkKind, Object, Route, Step, Target};
 
 /// What must hold in every sandbox. A sandbox routes between its devices, answers for addresses
 /// that it routes to, and believes nothing that a container tells it about routing. Sources are
-/// checked by nftables, where the right device of an address is known, so `rp_filter` is off but for ARP
-/// at containers' devices ([`message::end_up`]).
+/// checked by nftables, where the right device of an address is known, so `rp_filter` is off; but at
+/// containers' devices it is on, for ARP ([`message::end_up`]), and drops no packet that nftables lets pass.
 const SETTINGS: [(&str, &str); 12] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
@@ -80,6 +80,7 @@ impl Sandbox {
     pub fn create(name: &str) -> Result<Self, Error> {
         let mut sandbox = Self::with(name, Netns::create_named(name)?)?;
         sandbox.check_settings()?;
+        sandbox.check_ends()?;
         let up = sandbox.netlink.request(Request::new(message::link_up(Dev::Name("lo"), None)));
         up.map_err(Error::netlink("set up lo", name))?;
         Ok(sandbox)
@@ -104,6 +105,16 @@ impl Sandbox {
     /// Its namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Puts the settings of containers' devices right that an earlier agent has made.
+    fn check_ends(&self) -> Result<(), Error> {
+        self.netns.enter(|| {
+            let names = sysctl::ipv4_interfaces()?.into_iter();
+            let mut ends =
+                names.filter(|name| matches!(Device::from_name(name), Some(Device::Endpoint(_))));
+            ends.try_for_each(|name| sysctl::write(&format!("ipv4/conf/{name}/rp_filter"), "1"))
+        })?
     }
 
     /// Puts the namespace's settings right where they differ.

@@ -41,7 +41,16 @@ pub(super) fn has_ipv6() -> bool {
 
 /// The interfaces for which the IPv6 settings exist, without `all` and `default`.
 pub(super) fn ipv6_interfaces() -> Result<Vec<String>, Error> {
-    let path = Path::new(ROOT).join("ipv6/conf");
+    interfaces("ipv6/conf")
+}
+
+/// The same of IPv4.
+pub(super) fn ipv4_interfaces() -> Result<Vec<String>, Error> {
+    interfaces("ipv4/conf")
+}
+
+fn interfaces(folder: &str) -> Result<Vec<String>, Error> {
+    let path = Path::new(ROOT).join(folder);
     let entries = match std::fs::read_dir(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         result => result.map_err(Error::path("list", &path))?,

@@ -363,6 +363,8 @@ fn packets_to_an_address_with_all_ports_bear_its_mark_after_their_source_was_che
     let script = sandbox_firewall(&network, NameService::default(), &balancer);
     let place = |text: &str| script.find(text).unwrap();
     assert!(place("fib saddr . iif") < place("meta mark set") && place("mark set") < place("notrack"));
+    // What the kernel answers for is not followed as a connection.
+    assert!(place("notrack") < place("fib daddr oif missing fib daddr type != local"));
 }
 
 #[test]

@@ -227,9 +227,9 @@ fn on_a_bridge_it_is_heard_and_believed(world: &World) {
     wait_for("it hears what others ask", || asked.take().contains(&ask));
 }
 
-/// How many senders there are of each sort: more than the kernel has room for, over all namespaces
-/// (`net.ipv4.neigh.default.gc_thresh3`, 1,024).
-const SENDERS: u16 = 1200;
+/// How many senders there are of each sort; the kernel has room for 1,024 neighbours, over all namespaces
+/// (`net.ipv4.neigh.default.gc_thresh3`), and other tests run beside this one.
+const SENDERS: u16 = 200;
 
 fn of_a_containers_senders_only_its_own_addresses_become_neighbours(world: &World) {
     let mut cluster = Cluster::new(world, 1);
@@ -273,5 +273,5 @@ fn of_a_containers_senders_only_its_own_addresses_become_neighbours(world: &Worl
                 for key in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$key; done");
     flood();
     // Of IPv6 none does: the gateway's address is of no container's device.
-    wait_for("without the checks they become neighbours", || neighbours("-4") > 500);
+    wait_for("without the checks they become neighbours", || neighbours("-4") > 150);
 }

@@ -25,6 +25,18 @@ const WHOLE: usize = 5;
 
 const ATTACH: &str = "endpoint attach --network shop --name c1 --netns /run/netns/c1";
 
+/// How often a step is tried again of something else that the agent does, at all times.
+const OTHERS: usize = 3;
+
+/// When an agent was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Killed {
+    /// Before it has answered.
+    During,
+    /// Before it was asked, or after it has answered.
+    Otherwise,
+}
+
 /// What happens after the agent's death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
@@ -58,7 +70,8 @@ impl Scene {
     fn new(world: &World, adjust: impl Fn(Config) -> Config) -> Self {
         let rest = |config| adjust(config).set("rest", "0s");
         let cluster = Cluster::with(world, 1, &NodeOptions::default(), rest);
-        let mut scene = Self { kernel: cluster.n1().kernel_state().shape(), cluster, keys: Vec::new() };
+        let kernel = cluster.n1().kernel_state();
+        let mut scene = Self { kernel, cluster, keys: Vec::new() };
         // The first network of all leaves counters.
         scene.attach();
         scene.remove(After::Retry);
@@ -88,7 +101,15 @@ impl Scene {
             n1.ok("endpoint detach --network shop c1");
         }
         n1.space.sh("ip netns del c1");
-        wait_for("the network can be removed", || n1.ctl("network rm shop").success());
+        wait_for("nobody is in the network", || {
+            n1.ok("-o json endpoint ls").json().as_array().is_some_and(Vec::is_empty)
+        });
+        // What is left in the store would go with the network.
+        wait_for("nothing of anybody is left there", || {
+            let checked = n1.ctl("ipam check");
+            checked.success() && checked.stdout.contains("0 left")
+        });
+        n1.ok("network rm shop");
     }
 
     /// What is not as it was before.
@@ -105,7 +126,7 @@ impl Scene {
     fn at_steps(&mut self, stride: usize, after: impl Fn(usize) -> After) {
         // A thread counts its own calls only, so one whole attach without a kill may be luck: each step is
         // tried several times before it counts as one that no attach has.
-        let (mut step, mut whole) = (1, 0);
+        let (mut step, mut whole, mut others) = (1, 0, 0);
         while whole < WHOLE {
             assert!(step <= 200, "an attach has more than 200 steps");
             let n1 = self.cluster.nodes[0].clone();
@@ -113,7 +134,7 @@ impl Scene {
             let c1 = n1.container("c1");
             let killed = self.killed_at(step);
             let mut after = after(step);
-            if killed {
+            if killed.is_some() {
                 self.cluster.kill(0);
                 self.cluster.start(0);
                 if after == After::Retry {
@@ -131,30 +152,31 @@ impl Scene {
             let settled = eventually(Duration::from_secs(20), || self.left().is_empty());
             assert!(settled, "step {step}: {}", self.left());
             match killed {
-                true => (step, whole) = (step + stride, 0),
-                false => whole += 1,
+                Some(Killed::Otherwise) if others < OTHERS => others += 1,
+                Some(_) => (step, whole, others) = (step + stride, 0, 0),
+                None => whole += 1,
             }
         }
         assert!(step > 20, "only {} steps were found", step - 1);
     }
 
-    /// Plugs the container in with a kill at a step; tells whether there was one.
+    /// Plugs the container in with a kill at a step; tells whether there was one, and when.
     #[track_caller]
-    fn killed_at(&mut self, step: usize) -> bool {
+    fn killed_at(&mut self, step: usize) -> Option<Killed> {
         let n1 = self.cluster.nodes[0].clone();
         let mut strace = self.trace(step);
+        let began = self.cluster.agent_runs(0);
         let outcome = n1.ctl(ATTACH);
-        strace.signal(Signal::SIGINT);
-        assert!(strace.ended(), "strace ends");
-        // What it does at all times has steps too: the kill may have come before, or after.
-        let lives = n1.ctl("version").success();
-        if lives {
+        // The kernel lets the agent go then. Asked kindly, strace may wait for the first thread of a
+        // process that was killed, which ends after those that nobody has waited for.
+        strace.stop(Signal::SIGKILL);
+        if n1.ctl("version").success() {
             assert!(outcome.success(), "step {step}: {outcome}");
-        } else {
-            let died = eventually(Duration::from_secs(10), || !self.cluster.agent_runs(0));
-            assert!(died, "step {step}: an agent that runs answers: {outcome}");
+            return None;
         }
-        !lives
+        let died = eventually(Duration::from_secs(10), || !self.cluster.agent_runs(0));
+        assert!(died, "step {step}: an agent that runs answers: {outcome}");
+        Some(if began && !outcome.success() { Killed::During } else { Killed::Otherwise })
     }
 
     /// Lets every thread of the running agent be killed at its `step`th system call from now on.

@@ -13,7 +13,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use world::Transport::Tcp;
 use world::wait_for;
-use world::{Container, Node, Process, World, ask, gateway_frame, ipv4_udp, send_frame, send_frames};
+use world::{
+    Container, Node, Process, World, ask, connects, gateway_frame, ipv4_udp, send_frame, send_frames,
+};
 
 use crate::cluster::{Cluster, DUAL};
 use crate::engine::is_ebpf;
@@ -176,6 +178,10 @@ fn each_drop_is_seen_with_its_reason(world: &World) {
     assert_eq!((&packet["point"], &packet["protocol"]), (&json!("host"), &json!("icmp")));
     assert_eq!(packet["destination"]["address"], n1.ipv4());
     assert_eq!((&packet["destination"]["port"], &packet["network"]), (&Value::Null, &json!("shop")));
+    // To an address that nobody has.
+    let nobody = || drop(connects(&b.space, "10.9.0.222", 80));
+    let reset = watch.until("what leads nowhere", nobody, because("unreachable"));
+    assert_eq!(reset["packet"]["destination"]["address"], "10.9.0.222");
     if is_ebpf() {
         what_is_refused_is_seen(&watch, &b, &vips);
     }

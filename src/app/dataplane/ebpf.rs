@@ -283,7 +283,7 @@ impl ByEbpf {
     /// Has the devices of those containers run the programs that are to run them; tells how many did not.
     fn attach_again(&mut self, sandbox: &Sandbox) -> Result<u64, kernel::Error> {
         sandbox.netns().enter(|| {
-            let (mut filters, mut missing) = (filters()?, 0);
+            let (mut filters, mut missing, mut outcome) = (filters()?, 0, Ok(()));
             for (container, interface) in &mut self.followed {
                 match self.programs.attach(&mut filters, &Device::Endpoint(*container).to_string()) {
                     Ok(attached) => {
@@ -291,10 +291,10 @@ impl ByEbpf {
                         *interface = attached.interface;
                     }
                     Err(error) if error.device_is_gone() => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => outcome = Err(error.into()),
                 }
             }
-            Ok(missing)
+            outcome.map(|()| missing)
         })?
     }
 
@@ -473,12 +473,13 @@ impl Balancing for ByEbpf {
         let new: Vec<EndpointId> =
             there.into_iter().filter(|container| !self.followed.contains_key(container)).collect();
         let attached = self.attach(sandbox, &new);
+        let mut crossed = Ok(0);
         if !has_crossing(objects) {
             self.crossing = None;
         } else if self.crossing.is_none() {
-            self.attach_crossing(sandbox)?;
+            crossed = self.attach_crossing(sandbox);
         }
-        self.carry(objects).and(attached)
+        self.carry(objects).and(crossed.map(drop)).and(attached)
     }
 
     fn take_over(

@@ -26,7 +26,7 @@ made by one `ip` process for each step: three times (--quick: once).
 Then a node with an etcd of one member: 200 further nodes with 10,000 endpoints are written to the
 store as their agents would, and 1,000 (--quick: 200) endpoints attached on the node itself.
 
-  attach_s, detach_s      all endpoints, the store with nothing else in it
+  attach_s, detach_s      all endpoints; from the second time on beside the addresses that rest
   crowded_attach_s        all local endpoints, beside the 10,000 remote ones
   join_s                  from the agent's start until the kernel has all, where it had nothing
   restart_s               from the agent's start until it has repaired a kernel that lacked one route
