@@ -19,7 +19,7 @@ impl Agent {
         if spec.host_access {
             access::refuse_used(self, &spec.subnets).await?;
         }
-        if spec.leaves_subnets_open() {
+        if spec.left_open().contains(&true) {
             // Those that are chosen are not to be of this node's, which may have got others just now.
             self.record.renew().await?;
         }

@@ -240,8 +240,7 @@ fn choose_subnets(
         existing.networks.iter().flat_map(|network| network.standing().map(Subnet::cidr)).collect();
     in_use.extend(existing.nodes.iter().flat_map(|node| node.subnets_in_use.iter().copied()));
     in_use.extend(subnets.iter().map(Subnet::cidr));
-    let has = |ipv4: bool| subnets.iter().any(|subnet| subnet.cidr().is_ipv4() == ipv4);
-    let (need4, need6) = (subnets.is_empty(), spec.ipv6 && !has(false));
+    let [need4, need6] = spec.left_open();
     let pools = [
         (
             need4,

@@ -134,8 +134,6 @@ struct Follower {
     followed: BTreeMap<NetworkId, Followed>,
     base_known: bool,
     generation: u64,
-    /// How long watches wait that begin anew.
-    pause: Duration,
     backoff: Backoff,
     events: (mpsc::Sender<Tagged>, mpsc::Receiver<Tagged>),
 }
@@ -150,7 +148,6 @@ impl Follower {
             followed: BTreeMap::new(),
             base_known: false,
             generation: 0,
-            pause: Duration::ZERO,
             backoff: Backoff::default(),
             events: mpsc::channel(256),
         }
@@ -168,12 +165,12 @@ impl Follower {
                     let mut restart = self.take(event).await;
                     // A burst is one publication. What comes behind one that was not taken makes no
                     // sense without it: all of it comes again.
-                    while !restart && let Ok(event) = self.events.1.try_recv() {
+                    while restart.is_none() && let Ok(event) = self.events.1.try_recv() {
                         restart = self.take(event).await;
                     }
-                    if restart {
+                    if let Some(pause) = restart {
                         base.abort();
-                        base = self.watch_anew();
+                        base = self.watch_anew(pause);
                     }
                 }
                 request = requests.recv() => match request {
@@ -230,9 +227,8 @@ impl Follower {
     }
 
     /// Watches everything from the beginning: what was missed comes as snapshots.
-    fn watch_anew(&mut self) -> AbortHandle {
+    fn watch_anew(&mut self, pause: Duration) -> AbortHandle {
         self.generation += 1;
-        let pause = std::mem::take(&mut self.pause);
         let networks: Vec<NetworkId> = self.followed.keys().copied().collect();
         for network in networks {
             let watch = self.watch(Source::Members(network), pause);
@@ -307,16 +303,16 @@ impl Follower {
         }
     }
 
-    /// Takes one event. `true`: everything must be watched anew, because the store has come back
+    /// Takes one event. A pause: everything must be watched anew behind it, because the store has come back
     /// as the one we know after it had been another, or because it was lost before it could be asked
     /// which it is.
-    async fn take(&mut self, (source, generation, event): Tagged) -> bool {
+    async fn take(&mut self, (source, generation, event): Tagged) -> Option<Duration> {
         if generation != self.generation {
-            return false;
+            return None;
         }
         if let Event::Lost(reason) = event {
             self.lose(format!("{}: {reason}", self.cluster.store().name()));
-            return false;
+            return None;
         }
         let was = self.now.health.clone();
         if takes_away(&event) || was == Health::Replaced {
@@ -330,13 +326,12 @@ impl Follower {
                         );
                     }
                     self.now.health = Health::Replaced;
-                    return false;
+                    return None;
                 }
                 // The event comes again, with the first snapshots.
                 Err(error) => {
-                    self.pause = self.backoff.pause();
                     self.lose(error.to_string());
-                    return true;
+                    return Some(self.backoff.pause());
                 }
             }
         }
@@ -344,7 +339,7 @@ impl Follower {
             Health::Replaced => {
                 info!("store is the known one again");
                 self.now.health = if self.now.complete { Health::Current } else { Health::Starting };
-                return true;
+                return Some(Duration::ZERO);
             }
             Health::Lost(_) => {
                 info!("store is back");
@@ -356,7 +351,7 @@ impl Follower {
             Source::Base => self.take_base(event),
             Source::Members(network) => self.take_members(network, event),
         }
-        false
+        None
     }
 
     fn lose(&mut self, reason: String) {

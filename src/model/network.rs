@@ -128,9 +128,9 @@ impl NetworkSpec {
         .place()
     }
 
-    /// Whether a subnet has to be chosen for it.
-    pub fn leaves_subnets_open(&self) -> bool {
-        self.subnets.is_empty() || self.ipv6 && !self.subnets.iter().any(IpNetwork::is_ipv6)
+    /// Whether an IPv4 subnet has to be chosen for it, and whether an IPv6 one.
+    pub fn left_open(&self) -> [bool; 2] {
+        [self.subnets.is_empty(), self.ipv6 && !self.subnets.iter().any(IpNetwork::is_ipv6)]
     }
 }
 
