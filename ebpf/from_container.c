@@ -87,15 +87,19 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *packet) {
         if (verdict != PASS)
             return verdict;
     }
+    // What is balanced is no flow that is known.
+    int verdict = send(skb, packet, false);
+    if (verdict != PASS)
+        return verdict;
     struct meaning *meaning = meaning_of(network, &packet->tuple.destination);
     if (meaning && meaning->kind != ADDRESS_CONTAINER) {
         if (is_error(packet))
             return translate_error(skb, packet, 0);
-        int verdict = balance(skb, packet, meaning->kind);
+        verdict = balance(skb, packet, meaning->kind);
         if (verdict != SEND_ON)
             return verdict;
     }
-    return send(skb, packet, !meaning);
+    return send(skb, packet, true);
 }
 
 SEC("classifier")

@@ -8,13 +8,29 @@
 const volatile struct address local = {};
 const volatile __u32 port = 0;
 
+// Finds out to which container packets go, and where such come from; gives whether there are both.
+static __always_inline bool find_container(struct flow *flow) {
+    __u32 network = flow->key.network >> 8;
+    struct address address = flow->key.destination;
+    struct meaning *to = meaning_of(network, &address);
+    if (!to)
+        return false;
+    flow->to = *to;
+    address = flow->key.source;
+    struct way *from = way_to(network, &address);
+    if (!from)
+        return false;
+    flow->way = *from;
+    return flow->to.kind == ADDRESS_CONTAINER && flow->to.interface && flow->to.crossing;
+}
+
 // Brings a packet out of the tunnel, and on its way to a container.
 static __always_inline int
 bring(struct __sk_buff *skb, struct packet *packet, const struct arrival *arrival, const struct meaning *to) {
     if (strip(skb, arrival))
         return PASS;
     packet->transport -= arrival->at - ETH_HLEN;
-    if (address_frame(skb, &to->mac, &arrival->router, arrival->protocol) || age(skb, packet, ETH_HLEN) ||
+    if (pass_on(skb, packet, &to->mac, &arrival->router, arrival->protocol) ||
         (to->balances && translate_answer(skb, packet)))
         return lost(packet);
     // The way through the sandbox: see into_container.c.
@@ -35,26 +51,29 @@ int netctl_wire_in(struct __sk_buff *skb) {
     packet.tuple.network = arrival.network;
     if (read_addresses(skb, &packet, arrival.protocol, arrival.at) || !packet.plain)
         return PASS;
-    struct address address = packet.tuple.destination;
-    struct meaning *meaning = meaning_of(arrival.network, &address);
-    if (!meaning)
+    struct flow_key key;
+    name_flow(&key, &packet, 0, 0);
+    __u32 place = place_of(&key);
+    struct flow *flow = bpf_map_lookup_elem(&flows, &place);
+    if (!flow)
         return PASS;
-    // Its entry may become another's as soon as the agent writes.
-    struct meaning to = *meaning;
-    if (to.kind != ADDRESS_CONTAINER || !to.interface || !to.crossing ||
-        !fits(skb, &packet, arrival.at, to.mtu))
+    if (!is_known(flow, &key)) {
+        begin_flow(flow, &key);
+        if (!find_container(flow))
+            return PASS;
+        flow->until = bpf_jiffies64() + HOLDS;
+    }
+    if (!fits(skb, &packet, arrival.at, flow->to.mtu))
         return PASS;
-    address = packet.tuple.source;
-    struct way *from = way_to(arrival.network, &address);
     // Only the node that has an address speaks for it, and only to this one's own end of the tunnel.
-    if (!from || !same(&from->remote, &arrival.remote) || !same_mac(&from->local_mac, &arrival.router))
+    if (!same(&flow->way.remote, &arrival.remote) || !same_mac(&flow->way.local_mac, &arrival.router))
         return PASS;
     // The kernel notes in datagrams that it has merged that they were in a tunnel, which this cannot take
     // back: whoever cuts them again would look for it.
     if (skb->gso_size && packet.tuple.protocol == IPPROTO_UDP)
         return PASS;
     struct report *report = begin_report(skb, &packet, POINT_FROM_WIRE, arrival.at);
-    return end_report(report, &packet, bring(skb, &packet, &arrival, &to));
+    return end_report(report, &packet, bring(skb, &packet, &arrival, &flow->to));
 }
 
 const char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -3,6 +3,7 @@
 // tunnel's packets leave. What a packet needs beyond being carried on the kernel does, as without us.
 #pragma once
 #include "answer.h"
+#include "flow.h"
 #include "tunnel.h"
 
 static __always_inline struct meaning *meaning_of(__u32 network, const struct address *address) {
@@ -41,22 +42,45 @@ struct aged_ipv4 {
 };
 
 // One router less until its time is over (RFC 1812, 5.3.1). The checksum changes with it: RFC 1141.
-static __always_inline int age(struct __sk_buff *skb, const struct packet *packet, __u32 at) {
-    __u8 time = packet->time - 1;
-    if (!packet->ipv4)
-        // Unlike IPv4's, this header has no checksum that makes up for the change in a device's sum of it all.
-        return bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, hop_limit), &time, sizeof time,
-                                   BPF_F_RECOMPUTE_CSUM);
+static __always_inline struct aged_ipv4 aged(const struct packet *packet) {
     __u32 checksum = packet->checksum + bpf_htons(0x0100);
-    struct aged_ipv4 aged = {time, packet->tuple.protocol, checksum + (checksum >= 0xffff)};
-    return bpf_skb_store_bytes(skb, at + offsetof(struct iphdr, ttl), &aged, sizeof aged, 0);
+    return (struct aged_ipv4){packet->time - 1, packet->tuple.protocol, checksum + (checksum >= 0xffff)};
 }
 
-// The frame of a packet is for a container, from the router that it came to.
-static __always_inline int address_frame(
-    struct __sk_buff *skb, const struct mac *to, const struct mac *router, __be16 protocol) {
-    struct frame frame = {*to, *router, protocol};
-    return bpf_skb_store_bytes(skb, 0, &frame, sizeof frame, 0);
+static __always_inline int age(struct __sk_buff *skb, const struct packet *packet, __u32 at) {
+    __u8 time = packet->time - 1;
+    struct aged_ipv4 ipv4 = aged(packet);
+    if (packet->ipv4)
+        return bpf_skb_store_bytes(skb, at + offsetof(struct iphdr, ttl), &ipv4, sizeof ipv4, 0);
+    // Unlike IPv4's, this header has no checksum that makes up for the change in a device's sum of it all.
+    return bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, hop_limit), &time, sizeof time,
+                               BPF_F_RECOMPUTE_CSUM);
+}
+
+// A frame with the beginning of its packet, in words. The first field is not written: with it all lie where they
+// can be written as a whole.
+struct beginning {
+    __u16 before;
+    struct frame frame;
+    __be32 words[2];
+    struct aged_ipv4 aged;
+};
+
+// A packet is for a container, from the router that it came to, and one router older.
+static __always_inline int pass_on(
+    struct __sk_buff *skb,
+    const struct packet *packet,
+    const struct mac *to,
+    const struct mac *router,
+    __be16 protocol) {
+    struct beginning beginning = {.frame = {*to, *router, protocol}};
+    if (!packet->ipv4)
+        return age(skb, packet, ETH_HLEN) ||
+               bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning.frame, 0);
+    if (load(skb, ETH_HLEN, beginning.words, sizeof beginning.words))
+        return -1;
+    beginning.aged = aged(packet);
+    return bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning - sizeof beginning.before, 0);
 }
 
 // Brings a packet of a container of this network to another of this node.
@@ -64,17 +88,17 @@ static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet,
     struct mac router;
     if (load(skb, 0, &router, sizeof router))
         return PASS;
-    if (age(skb, packet, ETH_HLEN) || address_frame(skb, &to->mac, &router, skb->protocol) ||
+    if (pass_on(skb, packet, &to->mac, &router, skb->protocol) ||
         (to->balances && translate_answer(skb, packet)))
         return lost(packet);
     return bpf_redirect_peer(to->interface, 0);
 }
 
-// Puts a packet into the tunnel, and across into the host's namespace.
+// Puts a packet into the tunnel, and across into the host's namespace. The mark says there which flow it is of.
 static __always_inline int
-encapsulate(struct __sk_buff *skb, struct packet *packet, const struct way *way) {
+encapsulate(struct __sk_buff *skb, struct packet *packet, struct flow *flow, __u32 place) {
     struct tunnel tunnel = {
-        .way = way,
+        .flow = flow,
         .network = packet->tuple.network,
         .length = skb->len,
         .hash = bpf_get_hash_recalc(skb),
@@ -85,7 +109,7 @@ encapsulate(struct __sk_buff *skb, struct packet *packet, const struct way *way)
                   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
     __u32 room;
     // What is in a tunnel of the container's own already, the kernel puts into ours.
-    if (is_mapped(&way->remote)) {
+    if (is_mapped(&flow->way.remote)) {
         room = sizeof(struct iphdr) + TUNNEL_HEADERS;
         if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
             return PASS;
@@ -100,32 +124,53 @@ encapsulate(struct __sk_buff *skb, struct packet *packet, const struct way *way)
     }
     if (age(skb, packet, ETH_HLEN + room))
         return lost(packet);
-    return bpf_redirect_peer(way->crossing, 0);
+    skb->mark = place + 1;
+    return bpf_redirect_peer(flow->way.crossing, 0);
 }
 
-// Sends a packet of a container on past the stack, where that does all that the stack would. `is_elsewhere`:
-// its destination means nothing on this node.
-SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 is_elsewhere) {
-    if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST)
-        return PASS;
-    __u32 network = packet->tuple.network;
-    struct address address = packet->tuple.source;
+// Finds out where packets of a container go that need no stack; gives whether they do.
+static __always_inline bool find_way(const struct __sk_buff *skb, struct flow *flow) {
+    __u32 network = flow->key.network >> 8;
+    struct address address = flow->key.source;
     struct meaning *from = meaning_of(network, &address);
     // Whoever speaks for another is the kernel's to refuse.
     if (!from || from->kind != ADDRESS_CONTAINER || from->interface != skb->ifindex)
-        return PASS;
-    address = packet->tuple.destination;
-    struct meaning *meaning = is_elsewhere ? NULL : meaning_of(network, &address);
-    if (meaning) {
-        // Its entry may become another's as soon as the agent writes.
-        struct meaning to = *meaning;
-        if (to.kind != ADDRESS_CONTAINER || to.interface == skb->ifindex || !to.interface ||
-            !fits(skb, packet, ETH_HLEN, to.mtu))
-            return PASS;
-        return deliver(skb, packet, &to);
+        return false;
+    address = flow->key.destination;
+    struct meaning *to = meaning_of(network, &address);
+    if (to) {
+        flow->to = *to;
+        return flow->to.kind == ADDRESS_CONTAINER && flow->to.interface != skb->ifindex && flow->to.interface;
     }
     struct way *way = way_to(network, &address);
-    if (!way || !way->crossing || !fits(skb, packet, ETH_HLEN, way->mtu))
+    if (!way)
+        return false;
+    flow->to.kind = 0;
+    flow->way = *way;
+    return flow->way.crossing;
+}
+
+// Sends a packet of a container on past the stack, where that does all that the stack would; unless it `may_look`
+// only where the last packet of its flow has found out how.
+SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 may_look) {
+    struct flow_key key;
+    if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST)
         return PASS;
-    return encapsulate(skb, packet, way);
+    name_flow(&key, packet, skb->ifindex, skb->hash ? skb->hash % SPREAD : SPREAD_NONE);
+    __u32 place = place_of(&key);
+    struct flow *flow = bpf_map_lookup_elem(&flows, &place);
+    if (!flow)
+        return PASS;
+    if (!is_known(flow, &key)) {
+        if (!may_look)
+            return PASS;
+        begin_flow(flow, &key);
+        if (!find_way(skb, flow))
+            return PASS;
+        flow->until = bpf_jiffies64() + HOLDS;
+    }
+    bool is_here = flow->to.kind == ADDRESS_CONTAINER;
+    if (!fits(skb, packet, ETH_HLEN, is_here ? flow->to.mtu : flow->way.mtu))
+        return PASS;
+    return is_here ? deliver(skb, packet, &flow->to) : encapsulate(skb, packet, flow, place);
 }

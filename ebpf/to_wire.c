@@ -4,12 +4,6 @@
 #include "report.h"
 #include "tunnel.h"
 
-// For how many ticks of the kernel an answer of the host's routes holds: 25 to 250 ms, as it was configured. Reading
-// them costs one instruction.
-#define HOP_HOLDS 25
-// Over how many ways flows are spread, where the host has several to a node.
-#define SPREAD 8
-
 #define AF_INET 2
 #define AF_INET6 10
 
@@ -26,6 +20,10 @@ struct hop {
     __u32 interface;
     __u32 family;
     __be32 neighbour[4];
+    // The Ethernet addresses of the neighbour and of the device; 0: the kernel does not know the neighbour.
+    struct mac destination;
+    struct mac source;
+    __u32 zero;
 };
 
 // What the host's routes have said. No agent looks at it, so it lives as long as the program.
@@ -59,10 +57,16 @@ ask_routes(struct __sk_buff *skb, const struct hop_key *key, const struct addres
     long result = bpf_fib_lookup(skb, &route, sizeof route, 0);
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return -1;
-    hop->until = bpf_jiffies64() + HOP_HOLDS;
-    hop->interface = route.ifindex;
-    hop->family = route.family;
+    *hop = (struct hop){
+        .until = bpf_jiffies64() + HOLDS,
+        .interface = route.ifindex,
+        .family = route.family,
+    };
     __builtin_memcpy(hop->neighbour, route.ipv6_dst, sizeof hop->neighbour);
+    if (result == BPF_FIB_LKUP_RET_SUCCESS) {
+        __builtin_memcpy(&hop->destination, route.dmac, sizeof hop->destination);
+        __builtin_memcpy(&hop->source, route.smac, sizeof hop->source);
+    }
     return 0;
 }
 
@@ -114,15 +118,28 @@ static __always_inline void report_lost(struct __sk_buff *skb, const struct hop_
     end_report(begin_report(skb, &packet, POINT_TO_WIRE, at), &packet, TC_ACT_SHOT);
 }
 
+// Has the next packets of a flow leave by this way without asking for it.
+static __always_inline void note_exit(struct flow *flow, const struct hop *hop) {
+    const __be16 *words = hop->destination.words;
+    if (!(words[0] | words[1] | words[2]))
+        return;
+    flow->exit = (struct exit){hop->until, hop->interface, hop->destination, hop->source};
+}
+
 SEC("classifier")
 int netctl_wire_out(struct __sk_buff *skb) {
     struct hop_key key = {};
     struct address local;
     struct hop new;
+    __u32 place = skb->mark - 1;
+    struct flow *flow = bpf_map_lookup_elem(&flows, &place);
+    skb->mark = 0;
+    if (flow && holds(flow->exit.until))
+        return bpf_redirect(flow->exit.interface, 0);
     if (read_ends(skb, &key, &local))
         return TC_ACT_SHOT;
     struct hop *hop = bpf_map_lookup_elem(&hops, &key);
-    if (!hop || (__s64)(hop->until - bpf_jiffies64()) <= 0) {
+    if (!hop || !holds(hop->until)) {
         if (ask_routes(skb, &key, &local, &new)) {
             note(EVENT_NO_ROUTE);
             report_lost(skb, &key);
@@ -131,6 +148,9 @@ int netctl_wire_out(struct __sk_buff *skb) {
         bpf_map_update_elem(&hops, &key, &new, BPF_ANY);
         hop = &new;
     }
+    // A packet that does not say its connection is of several, which may leave by several ways.
+    if (flow && (flow->key.network & 0xff) != SPREAD_NONE)
+        note_exit(flow, hop);
     struct bpf_redir_neigh next = {.nh_family = hop->family};
     __builtin_memcpy(next.ipv6_nh, hop->neighbour, sizeof next.ipv6_nh);
     // The kernel asks for a neighbour that it does not know, and keeps those alive that it does.

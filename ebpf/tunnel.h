@@ -2,7 +2,7 @@
 // The tunnel (VXLAN, RFC 7348) without its device: headers are as the kernel's device writes and reads them,
 // so either end may do without the other's programs.
 #pragma once
-#include "packet.h"
+#include "flow.h"
 
 // There is a network's number (RFC 7348, 5).
 #define VXLAN_HAS_NETWORK 0x08000000
@@ -24,24 +24,23 @@ struct tunnel_headers {
     struct frame frame;
 };
 
-// What the room for the tunnel gets, with the protocol that stands before it. The first field and the last are
-// not written: with them all fields lie where they can be written as a whole.
+// What a packet in the tunnel begins with. The first field is not written, nor what follows the last: with them
+// all fields lie where they can be written as a whole.
 struct tunnel_ipv4 {
     __u16 before;
-    __be16 protocol;
+    struct frame frame;
     struct iphdr ip;
     struct tunnel_headers headers;
 };
 
 struct tunnel_ipv6 {
     __u16 before;
-    __be16 protocol;
+    struct frame frame;
     struct ipv6hdr ip;
     struct tunnel_headers headers;
 };
 
-// Where the protocol is in a frame, and how long the headers after it are.
-#define TUNNEL_AT offsetof(struct ethhdr, h_proto)
+// How long the headers after the addresses are.
 #define TUNNEL_HEADERS (offsetof(struct tunnel_headers, frame) + sizeof(struct frame))
 
 // A length as a header has it; none where it has no room for it, since the packet is cut later.
@@ -50,7 +49,7 @@ static __always_inline __be16 length_of(__u32 length) {
 }
 
 struct tunnel {
-    const struct way *way;
+    struct flow *flow;
     __u32 network;
     // Of the frame within.
     __u32 length;
@@ -61,51 +60,54 @@ struct tunnel {
 
 static __always_inline void write_headers(struct tunnel_headers *headers, const struct tunnel *tunnel) {
     headers->udp.source = bpf_htons(TUNNEL_PORTS | (tunnel->hash & TUNNEL_PORTS_MASK));
-    headers->udp.dest = tunnel->way->port;
+    headers->udp.dest = tunnel->flow->way.port;
     headers->udp.len = length_of(tunnel->length + TUNNEL_HEADERS - ETH_HLEN);
     // None, as the kernel's device does over IPv4; over IPv6 tunnels may do without too (RFC 6935).
     headers->udp.check = 0;
     headers->flags = bpf_htonl(VXLAN_HAS_NETWORK);
     headers->network = bpf_htonl(tunnel->network << 8);
-    headers->frame.source = tunnel->way->local_mac;
-    headers->frame.destination = tunnel->way->remote_mac;
+    headers->frame.source = tunnel->flow->way.local_mac;
+    headers->frame.destination = tunnel->flow->way.remote_mac;
     headers->frame.protocol = tunnel->protocol;
 }
 
 static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel *tunnel) {
+    const struct exit *exit = &tunnel->flow->exit;
     struct tunnel_ipv4 outer = {
-        .protocol = bpf_htons(ETH_P_IP),
+        // Where the way out is not known the kernel writes its addresses.
+        .frame = {exit->destination, exit->source, bpf_htons(ETH_P_IP)},
         .ip = {
             .version = 4,
             .ihl = sizeof outer.ip / 4,
             .tos = tunnel->congestion,
             .tot_len = length_of(tunnel->length + sizeof outer.ip + TUNNEL_HEADERS - ETH_HLEN),
-            .id = bpf_get_prandom_u32(),
+            .id = tunnel->flow->number++,
             .ttl = TUNNEL_TTL,
             .protocol = IPPROTO_UDP,
-            .saddr = tunnel->way->local.words[3],
-            .daddr = tunnel->way->remote.words[3],
+            .saddr = tunnel->flow->way.local.words[3],
+            .daddr = tunnel->flow->way.remote.words[3],
         },
     };
     outer.ip.check = checksum_of(&outer.ip);
     write_headers(&outer.headers, tunnel);
-    __u32 length = sizeof outer.protocol + sizeof outer.ip + TUNNEL_HEADERS;
-    return bpf_skb_store_bytes(skb, TUNNEL_AT, &outer.protocol, length, 0);
+    __u32 length = ETH_HLEN + sizeof outer.ip + TUNNEL_HEADERS;
+    return bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
 }
 
 static __always_inline int write_ipv6(struct __sk_buff *skb, const struct tunnel *tunnel) {
-    struct tunnel_ipv6 outer = {.protocol = bpf_htons(ETH_P_IPV6)};
+    const struct exit *exit = &tunnel->flow->exit;
+    struct tunnel_ipv6 outer = {.frame = {exit->destination, exit->source, bpf_htons(ETH_P_IPV6)}};
     outer.ip.version = 6;
     // The bits for congestion end the traffic class, whose lower half is here.
     outer.ip.flow_lbl[0] = tunnel->congestion << 4;
     outer.ip.payload_len = length_of(tunnel->length + TUNNEL_HEADERS - ETH_HLEN);
     outer.ip.nexthdr = IPPROTO_UDP;
     outer.ip.hop_limit = TUNNEL_TTL;
-    __builtin_memcpy(&outer.ip.saddr, &tunnel->way->local, sizeof outer.ip.saddr);
-    __builtin_memcpy(&outer.ip.daddr, &tunnel->way->remote, sizeof outer.ip.daddr);
+    __builtin_memcpy(&outer.ip.saddr, &tunnel->flow->way.local, sizeof outer.ip.saddr);
+    __builtin_memcpy(&outer.ip.daddr, &tunnel->flow->way.remote, sizeof outer.ip.daddr);
     write_headers(&outer.headers, tunnel);
-    __u32 length = sizeof outer.protocol + sizeof outer.ip + TUNNEL_HEADERS;
-    return bpf_skb_store_bytes(skb, TUNNEL_AT, &outer.protocol, length, 0);
+    __u32 length = ETH_HLEN + sizeof outer.ip + TUNNEL_HEADERS;
+    return bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
 }
 
 // Where a packet in the tunnel comes from, and where it begins.

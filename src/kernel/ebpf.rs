@@ -145,6 +145,8 @@ pub struct Maps {
     pub watching: Map<u32, Watching>,
     /// What there was to see; [`Reports`] reads it.
     reports: OwnedFd,
+    /// What the programs remember of flows (`ebpf/flow.h`): nobody else looks at it.
+    flows: OwnedFd,
 }
 
 /// The eBPF of a node.
@@ -269,6 +271,7 @@ impl Maps {
             ("events", self.events.fd()),
             ("watching", self.watching.fd()),
             ("reports", self.reports.as_fd()),
+            ("flows", self.flows.as_fd()),
         ];
         own.into_iter().chain(self.naming.all())
     }
@@ -291,6 +294,7 @@ impl Maps {
             events: CpuMap::new(open_map(directory, "events")?).map_err(cpus("events"))?,
             watching: open_map(directory, "watching")?,
             reports: open_pin(directory, "reports")?.0,
+            flows: open_pin(directory, "flows")?.0,
         })
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use netctl::kernel::ebpf::{
     ADDRESS_GATEWAY, ADDRESS_SERVICE, Address, Backend, Connection, Counts, Ebpf, Front, FrontKey,
@@ -154,6 +155,19 @@ impl Drop for Ground {
         // The maps of all tests together would fill a small machine's memory.
         std::fs::remove_dir_all(&self.directory).unwrap();
     }
+}
+
+/// What there is soon: nothing is remembered any more of flows before, and the kernel has done what it puts off.
+#[track_caller]
+pub fn soon<T>(mut find: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        if let Some(it) = find() {
+            return it;
+        }
+        std::thread::yield_now();
+    }
+    panic!("not within 5 seconds");
 }
 
 /// A front of the network.

@@ -24,6 +24,8 @@ crate::tests![
     packets_are_as_large_as_the_hosts_routes_carry_whole_over_ipv6,
     a_tag_of_a_containers_frame_does_not_reach_the_underlay,
     a_pair_that_is_set_down_is_up_again_at_once,
+    a_neighbour_that_gets_another_ethernet_address_is_found,
+    a_neighbour_that_gets_another_ethernet_address_is_found_over_ipv6,
     it_is_switched_off_and_on_under_running_connections,
     what_is_open_is_reset_when_an_agent_lays_maps_out_anew,
     a_hundred_thousand_connections_are_counted_and_bounded,
@@ -110,6 +112,34 @@ impl Shop {
             (forwarded(&self.sandbox) - before >= 50) == forwards
         });
     }
+}
+
+fn a_neighbour_that_gets_another_ethernet_address_is_found(world: &World) {
+    neighbour_is_found(&cluster(world, &NodeOptions::default()), "ipv4");
+}
+
+fn a_neighbour_that_gets_another_ethernet_address_is_found_over_ipv6(world: &World) {
+    let options = NodeOptions { ipv4: false, ..NodeOptions::default() };
+    neighbour_is_found(&cluster(world, &options), "ipv6");
+}
+
+fn neighbour_is_found(cluster: &Cluster, family: &str) {
+    let shop = Shop::new(cluster);
+    let [n1, n2] = [cluster.n1(), cluster.n2()].map(|node| &node.space);
+    // What was found out is doubted after a second, not half a minute.
+    for (setting, value) in
+        [("base_reachable_time_ms", "500"), ("delay_first_probe_time", "1"), ("ucast_solicit", "1")]
+    {
+        n1.sysctl(&format!("net/{family}/neigh/eth0/{setting}"), value);
+    }
+    shop.forwards(false);
+    let known = n1.sh("ip neighbour show dev eth0");
+    n2.sh("ip link set eth0 address 02:00:00:00:77:77");
+    let [a, _] = shop.members.each_ref().map(|member| &member.container.space);
+    wait_for("the neighbour is found", || a.reaches(shop.address()));
+    let found = n1.sh("ip neighbour show dev eth0");
+    assert!(found.contains("02:00:00:00:77:77"), "{known} became {found}");
+    shop.forwards(false);
 }
 
 fn detach_wire(node: &Node) {

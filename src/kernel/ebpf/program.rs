@@ -156,6 +156,8 @@ impl Ebpf {
     ) -> Result<(OwnedFd, u32), Error> {
         let maps = |error| Error::Maps { program, source: Box::new(error) };
         let refused = |error| Error::Program { program, source: Box::new(error) };
+        // One that is not found would be made anew, for this program alone.
+        self.pin_again()?;
         let mut loader = loader(&self.directory, self.connections);
         set(&mut loader);
         let mut object = loader.load(code).map_err(maps)?;

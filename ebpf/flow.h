@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
+// What the last packet between two addresses has found out, so that the next one need not look. Nobody takes it
+// back: it holds for so short a time that what has changed since does not matter.
+#pragma once
+#include "packet.h"
+
+// For how many ticks of the kernel something holds: 25 to 250 ms, as it was configured. Reading them costs one
+// instruction.
+#define HOLDS 25
+// How many flows each processor remembers.
+#define FLOW_BITS 11
+// Over how many ways of the host's to a node flows are spread, where it has several.
+#define SPREAD 8
+// The flow of a packet that does not say of which connection it is.
+#define SPREAD_NONE SPREAD
+
+struct flow_key {
+    // The upper 24 bits are the network, the others `SPREAD…`.
+    __u32 network;
+    // The device that the packets come from; 0: the wire.
+    __u32 interface;
+    struct address source;
+    struct address destination;
+};
+
+// By which way of the host's packets leave for a node, and with which Ethernet addresses.
+struct exit {
+    __u64 until;
+    __u32 interface;
+    struct mac destination;
+    struct mac source;
+};
+
+struct flow {
+    struct flow_key key;
+    // Until when what follows holds, in ticks.
+    __u64 until;
+    // The container of this node that it is for, if it is for one.
+    struct meaning to;
+    // Else by which way it gets there; of what the wire brought by which way it would go back.
+    struct way way;
+    struct exit exit;
+    // The number of its next packet in the tunnel (RFC 6864): it begins anywhere.
+    __u64 number;
+};
+
+// Each processor has its own, at a place that is drawn from the key: what comes there later takes it.
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, flows, __u32, struct flow, 1 << FLOW_BITS, 0);
+
+static __always_inline bool holds(__u64 until) {
+    return (__s64)(until - bpf_jiffies64()) > 0;
+}
+
+static __always_inline void
+name_flow(struct flow_key *key, const struct packet *packet, __u32 interface, __u32 spread) {
+    key->network = packet->tuple.network << 8 | spread;
+    key->interface = interface;
+    key->source = packet->tuple.source;
+    key->destination = packet->tuple.destination;
+}
+
+// The place of a flow: a multilinear hash, whose factors are odd and of no meaning, so that the products are
+// computed beside each other.
+static __always_inline __u32 place_of(const struct flow_key *key) {
+    __u64 sum = ((__u64)key->network << 32 | key->interface) * 0x9e3779b97f4a7c15;
+    sum += key->source.halves[0] * 0xbf58476d1ce4e5b9 + key->source.halves[1] * 0x94d049bb133111eb;
+    sum += key->destination.halves[0] * 0xd6e8feb86659fd93 + key->destination.halves[1] * 0xff51afd7ed558ccd;
+    return (sum ^ sum >> 32) * 0x9e3779b97f4a7c15 >> (64 - FLOW_BITS);
+}
+
+// Whether what is at a place is of this flow, and holds.
+static __always_inline bool is_known(const struct flow *flow, const struct flow_key *key) {
+    return flow->key.network == key->network && flow->key.interface == key->interface &&
+           same(&flow->key.source, &key->source) && same(&flow->key.destination, &key->destination) &&
+           holds(flow->until);
+}
+
+// Gives a place to this flow; what it says is still to be found out.
+static __always_inline void begin_flow(struct flow *flow, const struct flow_key *key) {
+    flow->key = *key;
+    flow->until = 0;
+    flow->exit.until = 0;
+    flow->number = bpf_get_prandom_u32();
+}
