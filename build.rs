@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use std::{env, fs};
 
 /// The programs: one file each, over the headers beside them.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "from_container",
     "to_container",
     "into_container",
@@ -16,6 +16,7 @@ const PROGRAMS: [&str; 10] = [
     "sendmsg",
     "recvmsg",
     "tcp_state",
+    "drops",
 ];
 /// Compilers that are tried in turn, where the variable CLANG names none.
 const COMPILERS: [&str; 2] = ["clang", "clang-14"];

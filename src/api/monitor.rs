@@ -62,9 +62,9 @@ pub enum Point {
     ToWire,
     /// There is none yet: a container's socket has asked for a service.
     Socket,
-    /// A rule of the network's sandbox.
+    /// In the network's sandbox, by a rule or the kernel.
     Sandbox,
-    /// A rule of the host.
+    /// On the host, by a rule or the kernel.
     Host,
 }
 

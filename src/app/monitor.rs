@@ -5,8 +5,10 @@
 //! gives addresses their names, and hands each watcher what that asked for. It ends with the last watcher.
 
 mod names;
+mod once;
 mod sources;
 
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tracing::{info, warn};
 
 use super::agent::Agent;
@@ -23,6 +25,7 @@ use crate::api::{ApiError, ErrorCode, MonitorQuery, Party, SAMPLE, Seen, Sightin
 use crate::model::{Name, NetworkId, NodeName};
 
 use names::Names;
+use once::Once;
 use sources::{Found, Sources};
 
 /// How many watchers there are at most: each costs a look at every packet that is shown.
@@ -205,15 +208,19 @@ async fn run(agent: Arc<Agent>, before: Option<JoinHandle<()>>) {
     let mut view = agent.view.subscribe();
     let snapshot = view.borrow_and_update().snapshot.clone();
     let mut names = Names::new(agent.me.name.clone(), snapshot);
+    let mut once = Once::default();
     let mut tick = tokio::time::interval(OFTEN);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let found = tokio::select! {
-            found = sources.next() => found,
-            _ = tick.tick() => Vec::new(),
-            () = agent.watchers.changed.notified() => Vec::new(),
+            found = sources.next() => found.map(|found| {
+                found.into_iter().flat_map(|found| once.take(found, Instant::now())).collect()
+            }),
+            () = until(once.next()) => Some(once.due(Instant::now())),
+            _ = tick.tick() => None,
+            () = agent.watchers.changed.notified() => None,
         };
-        if found.is_empty() {
+        let Some(found) = found else {
             let (demand, waiting) = {
                 let mut state = agent.watchers.lock();
                 let waiting = state.watchers.iter_mut().filter_map(|watcher| watcher.ready.take());
@@ -227,7 +234,7 @@ async fn run(agent: Arc<Agent>, before: Option<JoinHandle<()>>) {
                 let _ = ready.send(());
             }
             continue;
-        }
+        };
         if view.has_changed().unwrap_or(false) {
             names = Names::new(agent.me.name.clone(), view.borrow_and_update().snapshot.clone());
         }
@@ -239,6 +246,13 @@ async fn run(agent: Arc<Agent>, before: Option<JoinHandle<()>>) {
     }
     sources.close().await;
     info!("packets are not watched any more");
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => pending().await,
+    }
 }
 
 /// Shows all watchers what they want to see of it.

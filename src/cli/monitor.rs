@@ -27,10 +27,14 @@ answered there and then.
 Flows are seen where the node balances by eBPF (netctl node inspect): where a packet leaves a container
 (from-container), where it comes from another node (from-wire), and where the kernel brings it to a
 container (to-container); where the node asks sockets, what a socket gets for a service (socket), whose
-packets then name the container alone. Large ones that are cut later count as one. Drops are those of netctl's rules
-(sandbox, host), on every node, and of its programs; with eBPF also what the kernel or a router refuses,
-such as an address that nobody has, as often as it tells the sender (to-container). Only what this node
-sees is told.";
+packets then name the container alone. Large ones that are cut later count as one.
+
+Drops are those of netctl's rules and programs, and with reasons of its own (ip-csum, neigh-failed, netfilter-drop;
+skb_drop_reason in the kernel's include/net/dropreason-core.h) what the kernel drops on a network's way (sandbox)
+and of the networks' packets outside of it (host), such as what another firewall has against them. Older kernels
+give many no reason (not-specified). With eBPF also what a router refuses, such as an address that nobody has, as
+often as it tells the sender (to-container). What a container's own stack drops is not told, nor what other nodes
+see.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

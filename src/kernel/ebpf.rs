@@ -5,7 +5,9 @@
 //! carry packets past the stack. A program stays at a device until it is replaced, or the device goes: it
 //! needs no agent.
 
+mod btf;
 mod clsact;
+mod drops;
 mod layout;
 mod link;
 mod map;
@@ -28,6 +30,7 @@ use nix::sys::statfs::{FsType, statfs};
 use nix::time::{ClockId, clock_gettime};
 
 pub use clsact::Filters;
+pub use drops::{KernelDrop, KernelDrops};
 pub use layout::*;
 pub use map::{CpuMap, Map, difference};
 pub use names::{Name, NameKey, NameMaps, Telling};

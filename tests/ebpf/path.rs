@@ -5,7 +5,9 @@ use std::process::Command;
 
 use netctl::kernel::ebpf::{ADDRESS_CONTAINER, FastPath, Meaning, Place, Range, TunnelEnd, Way, index};
 
-use crate::ground::{DEVICE, DROP, FAMILIES, Family, Ground, NETWORK, OTHER, PASS, REDIRECT, address, soon};
+use crate::ground::{
+    DEVICE, DROP, FAMILIES, Family, Ground, NETWORK, OTHER, PASS, REDIRECT, address, soon,
+};
 use crate::packet::{ACK, CONTAINER, Packet, SANDBOX, SCTP, SYN, TCP, UDP, checksum};
 
 const PORT: u16 = 4789;

@@ -15,15 +15,19 @@ use world::Transport::Tcp;
 use world::wait_for;
 use world::{
     Container, Node, Process, World, ask, connects, gateway_frame, ipv4_udp, send_frame, send_frames,
+    tcp_transfer,
 };
 
 use crate::cluster::{Cluster, DUAL};
 use crate::engine::is_ebpf;
+use crate::names::dig;
 use crate::shop::{GATEWAYS, Shop, create, open, plug};
 
 crate::tests![
     a_connection_to_a_service_is_seen_from_its_client_to_its_backend_and_back,
     each_drop_is_seen_with_its_reason,
+    what_the_kernel_drops_without_a_word_is_seen,
+    of_what_goes_well_no_drop_is_seen,
     who_watches_sees_new_networks_and_hinders_none_that_goes,
     who_has_seen_enough_leaves_nothing_behind_and_the_agents_end_is_told,
     a_flood_is_told_as_far_as_it_can_be,
@@ -200,6 +204,90 @@ fn each_drop_is_seen_with_its_reason(world: &World) {
         format!("drop sandbox shop udp a/{}:4000 > 10.9.0.77:9 35 bytes: foreign-source\n", from.0);
     assert!(text.ends_with(&expected), "{text}");
     assert_eq!(others.seen(), Vec::<Value>::new());
+}
+
+fn what_the_kernel_drops_without_a_word_is_seen(world: &World) {
+    let cluster = Cluster::new(world, 1);
+    let n1 = cluster.n1();
+    n1.ok(&format!("network create shop {DUAL}"));
+    let (a, b) = (n1.attach("shop", "a"), n1.attach("shop", "b"));
+    let watch = Watch::start(n1, "--type drop -o json");
+    let because = |reason: &'static str| move |sighting: &Value| sighting["reason"] == reason;
+    // A header that has been changed on its way.
+    let [from, to] = ["a", "b"].map(|name| n1.addresses("shop", name)[0].parse().unwrap());
+    let mut broken = ipv4_udp((from, 4000), (to, 9), b"broken");
+    // It has an option, so the kernel carries it.
+    broken[10] ^= 1;
+    broken[0] = 0x46;
+    broken[9] = 50;
+    let frame = gateway_frame(&a.space, GATEWAYS[0].parse().unwrap(), None, &broken);
+    let send = || send_frame(&a.space, "eth0", &frame);
+    let dropped = watch.until("a broken header", send, because("ip-csum"));
+    let packet = &dropped["packet"];
+    assert_eq!((&dropped["type"], &packet["point"]), (&json!("drop"), &json!("sandbox")));
+    let ends = (at(packet, "source.endpoint"), at(packet, "destination.endpoint"));
+    assert_eq!((ends, &packet["network"]), ((&json!("a"), &json!("b")), &json!("shop")));
+    // What another's firewall on the host has against it.
+    n1.space.sh("nft add table inet other
+         nft 'add chain inet other forward { type filter hook forward priority 0; policy drop; }'");
+    let outside = || drop(b.space.try_sh("ping -c 1 -W 1 198.51.100.7"));
+    n1.space.sh("ip route add 198.51.100.0/24 via 192.168.50.250");
+    let dropped = watch.until("what a firewall drops", outside, because("netfilter-drop"));
+    let packet = &dropped["packet"];
+    assert_eq!((&packet["point"], &packet["network"]), (&json!("host"), &json!("shop")));
+    assert_eq!(at(packet, "destination.address"), "198.51.100.7");
+    // What a rule of ours tells is told once.
+    let before = watch.seen().len();
+    let frame = foreign(&a);
+    (0..5).for_each(|_| send_frame(&a.space, "eth0", &frame));
+    let last = || send_frame(&a.space, "eth0", &broken_frame(&a, &broken));
+    watch.until("the last", last, |sighting| at(sighting, "packet.destination.address") == "10.9.0.201");
+    let foreign = watch
+        .seen()
+        .split_off(before)
+        .into_iter()
+        .filter(|sighting| at(sighting, "packet.source.address") == "10.9.0.77");
+    let reasons: Vec<Value> = foreign.map(|sighting| sighting["reason"].clone()).collect();
+    assert_eq!(reasons, vec![json!("foreign-source"); 5]);
+}
+
+fn of_what_goes_well_no_drop_is_seen(world: &World) {
+    let shop = Shop::new(world, 2, json!({}), |config| config);
+    let [n1, n2] = [shop.cluster.n1(), shop.cluster.n2()];
+    let watches = [n1, n2].map(|node| Watch::start(node, "--type drop -o json"));
+    let [a, b] = [plug(n1, "a", None), plug(n2, "b", None)];
+    for _ in 0..3 {
+        for (server, own) in GATEWAYS.iter().zip(&a.addresses) {
+            assert!(a.container.space.ping(server) && b.container.space.ping(own));
+            for way in ["+notcp", "+tcp"] {
+                for name in ["b A", "b AAAA", "nobody A", "tasks.web A"] {
+                    dig(&a.container.space, server, &format!("{name} {way}"));
+                }
+            }
+        }
+        for (vip, address) in shop.vips.iter().zip(&b.addresses) {
+            ask(&a.container.space, Tcp, vip, 80).unwrap();
+            tcp_transfer(&a.container.space, &b.container.space, address, 1 << 16).unwrap();
+        }
+    }
+    n1.ok("endpoint detach a --network shop");
+    let c = plug(n1, "c", None);
+    for watch in &watches {
+        let node = if std::ptr::eq(watch, &watches[0]) { &c } else { &b };
+        let frame = foreign(&node.container);
+        let space = &node.container.space;
+        watch.until("a drop", || send_frame(space, "eth0", &frame), |_| true);
+        let others: Vec<Value> =
+            watch.seen().into_iter().filter(|seen| seen["reason"] != "foreign-source").collect();
+        assert!(others.is_empty(), "{others:#?}");
+    }
+}
+
+/// A container's packet that the kernel drops, for an address of its own.
+fn broken_frame(container: &Container, packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    packet[19] = 201;
+    gateway_frame(&container.space, GATEWAYS[0].parse().unwrap(), None, &packet)
 }
 
 /// What nobody takes is refused by the programs; of what the kernel refuses the sender is told.

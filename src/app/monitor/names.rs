@@ -28,11 +28,15 @@ struct Known {
     addresses: HashMap<IpAddr, (Option<Name>, Option<Name>)>,
 }
 
+/// The ends of a packet, and its protocol.
+pub(super) type Ends = (End, End, u8);
+type End = (IpAddr, Option<u16>);
+
 /// What a packet says of itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Headers {
-    source: (IpAddr, Option<u16>),
-    destination: (IpAddr, Option<u16>),
+    source: End,
+    destination: End,
     protocol: u8,
     flags: u8,
     length: u32,
@@ -71,7 +75,8 @@ impl Names {
                 (told.kind, told.reason) = (SightingKind::Lost, reason);
                 None
             }
-            What::Dropped(point, network, Dropped { reason, packet, .. }) => {
+            What::Dropped(point, network, Dropped { reason, packet, .. })
+            | What::Freed(point, network, Dropped { reason, packet, .. }) => {
                 let network = network.and_then(|id| self.snapshot.networks.get(&id));
                 let number = network.map(|network| network.vni.number());
                 let network = number.and_then(|number| self.known(number));
@@ -107,25 +112,53 @@ impl Known {
     }
 }
 
+/// From where a dropped packet came and for where it was, with its protocol: by that it is known again. `None`: it
+/// was not dropped, or that cannot be read.
+pub(super) fn ends(what: &What) -> Option<Ends> {
+    let headers = match what {
+        What::Dropped(_, _, dropped) | What::Freed(_, _, dropped) => headers(&dropped.packet)?,
+        What::Reported(report) if report.reason != 0 => headers_of(report),
+        What::Reported(_) | What::Lost(_) | What::Blind(_) => return None,
+    };
+    Some((headers.source, headers.destination, headers.protocol))
+}
+
+/// Whether something that the kernel has let go of was dropped on its way through the network, and nobody has told.
+pub(super) fn is_drop(dropped: &Dropped) -> bool {
+    let Some(headers) = headers(&dropped.packet) else { return false };
+    let to = headers.destination.0;
+    // What is for all on a link no network carries further.
+    let is_for_link = match to {
+        IpAddr::V4(to) => to.is_broadcast() || to.octets().starts_with(&[224, 0, 0]),
+        IpAddr::V6(to) => to.segments()[0] & 0xff0f == 0xff02,
+    };
+    // The programs tell of what they drop themselves.
+    let is_told = matches!(dropped.reason.as_str(), "tc-ingress" | "tc-egress");
+    !is_for_link && !is_told
+}
+
 fn party(network: Option<&Known>, (address, port): (IpAddr, Option<u16>)) -> Party {
     let called = network.and_then(|network| network.addresses.get(&address)).cloned();
     let (endpoint, service) = called.unwrap_or_default();
     Party { address, port, endpoint, service }
 }
 
-fn reported(report: &Report, network: Option<&Known>) -> Seen {
-    let ports = has_ports(report.protocol);
-    // A socket that asks has no port yet.
-    let end = |address: Address, port: Port| {
-        (address.into(), Some(port.into()).filter(|port| ports && *port != 0))
-    };
-    let headers = Headers {
-        source: end(report.source, report.source_port),
-        destination: end(report.destination, report.destination_port),
+/// An end that a report has; a socket that asks has no port yet.
+fn end(report: &Report, address: Address, port: Port) -> End {
+    (address.into(), Some(port.into()).filter(|port| has_ports(report.protocol) && *port != 0))
+}
+
+fn headers_of(report: &Report) -> Headers {
+    Headers {
+        source: end(report, report.source, report.source_port),
+        destination: end(report, report.destination, report.destination_port),
         protocol: report.protocol,
         flags: report.tcp_flags,
         length: report.length,
-    };
+    }
+}
+
+fn reported(report: &Report, network: Option<&Known>) -> Seen {
     let point = match report.point {
         ebpf::POINT_FROM_CONTAINER => Point::FromContainer,
         ebpf::POINT_TO_CONTAINER => Point::ToContainer,
@@ -141,8 +174,8 @@ fn reported(report: &Report, network: Option<&Known>) -> Seen {
         _ => None,
     };
     let translated = (report.is_translated != 0)
-        .then(|| party(network, end(report.translated, report.translated_port)));
-    Seen { carrier, translated, ..headers.seen(point, network) }
+        .then(|| party(network, end(report, report.translated, report.translated_port)));
+    Seen { carrier, translated, ..headers_of(report).seen(point, network) }
 }
 
 /// Why a packet was not carried.

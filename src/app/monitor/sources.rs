@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
+use super::names::is_drop;
 use super::{Demand, OFTEN};
 use crate::api::Point;
 use crate::app::agent::Agent;
 use crate::app::dataplane::Sandboxes;
-use crate::kernel::ebpf::{Report, Reports, nanoseconds};
+use crate::kernel::ebpf::{KernelDrop, KernelDrops, Report, Reports, nanoseconds};
 use crate::kernel::{self, Dropped, Drops, Netns, network_of};
 use crate::model::NetworkId;
 use crate::model::object::sandbox_name;
@@ -42,6 +43,8 @@ pub(super) enum What {
     Reported(Report),
     /// By a rule of a network's sandbox, or of the host; what the host drops may be of a network, too.
     Dropped(Point, Option<NetworkId>, Dropped),
+    /// By the kernel, which tells of all that it drops.
+    Freed(Point, Option<NetworkId>, Dropped),
     /// So many packets could not be told.
     Lost(u64),
     /// Something is not seen at all, for this reason.
@@ -55,6 +58,7 @@ type Place = Option<(NetworkId, u64)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     Programs,
+    Kernel,
     Drops(Place),
 }
 
@@ -66,6 +70,11 @@ pub(super) struct Sources {
     every: u32,
     /// How many reports had no room, when it was looked at last.
     not_shown: Option<u64>,
+    /// None where the kernel does not say what it drops.
+    kernel: Option<AsyncFd<KernelDrops>>,
+    /// The namespaces of which it does, by their inodes, and how much had no room.
+    places: BTreeMap<u64, Option<NetworkId>>,
+    not_told: u64,
     sandboxes: watch::Receiver<Sandboxes>,
     readers: JoinSet<()>,
     read: BTreeMap<Place, AbortHandle>,
@@ -83,6 +92,9 @@ impl Sources {
             reports: None,
             every: 0,
             not_shown: None,
+            kernel: None,
+            places: BTreeMap::new(),
+            not_told: 0,
             sandboxes: agent.dataplane.sandboxes(),
             readers: JoinSet::new(),
             read: BTreeMap::new(),
@@ -112,7 +124,36 @@ impl Sources {
                 }
             }
         }
+        if let Err(error) = self.watch_kernel().await {
+            self.cannot_see(Source::Kernel, &format!("what the kernel drops: {error}"));
+        }
         self.follow().await;
+    }
+
+    /// Has the kernel tell what it drops in the host's namespace and in the sandboxes that there are.
+    async fn watch_kernel(&mut self) -> anyhow::Result<()> {
+        if self.blind.contains(&Source::Kernel) {
+            return Ok(());
+        }
+        if self.kernel.is_none() {
+            // It reads what all types of the kernel are.
+            let begun = tokio::task::spawn_blocking(KernelDrops::begin).await??;
+            // SAFETY: it keeps its one descriptor open for as long as it lives.
+            let begun = unsafe { AsyncFd::register(begun) };
+            self.kernel = Some(begun.map_err(std::io::Error::from)?);
+            self.not_told = 0;
+        }
+        let Some(kernel) = self.kernel.as_mut().map(AsyncFd::get_mut) else { return Ok(()) };
+        let sandboxes = self.sandboxes.borrow().clone();
+        let sandboxes = sandboxes.into_iter().map(|(network, inode)| (inode, Some(network)));
+        self.places = sandboxes.chain([(Netns::current()?.inode(), None)]).collect();
+        kernel.watch(self.places.keys().copied().collect())?;
+        let lost = kernel.lost()?;
+        let before = std::mem::replace(&mut self.not_told, lost);
+        if lost > before {
+            self.tell(What::Lost(lost - before));
+        }
+        Ok(())
     }
 
     /// Tells of something that is no packet. Where there is no room for it, drops are being told.
@@ -166,12 +207,13 @@ impl Sources {
         }
     }
 
-    /// What was found next; nothing: the sandboxes are others now.
-    pub(super) async fn next(&mut self) -> Vec<Found> {
+    /// What was found next; `None`: the sandboxes are others now.
+    pub(super) async fn next(&mut self) -> Option<Vec<Found>> {
         tokio::select! {
-            Some(found) = self.found.recv() => vec![found],
-            found = reported(self.reports.as_mut(), self.every) => found,
-            Ok(()) = self.sandboxes.changed() => Vec::new(),
+            Some(found) = self.found.recv() => Some(vec![found]),
+            found = reported(self.reports.as_mut(), self.every) => Some(found),
+            found = freed(self.kernel.as_mut(), &self.places) => Some(found),
+            Ok(()) = self.sandboxes.changed() => None,
         }
     }
 
@@ -214,14 +256,55 @@ async fn reported(reports: Option<&mut AsyncFd<Reports>>, every: u32) -> Vec<Fou
     }
 }
 
+/// What the kernel has dropped.
+async fn freed(
+    kernel: Option<&mut AsyncFd<KernelDrops>>,
+    places: &BTreeMap<u64, Option<NetworkId>>,
+) -> Vec<Found> {
+    let Some(kernel) = kernel else { return pending().await };
+    loop {
+        let Ok(mut ready) = kernel.readable_mut().await else { return pending().await };
+        let mut found = Vec::new();
+        let now = (Timestamp::now(), nanoseconds().unwrap_or_default());
+        for _ in 0..AT_ONCE {
+            let Some(drop) = ready.get_inner_mut().take() else {
+                ready.clear_ready();
+                break;
+            };
+            let time = at(drop.time, now);
+            found.extend(as_freed(drop, places).map(|what| Found { time, share: 0, what }));
+        }
+        if !found.is_empty() {
+            return found;
+        }
+    }
+}
+
+/// What the kernel has dropped, where it is ours to tell.
+fn as_freed(drop: KernelDrop, places: &BTreeMap<u64, Option<NetworkId>>) -> Option<What> {
+    let (point, network) = match places.get(&drop.namespace)? {
+        Some(network) => (Point::Sandbox, *network),
+        // The host drops packets of its own, too.
+        None => (Point::Host, network_of(drop.interface)?),
+    };
+    let KernelDrop { interface, reason, packet, .. } = drop;
+    let dropped = Dropped { reason, packet, devices: [Some(interface), None] };
+    is_drop(&dropped).then_some(What::Freed(point, Some(network), dropped))
+}
+
 /// A report, at the time of the day.
-fn as_found(report: Report, every: u32, (now, monotonic): (Timestamp, u64)) -> Found {
+fn as_found(report: Report, every: u32, now: (Timestamp, u64)) -> Found {
     /// TCP's flags FIN, SYN and RST (RFC 9293, 3.1).
     const ENDS: u8 = 7;
-    let ago = i64::try_from(monotonic.saturating_sub(report.time)).unwrap_or_default();
-    let time = now.checked_sub(SignedDuration::from_nanos(ago)).unwrap_or(now);
+    let time = at(report.time, now);
     let is_sample = report.reason == 0 && report.tcp_flags & ENDS == 0;
     Found { time, share: if is_sample { every } else { 0 }, what: What::Reported(report) }
+}
+
+/// The time of the day of something, of which both are known now.
+fn at(nanoseconds: u64, (now, monotonic): (Timestamp, u64)) -> Timestamp {
+    let ago = i64::try_from(monotonic.saturating_sub(nanoseconds)).unwrap_or_default();
+    now.checked_sub(SignedDuration::from_nanos(ago)).unwrap_or(now)
 }
 
 /// Listens in a namespace, where it is there yet.
