@@ -35,8 +35,11 @@ crate::tests![
 ];
 
 /// Drops are seen whatever balances.
-pub(crate) const DROPS: &[crate::Test] =
-    &[("each_drop_is_seen_with_its_reason", each_drop_is_seen_with_its_reason)];
+pub(crate) const DROPS: &[crate::Test] = &[
+    ("each_drop_is_seen_with_its_reason", each_drop_is_seen_with_its_reason),
+    ("what_the_kernel_drops_without_a_word_is_seen", what_the_kernel_drops_without_a_word_is_seen),
+    ("of_what_goes_well_no_drop_is_seen", of_what_goes_well_no_drop_is_seen),
+];
 
 /// A `netctl monitor` that runs.
 pub(crate) struct Watch {
@@ -256,7 +259,7 @@ fn of_what_goes_well_no_drop_is_seen(world: &World) {
     let [n1, n2] = [shop.cluster.n1(), shop.cluster.n2()];
     let watches = [n1, n2].map(|node| Watch::start(node, "--type drop -o json"));
     let [a, b] = [plug(n1, "a", None), plug(n2, "b", None)];
-    for _ in 0..3 {
+    for _ in 0..2 {
         for (server, own) in GATEWAYS.iter().zip(&a.addresses) {
             assert!(a.container.space.ping(server) && b.container.space.ping(own));
             for way in ["+notcp", "+tcp"] {

@@ -134,7 +134,9 @@ pub(super) fn is_drop(dropped: &Dropped) -> bool {
     };
     // The programs tell of what they drop themselves.
     let is_told = matches!(dropped.reason.as_str(), "tc-ingress" | "tc-egress");
-    !is_for_link && !is_told
+    // Before Linux 6.3 messages of ICMPv6 go so that have been taken.
+    let is_taken = dropped.reason == "not-specified" && headers.protocol == ICMPV6;
+    !is_for_link && !is_told && !is_taken
 }
 
 fn party(network: Option<&Known>, (address, port): (IpAddr, Option<u16>)) -> Party {
@@ -199,8 +201,9 @@ fn reason(report: &Report) -> Option<&'static str> {
 
 /// Protocols by their numbers (IANA).
 const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
 const PROTOCOLS: [(u8, &str); 5] =
-    [(1, "icmp"), (TCP, "tcp"), (17, "udp"), (58, "icmpv6"), (132, "sctp")];
+    [(1, "icmp"), (TCP, "tcp"), (17, "udp"), (ICMPV6, "icmpv6"), (132, "sctp")];
 
 fn protocol(number: u8) -> String {
     let known = PROTOCOLS.iter().find(|(known, _)| *known == number);
@@ -346,6 +349,28 @@ mod tests {
         assert_eq!(reason(&Report { reason: 2, ..zeroed }), Some("no-backend"));
         // Of a layout that nobody knows.
         assert_eq!(reason(&Report { reason: 200, ..zeroed }), None);
+    }
+
+    #[test]
+    fn of_what_the_kernel_lets_go_of_only_drops_are_told() {
+        let builder = |to| PacketBuilder::ipv4([10, 9, 0, 2], to, 64).udp(4000, 5000);
+        let told = |reason: &str, to, protocol: Option<u8>| {
+            let mut packet = Vec::new();
+            builder(to).write(&mut packet, b"data").unwrap();
+            packet[9] = protocol.unwrap_or(packet[9]);
+            is_drop(&Dropped { reason: reason.to_owned(), packet, devices: [None; 2] })
+        };
+        let there = [10, 9, 0, 3];
+        assert!(told("ip-csum", there, None) && told("not-specified", there, None));
+        assert!(told("ip-csum", there, Some(ICMPV6)) && told("ip-csum", [239, 1, 1, 1], None));
+        assert!(!told("tc-ingress", there, None) && !told("not-specified", there, Some(ICMPV6)));
+        assert!(!told("ip-csum", [224, 0, 0, 251], None) && !told("ip-csum", [255; 4], None));
+        let for_link =
+            PacketBuilder::ipv6([0xfd; 16], [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 64);
+        let mut packet = Vec::new();
+        for_link.udp(1, 2).write(&mut packet, b"data").unwrap();
+        let dropped = |packet| Dropped { reason: "ip-csum".to_owned(), packet, devices: [None; 2] };
+        assert!(!is_drop(&dropped(packet)) && !is_drop(&dropped(vec![0x45, 0])));
     }
 
     #[test]
