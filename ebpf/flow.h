@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only
-// What the last packet between two addresses has found out, so that the next one need not look. Nobody takes it
-// back: it holds for so short a time that what has changed since does not matter.
+// What the last packet between two addresses has found out, so that the next one need not look. It holds for a short
+// time, and until the agent changes what was looked at.
 #pragma once
 #include "packet.h"
 
@@ -33,8 +33,9 @@ struct exit {
 
 struct flow {
     struct flow_key key;
-    // Until when what follows holds, in ticks.
+    // Until when what follows holds, in ticks, and of which generation of the agent's maps it is.
     __u64 until;
+    __u64 generation;
     // The container of this node that it is for, if it is for one.
     struct meaning to;
     // Else by which way it gets there; of what the wire brought by which way it would go back.
@@ -46,6 +47,15 @@ struct flow {
 
 // Each processor has its own, at a place that is drawn from the key: what comes there later takes it.
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, flows, __u32, struct flow, 1 << FLOW_BITS, 0);
+
+// How often the agent has changed `addresses` or `ways`: it counts after each change.
+MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u64, 1, 0);
+
+static __always_inline __u64 current_generation(void) {
+    __u32 zero = 0;
+    volatile __u64 *count = bpf_map_lookup_elem(&generation, &zero);
+    return count ? *count : 0;
+}
 
 static __always_inline bool holds(__u64 until) {
     return (__s64)(until - bpf_jiffies64()) > 0;
@@ -69,15 +79,18 @@ static __always_inline __u32 place_of(const struct flow_key *key) {
 }
 
 // Whether what is at a place is of this flow, and holds.
-static __always_inline bool is_known(const struct flow *flow, const struct flow_key *key) {
+static __always_inline bool
+is_known(const struct flow *flow, const struct flow_key *key, __u64 generation) {
     return flow->key.network == key->network && flow->key.interface == key->interface &&
            same(&flow->key.source, &key->source) && same(&flow->key.destination, &key->destination) &&
-           holds(flow->until);
+           flow->generation == generation && holds(flow->until);
 }
 
-// Gives a place to this flow; what it says is still to be found out.
-static __always_inline void begin_flow(struct flow *flow, const struct flow_key *key) {
+// Gives a place to this flow; what it says is still to be found out, in maps of this generation at least.
+static __always_inline void
+begin_flow(struct flow *flow, const struct flow_key *key, __u64 generation) {
     flow->key = *key;
+    flow->generation = generation;
     flow->until = 0;
     flow->exit.until = 0;
     flow->number = bpf_get_prandom_u32();

@@ -16,6 +16,9 @@ static __always_inline bool find_container(struct flow *flow) {
     if (!to)
         return false;
     flow->to = *to;
+    // Its entry may have become another's.
+    if (meaning_of(network, &address) != to)
+        return false;
     address = flow->key.source;
     struct way *from = way_to(network, &address);
     if (!from)
@@ -57,8 +60,9 @@ int netctl_wire_in(struct __sk_buff *skb) {
     struct flow *flow = bpf_map_lookup_elem(&flows, &place);
     if (!flow)
         return PASS;
-    if (!is_known(flow, &key)) {
-        begin_flow(flow, &key);
+    __u64 now = current_generation();
+    if (!is_known(flow, &key, now)) {
+        begin_flow(flow, &key, now);
         if (!find_container(flow))
             return PASS;
         flow->until = bpf_jiffies64() + HOLDS;

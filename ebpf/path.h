@@ -140,6 +140,9 @@ static __always_inline bool find_way(const struct __sk_buff *skb, struct flow *f
     struct meaning *to = meaning_of(network, &address);
     if (to) {
         flow->to = *to;
+        // Its entry may have become another's.
+        if (meaning_of(network, &address) != to)
+            return false;
         return flow->to.kind == ADDRESS_CONTAINER && flow->to.interface != skb->ifindex && flow->to.interface;
     }
     struct way *way = way_to(network, &address);
@@ -161,10 +164,11 @@ SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 may_look) 
     struct flow *flow = bpf_map_lookup_elem(&flows, &place);
     if (!flow)
         return PASS;
-    if (!is_known(flow, &key)) {
+    __u64 now = current_generation();
+    if (!is_known(flow, &key, now)) {
         if (!may_look)
             return PASS;
-        begin_flow(flow, &key);
+        begin_flow(flow, &key, now);
         if (!find_way(skb, flow))
             return PASS;
         flow->until = bpf_jiffies64() + HOLDS;

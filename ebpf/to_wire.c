@@ -120,10 +120,19 @@ static __always_inline void report_lost(struct __sk_buff *skb, const struct hop_
 
 // Has the next packets of a flow leave by this way without asking for it.
 static __always_inline void note_exit(struct flow *flow, const struct hop *hop) {
-    const __be16 *words = hop->destination.words;
-    if (!(words[0] | words[1] | words[2]))
+    const struct mac none = {};
+    if (same_mac(&hop->destination, &none))
         return;
     flow->exit = (struct exit){hop->until, hop->interface, hop->destination, hop->source};
+}
+
+// Whether a packet of a flow can leave as the last ones did: its frame has the addresses for that. Another could have
+// come between, or the program that has written it may know of other flows.
+static __always_inline bool is_addressed(struct __sk_buff *skb, const struct flow *flow) {
+    struct frame frame;
+    return holds(flow->exit.until) && !load(skb, 0, &frame, sizeof frame) &&
+           same_mac(&frame.destination, &flow->exit.destination) &&
+           same_mac(&frame.source, &flow->exit.source);
 }
 
 SEC("classifier")
@@ -134,7 +143,7 @@ int netctl_wire_out(struct __sk_buff *skb) {
     __u32 place = skb->mark - 1;
     struct flow *flow = bpf_map_lookup_elem(&flows, &place);
     skb->mark = 0;
-    if (flow && holds(flow->exit.until))
+    if (flow && is_addressed(skb, flow))
         return bpf_redirect(flow->exit.interface, 0);
     if (read_ends(skb, &key, &local))
         return TC_ACT_SHOT;

@@ -32,7 +32,7 @@ pub use datagrams::Datagrams;
 pub use diag::{can_end_connections, connections_among, end_connections};
 pub use drops::{Dropped, Drops};
 pub use error::Error;
-pub use host::{Host, Interface, Inventory, network_of};
+pub use host::{Host, Interface, Inventory, network_devices, network_of};
 pub use listen::{Listening, listen_at};
 pub use look::plugged;
 pub use monitor::{Kind, Monitor, Notice, Scope};

@@ -4,6 +4,7 @@
 //! (eBPF) and what the kernel logs of dropped packets (NFLOG, in the host's namespace and in each sandbox),
 //! gives addresses their names, and hands each watcher what that asked for. It ends with the last watcher.
 
+mod freed;
 mod names;
 mod once;
 mod sources;
@@ -87,6 +88,8 @@ struct Demand {
     every: u32,
     /// The number of the only network that anybody watches, else 0.
     network: u32,
+    /// Whether anybody wants to see what is dropped.
+    drops: bool,
 }
 
 /// Has somebody watch from now on.
@@ -193,7 +196,8 @@ impl State {
         let first = number(self.watchers.first()?);
         let is_only = self.watchers.iter().all(|watcher| number(watcher) == first);
         let every = flows.into_iter().min().unwrap_or(0);
-        Some(Demand { every, network: if is_only { first } else { 0 } })
+        let drops = self.watchers.iter().any(|watcher| watcher.wanted.kind != Some(SightingKind::Flow));
+        Some(Demand { every, network: if is_only { first } else { 0 }, drops })
     }
 }
 
@@ -374,7 +378,10 @@ mod tests {
                 state.watchers.push(watcher);
                 receivers.push(receiver);
             }
-            let demand = state.attend().map(|demand| (demand.every, demand.network));
+            let wants_drops = watchers.iter().any(|(_, kind, _)| *kind != Some(SightingKind::Flow));
+            let demand = state.attend();
+            assert!(demand.is_none_or(|demand| demand.drops == wants_drops));
+            let demand = demand.map(|demand| (demand.every, demand.network));
             assert_eq!(state.runs, demand.is_some());
             demand
         };

@@ -30,7 +30,7 @@ use nix::sys::statfs::{FsType, statfs};
 use nix::time::{ClockId, clock_gettime};
 
 pub use clsact::Filters;
-pub use drops::{KernelDrop, KernelDrops};
+pub use drops::{KernelDrop, KernelDrops, Watched};
 pub use layout::*;
 pub use map::{CpuMap, Map, difference};
 pub use names::{Name, NameKey, NameMaps, Telling};
@@ -150,6 +150,8 @@ pub struct Maps {
     reports: OwnedFd,
     /// What the programs remember of flows (`ebpf/flow.h`): nobody else looks at it.
     flows: OwnedFd,
+    /// How often [`Maps::changed`] was called.
+    generation: Map<u32, u64>,
 }
 
 /// The eBPF of a node.
@@ -257,6 +259,14 @@ impl Maps {
         Ok(self.events.get(&number)?.into_iter().flatten().sum())
     }
 
+    /// Has the programs look again at what they remember of flows: `addresses` or `ways` have changed.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn changed(&self) -> io::Result<()> {
+        count_up(&self.generation)
+    }
+
     /// All of them by their names.
     fn all(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
         let own = [
@@ -275,6 +285,7 @@ impl Maps {
             ("watching", self.watching.fd()),
             ("reports", self.reports.as_fd()),
             ("flows", self.flows.as_fd()),
+            ("generation", self.generation.fd()),
         ];
         own.into_iter().chain(self.naming.all())
     }
@@ -298,6 +309,7 @@ impl Maps {
             watching: open_map(directory, "watching")?,
             reports: open_pin(directory, "reports")?.0,
             flows: open_pin(directory, "flows")?.0,
+            generation: open_map(directory, "generation")?,
         })
     }
 }
@@ -365,6 +377,11 @@ pub fn leave_all() -> io::Result<()> {
     Ok(())
 }
 
+fn count_up(generation: &Map<u32, u64>) -> io::Result<()> {
+    let before = generation.get(&0)?.unwrap_or_default();
+    generation.insert(&0, &before.wrapping_add(1))
+}
+
 /// Empties maps of a layout.
 fn empty(layout: &Path, maps: &[&str]) -> io::Result<()> {
     for map in maps {
@@ -372,6 +389,10 @@ fn empty(layout: &Path, maps: &[&str]) -> io::Result<()> {
         let Ok(data) = aya::maps::MapData::from_pin(layout.join(map)) else { continue };
         let size = data.info().map_err(io::Error::other)?.key_size();
         map::empty(data.fd().as_fd(), size as usize)?;
+    }
+    // Where there is none no flows are remembered.
+    if let Ok(generation) = open_map(layout, "generation") {
+        count_up(&generation)?;
     }
     Ok(())
 }

@@ -358,7 +358,22 @@ fn network_in(name: &str, prefix: &str) -> Option<NetworkId> {
 /// The network to which a device of the host leads, by its number in the thread's namespace.
 pub fn network_of(device: u32) -> Option<NetworkId> {
     let name = nix::net::if_::if_indextoname(device).ok()?;
-    let name = name.to_str().ok()?;
+    network_by(name.to_str().ok()?)
+}
+
+/// The devices of the thread's namespace that lead to networks, by their numbers.
+///
+/// # Errors
+/// When the devices cannot be read.
+pub fn network_devices() -> std::io::Result<Vec<(u32, NetworkId)>> {
+    let devices = nix::net::if_::if_nameindex()?;
+    Ok(devices
+        .iter()
+        .filter_map(|found| Some((found.index(), network_by(found.name().to_str().ok()?)?)))
+        .collect())
+}
+
+fn network_by(name: &str) -> Option<NetworkId> {
     [UPLINK_PREFIX, CROSSING_PREFIX, ACCESS_PREFIX].iter().find_map(|prefix| network_in(name, prefix))
 }
 

@@ -254,8 +254,14 @@ pub fn what_the_other_end_may_not_send_passes_as_it_is() {
         let (maps, container) = (ground.ebpf.maps(), place(family.client));
         let meaning = maps.addresses.get(&container).unwrap().unwrap();
         maps.addresses.insert(&container, &Meaning { crossing: 0, ..meaning }).unwrap();
+        // It goes on as it did until somebody says so, or what was found out holds no longer.
         let passed = soon(|| Some(arrive(&path, &right)).filter(|(verdict, _)| *verdict == PASS));
         assert_eq!(passed.1, right, "no way into the sandbox");
+        maps.addresses.insert(&container, &meaning).unwrap();
+        assert_eq!(arrive(&path, &right).0, REDIRECT);
+        maps.addresses.remove(&container).unwrap();
+        maps.changed().unwrap();
+        assert_eq!(arrive(&path, &right), (PASS, right.clone()), "to nobody");
     }
 }
 
@@ -283,12 +289,18 @@ pub fn containers_of_one_node_reach_each_other() {
         let (maps, client) = (ground.ebpf.maps(), place(family.client));
         let meaning = maps.addresses.get(&client).unwrap().unwrap();
         maps.addresses.insert(&client, &Meaning { balances: 0, ..meaning }).unwrap();
+        maps.changed().unwrap();
         let answer_frame = between(SANDBOX, BOX, &answer.bytes());
-        soon(|| {
+        let back = || {
             let (verdict, back) = ground.programs.run("netctl_from", OTHER, &answer_frame).unwrap();
             assert_eq!(verdict, REDIRECT);
-            (Packet::read(&back).source == answer.source).then_some(())
-        });
+            Packet::read(&back).source
+        };
+        assert_eq!(back(), answer.source);
+        // With the first service of a network somebody does, at once.
+        maps.addresses.insert(&client, &Meaning { balances: 1, ..meaning }).unwrap();
+        maps.changed().unwrap();
+        assert_eq!(back().to_string(), family.service);
     }
 }
 

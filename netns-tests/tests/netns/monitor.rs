@@ -210,20 +210,15 @@ fn each_drop_is_seen_with_its_reason(world: &World) {
 }
 
 fn what_the_kernel_drops_without_a_word_is_seen(world: &World) {
-    let cluster = Cluster::new(world, 1);
-    let n1 = cluster.n1();
+    let cluster = Cluster::new(world, 2);
+    let [n1, n2] = [cluster.n1(), cluster.n2()];
     n1.ok(&format!("network create shop {DUAL}"));
-    let (a, b) = (n1.attach("shop", "a"), n1.attach("shop", "b"));
+    let (a, b, far) = (n1.attach("shop", "a"), n1.attach("shop", "b"), n2.attach("shop", "far"));
     let watch = Watch::start(n1, "--type drop -o json");
     let because = |reason: &'static str| move |sighting: &Value| sighting["reason"] == reason;
     // A header that has been changed on its way.
     let [from, to] = ["a", "b"].map(|name| n1.addresses("shop", name)[0].parse().unwrap());
-    let mut broken = ipv4_udp((from, 4000), (to, 9), b"broken");
-    // It has an option, so the kernel carries it.
-    broken[10] ^= 1;
-    broken[0] = 0x46;
-    broken[9] = 50;
-    let frame = gateway_frame(&a.space, GATEWAYS[0].parse().unwrap(), None, &broken);
+    let frame = broken(&a, (from, 4000), to);
     let send = || send_frame(&a.space, "eth0", &frame);
     let dropped = watch.until("a broken header", send, because("ip-csum"));
     let packet = &dropped["packet"];
@@ -239,12 +234,28 @@ fn what_the_kernel_drops_without_a_word_is_seen(world: &World) {
     let packet = &dropped["packet"];
     assert_eq!((&packet["point"], &packet["network"]), (&json!("host"), &json!("shop")));
     assert_eq!(at(packet, "destination.address"), "198.51.100.7");
+    // Also against the tunnel.
+    n1.space.sh("nft 'add chain inet other input { type filter hook input priority 0; }'
+         nft add rule inet other input udp dport 4789 drop");
+    let to = &n1.addresses("shop", "b")[0];
+    let ping = || drop(far.space.try_sh(&format!("ping -c 1 -W 1 {to}")));
+    let dropped = watch.until("what a firewall has against the tunnel", ping, |sighting| {
+        at(sighting, "packet.source.endpoint") == "far"
+    });
+    let packet = &dropped["packet"];
+    assert_eq!((&dropped["reason"], &packet["point"]), (&json!("netfilter-drop"), &json!("host")));
+    let ends = (at(packet, "destination.endpoint"), &packet["network"], &packet["protocol"]);
+    assert_eq!(ends, (&json!("b"), &json!("shop"), &json!("icmp")));
     // What a rule of ours tells is told once.
     let before = watch.seen().len();
     let frame = foreign(&a);
     (0..5).for_each(|_| send_frame(&a.space, "eth0", &frame));
-    let last = || send_frame(&a.space, "eth0", &broken_frame(&a, &broken));
-    watch.until("the last", last, |sighting| at(sighting, "packet.destination.address") == "10.9.0.201");
+    let frame = broken(&a, (from, 4000), "10.9.0.201".parse().unwrap());
+    watch.until(
+        "the last",
+        || send_frame(&a.space, "eth0", &frame),
+        |sighting| at(sighting, "packet.destination.address") == "10.9.0.201",
+    );
     let foreign = watch
         .seen()
         .split_off(before)
@@ -275,21 +286,22 @@ fn of_what_goes_well_no_drop_is_seen(world: &World) {
     }
     n1.ok("endpoint detach a --network shop");
     let c = plug(n1, "c", None);
-    for watch in &watches {
-        let node = if std::ptr::eq(watch, &watches[0]) { &c } else { &b };
-        let frame = foreign(&node.container);
-        let space = &node.container.space;
-        watch.until("a drop", || send_frame(space, "eth0", &frame), |_| true);
-        let others: Vec<Value> =
-            watch.seen().into_iter().filter(|seen| seen["reason"] != "foreign-source").collect();
+    // What the kernel drops is told in its order.
+    for (watch, member) in watches.iter().zip([&c, &b]) {
+        let from = (member.addresses[0].parse().unwrap(), 4000);
+        let frame = broken(&member.container, from, "10.9.0.201".parse().unwrap());
+        let space = &member.container.space;
+        let is_last = |seen: &Value| seen["reason"] == "ip-csum";
+        watch.until("a drop", || send_frame(space, "eth0", &frame), is_last);
+        let others: Vec<Value> = watch.seen().into_iter().filter(|seen| !is_last(seen)).collect();
         assert!(others.is_empty(), "{others:#?}");
     }
 }
 
-/// A container's packet that the kernel drops, for an address of its own.
-fn broken_frame(container: &Container, packet: &[u8]) -> Vec<u8> {
-    let mut packet = packet.to_vec();
-    packet[19] = 201;
+/// A container's packet whose header has been changed on its way, of a protocol that the kernel carries.
+fn broken(container: &Container, from: (Ipv4Addr, u16), to: Ipv4Addr) -> Vec<u8> {
+    let mut packet = ipv4_udp(from, (to, 9), b"broken");
+    packet[9] = 50;
     gateway_frame(&container.space, GATEWAYS[0].parse().unwrap(), None, &packet)
 }
 

@@ -442,8 +442,11 @@ impl Balancing for ByEbpf {
             let silent = containers.iter().filter(|(_, meaning)| meaning.balances == 0);
             let changed: Vec<_> =
                 silent.map(|(place, meaning)| (*place, Meaning { balances: 1, ..*meaning })).collect();
-            let told = node.ebpf.maps().addresses.insert_all(&changed);
-            told.map_err(map_error("change", "addresses"))?;
+            if !changed.is_empty() {
+                let maps = node.ebpf.maps();
+                let told = maps.addresses.insert_all(&changed).and_then(|()| maps.changed());
+                told.map_err(map_error("change", "addresses"))?;
+            }
             self.entries.paths.containers.extend(changed);
         }
         let wanted = Table::wanted(self.network, balancer, &self.entries.table, &mut node.numbers);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
+use super::freed::Of;
 use super::sources::{Found, What};
 use crate::api::{Carrier, Party, Point, Seen, Sighting, SightingKind};
 use crate::kernel::Dropped;
@@ -75,18 +76,37 @@ impl Names {
                 (told.kind, told.reason) = (SightingKind::Lost, reason);
                 None
             }
-            What::Dropped(point, network, Dropped { reason, packet, .. })
-            | What::Freed(point, network, Dropped { reason, packet, .. }) => {
-                let network = network.and_then(|id| self.snapshot.networks.get(&id));
-                let number = network.map(|network| network.vni.number());
-                let network = number.and_then(|number| self.known(number));
-                told.reason = reason;
-                let headers = headers(&packet);
-                told.packet = headers.map(|headers| headers.seen(point, network.as_deref()));
-                network
+            What::Dropped(point, network, dropped) => {
+                let number = network.and_then(|network| self.number(network));
+                self.dropped(&mut told, point, number, dropped)
+            }
+            What::Freed(point, of, dropped) => {
+                let number = match of {
+                    Of::Network(network) => self.number(network),
+                    Of::Number(number) => Some(number),
+                };
+                self.dropped(&mut told, point, number, dropped)
             }
         };
         (network.map(|network| network.id), told)
+    }
+
+    fn number(&self, network: NetworkId) -> Option<u32> {
+        self.snapshot.networks.get(&network).map(|network| network.vni.number())
+    }
+
+    /// Tells of a dropped packet of a network, and which that is.
+    fn dropped(
+        &mut self,
+        told: &mut Sighting,
+        point: Point,
+        number: Option<u32>,
+        Dropped { reason, packet, .. }: Dropped,
+    ) -> Option<Arc<Known>> {
+        let network = number.and_then(|number| self.known(number));
+        told.reason = reason;
+        told.packet = headers(&packet).map(|headers| headers.seen(point, network.as_deref()));
+        network
     }
 
     fn known(&mut self, number: u32) -> Option<Arc<Known>> {
@@ -123,7 +143,7 @@ pub(super) fn ends(what: &What) -> Option<Ends> {
     Some((headers.source, headers.destination, headers.protocol))
 }
 
-/// Whether something that the kernel has let go of was dropped on its way through the network, and nobody has told.
+/// Whether something that the kernel has let go of was dropped on its way through a network.
 pub(super) fn is_drop(dropped: &Dropped) -> bool {
     let Some(headers) = headers(&dropped.packet) else { return false };
     let to = headers.destination.0;
@@ -132,11 +152,9 @@ pub(super) fn is_drop(dropped: &Dropped) -> bool {
         IpAddr::V4(to) => to.is_broadcast() || to.octets().starts_with(&[224, 0, 0]),
         IpAddr::V6(to) => to.segments()[0] & 0xff0f == 0xff02,
     };
-    // The programs tell of what they drop themselves.
-    let is_told = matches!(dropped.reason.as_str(), "tc-ingress" | "tc-egress");
     // Before Linux 6.3 messages of ICMPv6 go so that have been taken.
     let is_taken = dropped.reason == "not-specified" && headers.protocol == ICMPV6;
-    !is_for_link && !is_told && !is_taken
+    !is_for_link && !is_taken
 }
 
 fn party(network: Option<&Known>, (address, port): (IpAddr, Option<u16>)) -> Party {
@@ -363,7 +381,7 @@ mod tests {
         let there = [10, 9, 0, 3];
         assert!(told("ip-csum", there, None) && told("not-specified", there, None));
         assert!(told("ip-csum", there, Some(ICMPV6)) && told("ip-csum", [239, 1, 1, 1], None));
-        assert!(!told("tc-ingress", there, None) && !told("not-specified", there, Some(ICMPV6)));
+        assert!(!told("not-specified", there, Some(ICMPV6)));
         assert!(!told("ip-csum", [224, 0, 0, 251], None) && !told("ip-csum", [255; 4], None));
         let for_link =
             PacketBuilder::ipv6([0xfd; 16], [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 64);

@@ -12,7 +12,7 @@ use super::sources::{Found, What};
 /// How long the kernel's word waits: the log of rules gathers for 50 ms.
 const WAITS: Duration = Duration::from_millis(250);
 /// How many packets are remembered, and wait, at most.
-const MANY: usize = 4096;
+const MANY: usize = 512;
 
 #[derive(Debug, Default)]
 pub(super) struct Once {
@@ -25,7 +25,9 @@ pub(super) struct Once {
 impl Once {
     /// What is to be told now that this was found.
     pub(super) fn take(&mut self, found: Found, now: Instant) -> Vec<Found> {
-        self.told.retain(|(then, _)| now.duration_since(*then) < 2 * WAITS);
+        while self.told.front().is_some_and(|(then, _)| now.duration_since(*then) >= 2 * WAITS) {
+            self.told.pop_front();
+        }
         let Some(ends) = ends(&found.what) else { return vec![found] };
         if !matches!(found.what, What::Freed(..)) {
             match self.waiting.iter().position(|(_, waiting, _)| *waiting == ends) {
@@ -70,6 +72,7 @@ mod tests {
 
     use super::*;
     use crate::api::Point;
+    use crate::app::monitor::freed::Of;
     use crate::kernel::Dropped;
 
     fn packet(port: u16) -> Dropped {
@@ -88,7 +91,7 @@ mod tests {
     }
 
     fn by_kernel(port: u16) -> Found {
-        found(What::Freed(Point::Sandbox, None, packet(port)))
+        found(What::Freed(Point::Sandbox, Of::Number(7), packet(port)))
     }
 
     #[test]
@@ -130,7 +133,7 @@ mod tests {
         let (mut once, start) = (Once::default(), Instant::now());
         assert_eq!(once.take(found(What::Lost(3)), start).len(), 1);
         let cut = Dropped { packet: vec![0x45], ..packet(1) };
-        assert_eq!(once.take(found(What::Freed(Point::Host, None, cut)), start).len(), 1);
+        assert_eq!(once.take(found(What::Freed(Point::Host, Of::Number(7), cut)), start).len(), 1);
         assert!(once.told.is_empty() && once.next().is_none());
     }
 }

@@ -10,12 +10,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
-use super::names::is_drop;
+use super::freed::{Freed, Of};
 use super::{Demand, OFTEN};
 use crate::api::Point;
 use crate::app::agent::Agent;
 use crate::app::dataplane::Sandboxes;
-use crate::kernel::ebpf::{KernelDrop, KernelDrops, Report, Reports, nanoseconds};
+use crate::kernel::ebpf::{Report, Reports, nanoseconds};
 use crate::kernel::{self, Dropped, Drops, Netns, network_of};
 use crate::model::NetworkId;
 use crate::model::object::sandbox_name;
@@ -23,7 +23,7 @@ use crate::model::object::sandbox_name;
 /// For how long the programs report after they were told last: an agent that was killed tells them no more.
 const WANTED_FOR: Duration = Duration::from_secs(5);
 /// How many reports are read before somebody else has a turn.
-const AT_ONCE: usize = 256;
+pub(super) const AT_ONCE: usize = 256;
 /// How many dropped packets wait.
 const WAITING: usize = 1024;
 
@@ -44,7 +44,7 @@ pub(super) enum What {
     /// By a rule of a network's sandbox, or of the host; what the host drops may be of a network, too.
     Dropped(Point, Option<NetworkId>, Dropped),
     /// By the kernel, which tells of all that it drops.
-    Freed(Point, Option<NetworkId>, Dropped),
+    Freed(Point, Of, Dropped),
     /// So many packets could not be told.
     Lost(u64),
     /// Something is not seen at all, for this reason.
@@ -70,11 +70,7 @@ pub(super) struct Sources {
     every: u32,
     /// How many reports had no room, when it was looked at last.
     not_shown: Option<u64>,
-    /// None where the kernel does not say what it drops.
-    kernel: Option<AsyncFd<KernelDrops>>,
-    /// The namespaces of which it does, by their inodes, and how much had no room.
-    places: BTreeMap<u64, Option<NetworkId>>,
-    not_told: u64,
+    freed: Freed,
     sandboxes: watch::Receiver<Sandboxes>,
     readers: JoinSet<()>,
     read: BTreeMap<Place, AbortHandle>,
@@ -92,9 +88,7 @@ impl Sources {
             reports: None,
             every: 0,
             not_shown: None,
-            kernel: None,
-            places: BTreeMap::new(),
-            not_told: 0,
+            freed: Freed::new(agent.me.tunnel_port),
             sandboxes: agent.dataplane.sandboxes(),
             readers: JoinSet::new(),
             read: BTreeMap::new(),
@@ -118,47 +112,35 @@ impl Sources {
                 warn!(%error, "the programs do not report");
             }
             if let Ok(count) = reports.not_shown() {
-                let before = self.not_shown.replace(count).unwrap_or(count);
-                if count > before {
-                    self.tell(What::Lost(count - before));
+                let before = *self.not_shown.get_or_insert(count);
+                if count > before && self.tell(What::Lost(count - before)) {
+                    self.not_shown = Some(count);
                 }
             }
         }
-        if let Err(error) = self.watch_kernel().await {
-            self.cannot_see(Source::Kernel, &format!("what the kernel drops: {error}"));
+        let sandboxes = self.sandboxes.borrow().clone();
+        let renewed = match demand.drops && !self.blind.contains(&Source::Kernel) {
+            true => self.freed.renew(&sandboxes).await,
+            false => {
+                self.freed.stop();
+                Ok(0)
+            }
+        };
+        match renewed {
+            Ok(0) => {}
+            Ok(lost) => {
+                if self.tell(What::Lost(lost)) {
+                    self.freed.has_told(lost);
+                }
+            }
+            Err(error) => self.cannot_see(Source::Kernel, &format!("what the kernel drops: {error}")),
         }
         self.follow().await;
     }
 
-    /// Has the kernel tell what it drops in the host's namespace and in the sandboxes that there are.
-    async fn watch_kernel(&mut self) -> anyhow::Result<()> {
-        if self.blind.contains(&Source::Kernel) {
-            return Ok(());
-        }
-        if self.kernel.is_none() {
-            // It reads what all types of the kernel are.
-            let begun = tokio::task::spawn_blocking(KernelDrops::begin).await??;
-            // SAFETY: it keeps its one descriptor open for as long as it lives.
-            let begun = unsafe { AsyncFd::register(begun) };
-            self.kernel = Some(begun.map_err(std::io::Error::from)?);
-            self.not_told = 0;
-        }
-        let Some(kernel) = self.kernel.as_mut().map(AsyncFd::get_mut) else { return Ok(()) };
-        let sandboxes = self.sandboxes.borrow().clone();
-        let sandboxes = sandboxes.into_iter().map(|(network, inode)| (inode, Some(network)));
-        self.places = sandboxes.chain([(Netns::current()?.inode(), None)]).collect();
-        kernel.watch(self.places.keys().copied().collect())?;
-        let lost = kernel.lost()?;
-        let before = std::mem::replace(&mut self.not_told, lost);
-        if lost > before {
-            self.tell(What::Lost(lost - before));
-        }
-        Ok(())
-    }
-
-    /// Tells of something that is no packet. Where there is no room for it, drops are being told.
-    fn tell(&self, what: What) {
-        let _ = self.sender.try_send(Found { time: Timestamp::now(), share: 0, what });
+    /// Tells of something that is no packet, where there is room for it; else drops are being told.
+    fn tell(&self, what: What) -> bool {
+        self.sender.try_send(Found { time: Timestamp::now(), share: 0, what }).is_ok()
     }
 
     /// Tells once that something is not seen, and why.
@@ -212,7 +194,7 @@ impl Sources {
         tokio::select! {
             Some(found) = self.found.recv() => Some(vec![found]),
             found = reported(self.reports.as_mut(), self.every) => Some(found),
-            found = freed(self.kernel.as_mut(), &self.places) => Some(found),
+            found = self.freed.next() => Some(found),
             Ok(()) = self.sandboxes.changed() => None,
         }
     }
@@ -256,42 +238,6 @@ async fn reported(reports: Option<&mut AsyncFd<Reports>>, every: u32) -> Vec<Fou
     }
 }
 
-/// What the kernel has dropped.
-async fn freed(
-    kernel: Option<&mut AsyncFd<KernelDrops>>,
-    places: &BTreeMap<u64, Option<NetworkId>>,
-) -> Vec<Found> {
-    let Some(kernel) = kernel else { return pending().await };
-    loop {
-        let Ok(mut ready) = kernel.readable_mut().await else { return pending().await };
-        let mut found = Vec::new();
-        let now = (Timestamp::now(), nanoseconds().unwrap_or_default());
-        for _ in 0..AT_ONCE {
-            let Some(drop) = ready.get_inner_mut().take() else {
-                ready.clear_ready();
-                break;
-            };
-            let time = at(drop.time, now);
-            found.extend(as_freed(drop, places).map(|what| Found { time, share: 0, what }));
-        }
-        if !found.is_empty() {
-            return found;
-        }
-    }
-}
-
-/// What the kernel has dropped, where it is ours to tell.
-fn as_freed(drop: KernelDrop, places: &BTreeMap<u64, Option<NetworkId>>) -> Option<What> {
-    let (point, network) = match places.get(&drop.namespace)? {
-        Some(network) => (Point::Sandbox, *network),
-        // The host drops packets of its own, too.
-        None => (Point::Host, network_of(drop.interface)?),
-    };
-    let KernelDrop { interface, reason, packet, .. } = drop;
-    let dropped = Dropped { reason, packet, devices: [Some(interface), None] };
-    is_drop(&dropped).then_some(What::Freed(point, Some(network), dropped))
-}
-
 /// A report, at the time of the day.
 fn as_found(report: Report, every: u32, now: (Timestamp, u64)) -> Found {
     /// TCP's flags FIN, SYN and RST (RFC 9293, 3.1).
@@ -302,7 +248,7 @@ fn as_found(report: Report, every: u32, now: (Timestamp, u64)) -> Found {
 }
 
 /// The time of the day of something, of which both are known now.
-fn at(nanoseconds: u64, (now, monotonic): (Timestamp, u64)) -> Timestamp {
+pub(super) fn at(nanoseconds: u64, (now, monotonic): (Timestamp, u64)) -> Timestamp {
     let ago = i64::try_from(monotonic.saturating_sub(nanoseconds)).unwrap_or_default();
     now.checked_sub(SignedDuration::from_nanos(ago)).unwrap_or(now)
 }

@@ -1,11 +1,11 @@
 //! What the kernel drops, with its reason: a program at its tracepoint tells it while somebody watches. It needs
 //! none of the maps of a node, and goes with its value.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use aya::maps::{Array, HashMap as AnyHash, MapData, RingBuf};
+use aya::maps::{Array, HashMap as AnyHash, MapData, MapError, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf as Object, EbpfLoader, include_bytes_aligned};
 use bytemuck::{Pod, Zeroable};
@@ -29,6 +29,8 @@ struct Raw {
     time: u64,
     namespace: u32,
     interface: u32,
+    input: u32,
+    zero: u32,
     reason: u32,
     length: u32,
     packet: [u8; TOLD],
@@ -41,31 +43,48 @@ pub struct KernelDrop {
     pub time: u64,
     /// The inode of the namespace where that was.
     pub namespace: u64,
-    /// The device there by which the packet came last.
-    pub interface: u32,
+    /// The device there by which the packet had come, and that at which it was.
+    pub interfaces: [u32; 2],
     /// Why, as the kernel calls it: `IP_RPFILTER` is `ip-rpfilter`.
     pub reason: String,
     /// The beginning of the packet, without its frame.
     pub packet: Vec<u8>,
 }
 
+/// Where it is watched what the kernel drops.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Watched {
+    places: BTreeMap<u32, u32>,
+    devices: BTreeMap<u32, u32>,
+}
+
+impl Watched {
+    /// In the host's namespace, of packets that came or go by these devices, and in sandboxes; namespaces by their
+    /// inodes.
+    pub fn new(host: u64, devices: &[u32], sandboxes: impl Iterator<Item = u64>) -> Self {
+        // The kernel counts them in 32 bits.
+        let places = sandboxes.map(|inode| (inode as u32, 0)).chain([(host as u32, 1)]).collect();
+        Self { places, devices: devices.iter().map(|device| (*device, 0)).collect() }
+    }
+}
+
 /// What the kernel drops in some namespaces. Dropping this ends it.
 pub struct KernelDrops {
     _object: Object,
     places: AnyHash<MapData, u32, u32>,
+    devices: AnyHash<MapData, u32, u32>,
     lost: Array<MapData, u64>,
     ring: RingBuf<MapData>,
-    /// The namespaces that are watched.
-    watched: BTreeSet<u64>,
+    watched: Watched,
     reasons: HashMap<u32, String>,
 }
 
 impl KernelDrops {
-    /// Begins to watch; no namespace yet.
+    /// Begins to watch, nowhere yet; the tunnel has this UDP port.
     ///
     /// # Errors
     /// When the kernel does not say what its types are, or does not take the program.
-    pub fn begin() -> Result<Self, Error> {
+    pub fn begin(port: u16) -> Result<Self, Error> {
         let maps = |error| Error::Maps { program: PROGRAM, source: Box::new(error) };
         let refused = |error| Error::Program { program: PROGRAM, source: Box::new(error) };
         let types = |error: io::Error| Error::FileSystem {
@@ -75,30 +94,30 @@ impl KernelDrops {
         };
         let reasons = reasons().map_err(types)?;
         let btf = Btf::from_sys_fs().map_err(|error| refused(ProgramError::Btf(error)))?;
-        let mut object = EbpfLoader::new().btf(Some(&btf)).load(CODE).map_err(maps)?;
+        let port = u32::from(port.to_be());
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf)).override_global("port", &port, true);
+        let mut object = loader.load(CODE).map_err(maps)?;
         let program = object.program_mut(PROGRAM).ok_or(Error::Missing { program: PROGRAM })?;
         let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
         program.load("kfree_skb", &btf).map_err(refused)?;
         program.attach().map_err(refused)?;
-        let places = map(&mut object, "places")?;
+        let (places, devices) = (map(&mut object, "places")?, map(&mut object, "devices")?);
         let lost = map(&mut object, "lost")?;
         let ring = map(&mut object, "drops")?;
-        Ok(Self { _object: object, places, lost, ring, watched: BTreeSet::new(), reasons })
+        Ok(Self { _object: object, places, devices, lost, ring, watched: Watched::default(), reasons })
     }
 
-    /// Watches these namespaces, by their inodes, and no others.
+    /// Watches these and nothing else.
     ///
     /// # Errors
-    /// When the map cannot be written.
-    pub fn watch(&mut self, namespaces: BTreeSet<u64>) -> Result<(), Error> {
-        let failed = |error| failed("write", "places", error);
-        for new in namespaces.difference(&self.watched) {
-            self.places.insert(key(*new), 1, 0).map_err(failed)?;
-        }
-        for gone in self.watched.difference(&namespaces) {
-            self.places.remove(&key(*gone)).map_err(failed)?;
-        }
-        self.watched = namespaces;
+    /// When a map cannot be written.
+    pub fn watch(&mut self, wanted: Watched) -> Result<(), Error> {
+        let written = write(&mut self.devices, &self.watched.devices, &wanted.devices);
+        written.map_err(|error| failed("write", "devices", error))?;
+        let written = write(&mut self.places, &self.watched.places, &wanted.places);
+        written.map_err(|error| failed("write", "places", error))?;
+        self.watched = wanted;
         Ok(())
     }
 
@@ -120,7 +139,7 @@ impl KernelDrops {
             return Some(KernelDrop {
                 time: raw.time,
                 namespace: raw.namespace.into(),
-                interface: raw.interface,
+                interfaces: [raw.input, raw.interface],
                 reason: reason.unwrap_or_else(|| raw.reason.to_string()),
                 packet: raw.packet.get(..raw.length as usize).unwrap_or_default().to_vec(),
             });
@@ -140,20 +159,27 @@ impl std::fmt::Debug for KernelDrops {
     }
 }
 
-/// A namespace as the kernel counts it: in 32 bits.
-fn key(inode: u64) -> u32 {
-    inode as u32
+/// Makes a map of what it has.
+fn write(
+    map: &mut AnyHash<MapData, u32, u32>,
+    now: &BTreeMap<u32, u32>,
+    wanted: &BTreeMap<u32, u32>,
+) -> Result<(), MapError> {
+    for (key, value) in wanted.iter().filter(|(key, _)| !now.contains_key(key)) {
+        map.insert(key, value, 0)?;
+    }
+    now.keys().filter(|key| !wanted.contains_key(key)).try_for_each(|key| map.remove(key))
 }
 
 fn map<M>(object: &mut Object, name: &'static str) -> Result<M, Error>
 where
-    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+    M: TryFrom<aya::maps::Map, Error = MapError>,
 {
     let map = object.take_map(name).ok_or(Error::Missing { program: PROGRAM })?;
     M::try_from(map).map_err(|error| failed("open", name, error))
 }
 
-fn failed(action: &'static str, map: &'static str, error: aya::maps::MapError) -> Error {
+fn failed(action: &'static str, map: &'static str, error: MapError) -> Error {
     Error::Map { action, map, source: io::Error::other(error) }
 }
 

@@ -137,6 +137,9 @@ pub(super) fn apply(
     done("fronts", maps.fronts.insert_all(&fronts));
     done("addresses", maps.addresses.insert_all(&addresses));
     done("addresses", maps.addresses.remove_all(&lost_addresses));
+    if !(addresses.is_empty() && lost_addresses.is_empty()) {
+        done("generation", maps.changed());
+    }
     done("fronts", maps.fronts.remove_all(&lost_fronts));
     done("gateways", maps.gateways.remove_all(&lost_gateways));
     done("slots", maps.slots.remove_all(&lost_slots));
@@ -158,12 +161,16 @@ pub(super) fn apply_paths(
     let (containers, mut lost_containers) = difference(&now.containers, &wanted.containers);
     lost_containers.retain(|place| !table.addresses.contains_key(place));
     let (ways, lost_ways) = difference(&now.ways, &wanted.ways);
+    if containers.is_empty() && lost_containers.is_empty() && ways.is_empty() && lost_ways.is_empty() {
+        return Ok(());
+    }
     let done = |map, result: std::io::Result<()>| result.map_err(map_error("change", map));
     let outcomes = [
         done("addresses", maps.addresses.insert_all(&containers)),
         done("ways", maps.ways.insert_all(&ways)),
         done("ways", maps.ways.remove_all(&lost_ways)),
         done("addresses", maps.addresses.remove_all(&lost_containers)),
+        done("generation", maps.changed()),
     ];
     outcomes.into_iter().rfind(Result::is_err).unwrap_or(Ok(()))
 }
