@@ -8,6 +8,7 @@
 mod btf;
 mod clsact;
 mod drops;
+mod flows;
 mod layout;
 mod link;
 mod map;
@@ -31,6 +32,7 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use clsact::Filters;
 pub use drops::{KernelDrop, KernelDrops, Watched};
+pub use flows::{Exit, Flow, FlowKey};
 pub use layout::*;
 pub use map::{CpuMap, Map, difference};
 pub use names::{Name, NameKey, NameMaps, Telling};
@@ -148,8 +150,8 @@ pub struct Maps {
     pub watching: Map<u32, Watching>,
     /// What there was to see; [`Reports`] reads it.
     reports: OwnedFd,
-    /// What the programs remember of flows (`ebpf/flow.h`): nobody else looks at it.
-    flows: OwnedFd,
+    /// What the programs remember of flows, by their places.
+    pub flows: CpuMap<u32, Flow>,
     /// How often [`Maps::changed`] was called.
     generation: Map<u32, u64>,
 }
@@ -284,7 +286,7 @@ impl Maps {
             ("events", self.events.fd()),
             ("watching", self.watching.fd()),
             ("reports", self.reports.as_fd()),
-            ("flows", self.flows.as_fd()),
+            ("flows", self.flows.fd()),
             ("generation", self.generation.fd()),
         ];
         own.into_iter().chain(self.naming.all())
@@ -308,7 +310,7 @@ impl Maps {
             events: CpuMap::new(open_map(directory, "events")?).map_err(cpus("events"))?,
             watching: open_map(directory, "watching")?,
             reports: open_pin(directory, "reports")?.0,
-            flows: open_pin(directory, "flows")?.0,
+            flows: CpuMap::new(open_map(directory, "flows")?).map_err(cpus("flows"))?,
             generation: open_map(directory, "generation")?,
         })
     }

@@ -1,5 +1,6 @@
 //! The path that skips the stack: what takes it, and what does not.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 
@@ -7,7 +8,7 @@ use netctl::kernel::ebpf::{self, Maps, Tuple, detach};
 use serde_json::{Value, json};
 use world::Transport::Tcp;
 use world::{
-    Frames, Node, NodeOptions, Session, Space, Stream, Transfer, World, gateway_frame, ipv4_udp,
+    Frames, Node, NodeOptions, Session, Space, Stream, Transfer, World, gateway_frame, ipv4_udp, mac_of,
     send_frames, tcp_transfer, wait_for,
 };
 
@@ -72,6 +73,18 @@ fn nothing_is_forwarded(cluster: &Cluster) {
             assert_eq!((report.lost, report.duplicated), (0, 0), "UDP, {pair}: {report:?}");
             assert_eq!(sandboxes.each_ref().map(forwarded), before, "{pair}");
         }
+    }
+    // By which way they leave was found out once for many.
+    for (node, other) in [(cluster.n1(), cluster.n2()), (cluster.n2(), cluster.n1())] {
+        let [mine, theirs] = [node, other].map(|node| mac_of(&node.space, "eth0"));
+        let exits = node.space.enter(|| {
+            let (maps, wire) = (Maps::of_agent().unwrap(), ebpf::index("eth0").unwrap());
+            let places = maps.flows.keys().unwrap();
+            let flows = places.iter().flat_map(|place| maps.flows.get(place).unwrap().unwrap());
+            let exits = flows.filter(|flow| flow.exit.interface == wire);
+            exits.map(|flow| (flow.exit.source, flow.exit.destination)).collect::<BTreeSet<_>>()
+        });
+        assert_eq!(exits, [(mine, theirs)].into());
     }
 }
 

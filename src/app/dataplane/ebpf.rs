@@ -3,6 +3,7 @@
 mod asked;
 mod entries;
 mod import;
+mod leave;
 mod paths;
 mod table;
 
@@ -27,6 +28,8 @@ use crate::model::{EndpointId, NetworkId, Vni};
 use asked::Asked;
 use entries::{Entries, apply, apply_paths, changes, map_error, open_connections, read, timeouts_of};
 use import::Import;
+use leave::forget_paths;
+pub(super) use leave::{forget, remove};
 use paths::{Crossing, Paths};
 use table::{Numbers, Table, key_of};
 
@@ -536,53 +539,6 @@ impl Drop for ByEbpf {
 /// Opens the filters of the thread's namespace.
 fn filters() -> Result<Filters, kernel::Error> {
     Filters::open().map_err(|source| kernel::Error::System { action: "open a netlink socket", source })
-}
-
-/// Has what earlier agents attached leave all packets to the kernel, before the devices go by which they
-/// cross.
-fn forget_paths(maps: &Maps, left: &mut BTreeMap<u32, Entries>) -> Result<(), kernel::Error> {
-    for entries in left.values_mut() {
-        apply_paths(maps, &std::mem::take(&mut entries.paths), &Paths::default(), &entries.table)?;
-    }
-    Ok(())
-}
-
-/// The same on a node that balances otherwise; there the maps go.
-pub(super) fn forget() -> Result<(), kernel::Error> {
-    // IPVS takes no connections over.
-    let open = |maps: Maps| open_connections(&maps, &timeouts_of(&maps).ok()?).ok();
-    let open = Maps::of_agent().ok().and_then(open).unwrap_or_default();
-    let open: u32 = open.values().map(|(active, inactive)| active + inactive).sum();
-    if open > 0 {
-        warn!(connections = open, "connections that eBPF balanced end: this engine carries none on");
-    }
-    let failed = |source| kernel::Error::System {
-        action: "have the kernel carry what an earlier agent's eBPF carried",
-        source,
-    };
-    kernel::ebpf::leave_all().map_err(failed)?;
-    kernel::ebpf::remove_pins().map_err(|source| kernel::Error::System {
-        action: "remove the maps of an earlier agent's eBPF",
-        source,
-    })
-}
-
-/// Removes all of eBPF from a node that balances otherwise.
-pub(super) fn remove(sandbox: &Sandbox, containers: impl Iterator<Item = EndpointId>) {
-    let detached = sandbox.netns().enter(|| {
-        containers
-            .filter(|container| {
-                let device = Device::Endpoint(*container).to_string();
-                kernel::ebpf::detach(&device).unwrap_or_else(|error| {
-                    warn!(%error, "eBPF programs of an earlier agent are not detached");
-                    false
-                })
-            })
-            .count()
-    });
-    if let Ok(count @ 1..) = detached {
-        info!(sandbox = sandbox.name(), count, "eBPF programs of an earlier agent are detached");
-    }
 }
 
 /// The devices that lead to containers, by the containers' addresses.
