@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
-    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Filters, Front, Maps, Meaning, Programs,
+    Backend, ClientKey, Counts, EVENTS, Ebpf, FastPath, Filters, Front, Meaning, Programs,
     SCHEDULER_LEAST, TunnelEnd, Tuple,
 };
 use crate::kernel::{self, Sandbox, ipvs};
