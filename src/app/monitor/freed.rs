@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 
-use jiff::Timestamp;
 use tokio::io::unix::AsyncFd;
 
 use super::names::is_drop;
-use super::sources::{AT_ONCE, Found, What, at};
+use super::sources::{Found, What, at, taken};
 use crate::api::Point;
 use crate::app::dataplane::Sandboxes;
-use crate::kernel::ebpf::{KernelDrop, KernelDrops, Watched, nanoseconds};
+use crate::kernel::ebpf::{KernelDrop, KernelDrops, Watched};
 use crate::kernel::{Dropped, Netns, network_devices};
 use crate::model::NetworkId;
 
@@ -87,18 +86,12 @@ impl Freed {
     /// What was dropped next; perhaps nothing that is ours.
     pub(super) async fn next(&mut self) -> Vec<Found> {
         let Some(kernel) = &mut self.kernel else { return pending().await };
-        let Ok(mut ready) = kernel.readable_mut().await else { return pending().await };
-        let mut found = Vec::new();
-        let now = (Timestamp::now(), nanoseconds().unwrap_or_default());
-        for _ in 0..AT_ONCE {
-            let Some(drop) = ready.get_inner_mut().take() else {
-                ready.clear_ready();
-                break;
-            };
+        let (drops, now) = taken(kernel, KernelDrops::take).await;
+        let found = drops.into_iter().filter_map(|drop| {
             let time = at(drop.time, now);
-            found.extend(self.places.tell(drop).map(|what| Found { time, share: 0, what }));
-        }
-        found
+            self.places.tell(drop).map(|what| Found { time, share: 0, what })
+        });
+        found.collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -23,7 +24,7 @@ use crate::model::object::sandbox_name;
 /// For how long the programs report after they were told last: an agent that was killed tells them no more.
 const WANTED_FOR: Duration = Duration::from_secs(5);
 /// How many reports are read before somebody else has a turn.
-pub(super) const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 256;
 /// How many dropped packets wait.
 const WAITING: usize = 1024;
 
@@ -218,24 +219,30 @@ fn open_reports() -> anyhow::Result<Option<AsyncFd<Reports>>> {
     Ok(Some(unsafe { AsyncFd::register(reports) }.map_err(std::io::Error::from)?))
 }
 
-/// What the programs have reported.
+/// What the programs have reported; perhaps nothing.
 async fn reported(reports: Option<&mut AsyncFd<Reports>>, every: u32) -> Vec<Found> {
     let Some(reports) = reports else { return pending().await };
-    loop {
-        let Ok(mut ready) = reports.readable_mut().await else { return pending().await };
-        let mut found = Vec::new();
-        let now = (Timestamp::now(), nanoseconds().unwrap_or_default());
-        while let Some(report) = ready.get_inner_mut().take() {
-            found.push(as_found(report, every, now));
-            if found.len() >= AT_ONCE {
-                return found;
-            }
-        }
-        ready.clear_ready();
-        if !found.is_empty() {
-            return found;
-        }
+    let (reports, now) = taken(reports, Reports::take).await;
+    reports.into_iter().map(|report| as_found(report, every, now)).collect()
+}
+
+/// What there is in a ring buffer once there is something, though not more than is read at once, and when that is:
+/// the time of the day, and the kernel's.
+pub(super) async fn taken<S: AsRawFd, T>(
+    source: &mut AsyncFd<S>,
+    take: fn(&mut S) -> Option<T>,
+) -> (Vec<T>, (Timestamp, u64)) {
+    let Ok(mut ready) = source.readable_mut().await else { return pending().await };
+    let now = (Timestamp::now(), nanoseconds().unwrap_or_default());
+    let mut taken = Vec::new();
+    while taken.len() < AT_ONCE {
+        let Some(one) = take(ready.get_inner_mut()) else {
+            ready.clear_ready();
+            break;
+        };
+        taken.push(one);
     }
+    (taken, now)
 }
 
 /// A report, at the time of the day.
