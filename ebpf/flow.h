@@ -11,11 +11,9 @@
 #define FLOW_BITS 11
 // Over how many ways of the host's to a node flows are spread, where it has several.
 #define SPREAD 8
-// The flow of a packet that does not say of which connection it is.
-#define SPREAD_NONE SPREAD
 
 struct flow_key {
-    // The upper 24 bits are the network, the others `SPREAD…`.
+    // The upper 24 bits are the network, the others which of the ways.
     __u32 network;
     // The device that the packets come from; 0: the wire.
     __u32 interface;
@@ -69,13 +67,33 @@ name_flow(struct flow_key *key, const struct packet *packet, __u32 interface, __
     key->destination = packet->tuple.destination;
 }
 
-// The place of a flow: a multilinear hash, whose factors are odd and of no meaning, so that the products are
-// computed beside each other.
+// A multilinear hash of two addresses and something else: its factors are odd and of no meaning, and the products
+// are computed beside each other.
+static __always_inline __u64
+mix_addresses(__u64 other, const struct address *source, const struct address *destination) {
+    __u64 sum = other * 0x9e3779b97f4a7c15;
+    sum += source->halves[0] * 0xbf58476d1ce4e5b9 + source->halves[1] * 0x94d049bb133111eb;
+    sum += destination->halves[0] * 0xd6e8feb86659fd93 + destination->halves[1] * 0xff51afd7ed558ccd;
+    return (sum ^ sum >> 32) * 0x9e3779b97f4a7c15;
+}
+
+// The place of a flow.
 static __always_inline __u32 place_of(const struct flow_key *key) {
-    __u64 sum = ((__u64)key->network << 32 | key->interface) * 0x9e3779b97f4a7c15;
-    sum += key->source.halves[0] * 0xbf58476d1ce4e5b9 + key->source.halves[1] * 0x94d049bb133111eb;
-    sum += key->destination.halves[0] * 0xd6e8feb86659fd93 + key->destination.halves[1] * 0xff51afd7ed558ccd;
-    return (sum ^ sum >> 32) * 0x9e3779b97f4a7c15 >> (64 - FLOW_BITS);
+    __u64 other = (__u64)key->network << 32 | key->interface;
+    return mix_addresses(other, &key->source, &key->destination) >> (64 - FLOW_BITS);
+}
+
+// The hash of the connection that a packet belongs to: the kernel's where it has one, since it takes a packet apart
+// once more to find that out.
+static __always_inline __u32 hash_of(struct __sk_buff *skb, const struct packet *packet) {
+    __u32 ports = 0;
+    if (skb->hash)
+        return skb->hash;
+    if (load(skb, packet->transport, &ports, sizeof ports))
+        return 0;
+    __u32 hash = mix_addresses(ports, &packet->tuple.source, &packet->tuple.destination) >> 32;
+    bpf_set_hash(skb, hash);
+    return hash;
 }
 
 // Whether what is at a place is of this flow, and holds.

@@ -33,37 +33,12 @@ fits(struct __sk_buff *skb, const struct packet *packet, __u32 at, __u32 mtu) {
     return size + (words >> 4) * 4 <= mtu;
 }
 
-// The part of a header that a router changes, from the time that a packet has. What is written into a packet
-// goes by the kernel's function: it copies nothing that nobody else reads.
-struct aged_ipv4 {
-    __u8 time;
-    __u8 protocol;
-    __sum16 checksum;
-};
-
-// One router less until its time is over (RFC 1812, 5.3.1). The checksum changes with it: RFC 1141.
-static __always_inline struct aged_ipv4 aged(const struct packet *packet) {
-    __u32 checksum = packet->checksum + bpf_htons(0x0100);
-    return (struct aged_ipv4){packet->time - 1, packet->tuple.protocol, checksum + (checksum >= 0xffff)};
-}
-
-static __always_inline int age(struct __sk_buff *skb, const struct packet *packet, __u32 at) {
-    __u8 time = packet->time - 1;
-    struct aged_ipv4 ipv4 = aged(packet);
-    if (packet->ipv4)
-        return bpf_skb_store_bytes(skb, at + offsetof(struct iphdr, ttl), &ipv4, sizeof ipv4, 0);
-    // Unlike IPv4's, this header has no checksum that makes up for the change in a device's sum of it all.
-    return bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, hop_limit), &time, sizeof time,
-                               BPF_F_RECOMPUTE_CSUM);
-}
-
-// A frame with the beginning of its packet, in words. The first field is not written: with it all lie where they
-// can be written as a whole.
+// A frame with the beginning of its packet. The first field is not written: with it all lie where they can be
+// written as a whole.
 struct beginning {
     __u16 before;
     struct frame frame;
-    __be32 words[2];
-    struct aged_ipv4 aged;
+    struct opening within;
 };
 
 // A packet is for a container, from the router that it came to, and one router older.
@@ -75,11 +50,10 @@ static __always_inline int pass_on(
     __be16 protocol) {
     struct beginning beginning = {.frame = {*to, *router, protocol}};
     if (!packet->ipv4)
-        return age(skb, packet, ETH_HLEN) ||
+        return age_ipv6(skb, packet, ETH_HLEN) ||
                bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning.frame, 0);
-    if (load(skb, ETH_HLEN, beginning.words, sizeof beginning.words))
+    if (age_ipv4(skb, packet, &beginning.within))
         return -1;
-    beginning.aged = aged(packet);
     return bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning - sizeof beginning.before, 0);
 }
 
@@ -95,16 +69,19 @@ static __always_inline int deliver(struct __sk_buff *skb, struct packet *packet,
 }
 
 // Puts a packet into the tunnel, and across into the host's namespace. The mark says there which flow it is of.
-static __always_inline int
-encapsulate(struct __sk_buff *skb, struct packet *packet, struct flow *flow, __u32 place) {
+static __always_inline int encapsulate(
+    struct __sk_buff *skb, struct packet *packet, struct flow *flow, __u32 place, __u32 hash) {
     struct tunnel tunnel = {
         .flow = flow,
         .network = packet->tuple.network,
         .length = skb->len,
-        .hash = bpf_get_hash_recalc(skb),
+        .hash = hash,
         .protocol = skb->protocol,
         .congestion = packet->congestion,
+        .ipv4 = packet->ipv4,
     };
+    if (packet->ipv4 && age_ipv4(skb, packet, &tunnel.within))
+        return PASS;
     __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
                   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
     __u32 room;
@@ -122,7 +99,7 @@ encapsulate(struct __sk_buff *skb, struct packet *packet, struct flow *flow, __u
         if (write_ipv6(skb, &tunnel))
             return lost(packet);
     }
-    if (age(skb, packet, ETH_HLEN + room))
+    if (!packet->ipv4 && age_ipv6(skb, packet, ETH_HLEN + room))
         return lost(packet);
     skb->mark = place + 1;
     return bpf_redirect_peer(flow->way.crossing, 0);
@@ -159,7 +136,8 @@ SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 may_look) 
     struct flow_key key;
     if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST)
         return PASS;
-    name_flow(&key, packet, skb->ifindex, skb->hash ? skb->hash % SPREAD : SPREAD_NONE);
+    __u32 hash = hash_of(skb, packet);
+    name_flow(&key, packet, skb->ifindex, hash % SPREAD);
     __u32 place = place_of(&key);
     struct flow *flow = bpf_map_lookup_elem(&flows, &place);
     if (!flow)
@@ -176,5 +154,5 @@ SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 may_look) 
     bool is_here = flow->to.kind == ADDRESS_CONTAINER;
     if (!fits(skb, packet, ETH_HLEN, is_here ? flow->to.mtu : flow->way.mtu))
         return PASS;
-    return is_here ? deliver(skb, packet, &flow->to) : encapsulate(skb, packet, flow, place);
+    return is_here ? deliver(skb, packet, &flow->to) : encapsulate(skb, packet, flow, place, hash);
 }

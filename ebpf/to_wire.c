@@ -157,8 +157,7 @@ int netctl_wire_out(struct __sk_buff *skb) {
         bpf_map_update_elem(&hops, &key, &new, BPF_ANY);
         hop = &new;
     }
-    // A packet that does not say its connection is of several, which may leave by several ways.
-    if (flow && (flow->key.network & 0xff) != SPREAD_NONE)
+    if (flow)
         note_exit(flow, hop);
     struct bpf_redir_neigh next = {.nh_family = hop->family};
     __builtin_memcpy(next.ipv6_nh, hop->neighbour, sizeof next.ipv6_nh);

@@ -2,6 +2,7 @@
 // The tunnel (VXLAN, RFC 7348) without its device: headers are as the kernel's device writes and reads them,
 // so either end may do without the other's programs.
 #pragma once
+#include "age.h"
 #include "flow.h"
 
 // There is a network's number (RFC 7348, 5).
@@ -22,10 +23,12 @@ struct tunnel_headers {
     // In the upper 24 bits.
     __be32 network;
     struct frame frame;
+    // How a packet of IPv4 within begins, which lies at no multiple of four.
+    __be16 within[sizeof(struct opening) / 2];
 };
 
-// What a packet in the tunnel begins with. The first field is not written, nor what follows the last: with them
-// all fields lie where they can be written as a whole.
+// What a packet in the tunnel begins with. The first field is not written: with it all lie where they can be
+// written as a whole.
 struct tunnel_ipv4 {
     __u16 before;
     struct frame frame;
@@ -41,7 +44,7 @@ struct tunnel_ipv6 {
 };
 
 // How long the headers after the addresses are.
-#define TUNNEL_HEADERS (offsetof(struct tunnel_headers, frame) + sizeof(struct frame))
+#define TUNNEL_HEADERS offsetof(struct tunnel_headers, within)
 
 // A length as a header has it; none where it has no room for it, since the packet is cut later.
 static __always_inline __be16 length_of(__u32 length) {
@@ -56,6 +59,9 @@ struct tunnel {
     __u32 hash;
     __be16 protocol;
     __u8 congestion;
+    // How the packet within begins, where it is one of IPv4: that is written with the headers.
+    bool ipv4;
+    struct opening within;
 };
 
 static __always_inline void write_headers(struct tunnel_headers *headers, const struct tunnel *tunnel) {
@@ -69,6 +75,7 @@ static __always_inline void write_headers(struct tunnel_headers *headers, const 
     headers->frame.source = tunnel->flow->way.local_mac;
     headers->frame.destination = tunnel->flow->way.remote_mac;
     headers->frame.protocol = tunnel->protocol;
+    __builtin_memcpy(headers->within, &tunnel->within, sizeof headers->within);
 }
 
 static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel *tunnel) {
@@ -91,7 +98,8 @@ static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel
     outer.ip.check = checksum_of(&outer.ip);
     write_headers(&outer.headers, tunnel);
     __u32 length = ETH_HLEN + sizeof outer.ip + TUNNEL_HEADERS;
-    return bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
+    return tunnel->ipv4 ? bpf_skb_store_bytes(skb, 0, &outer.frame, length + sizeof tunnel->within, 0)
+                        : bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
 }
 
 static __always_inline int write_ipv6(struct __sk_buff *skb, const struct tunnel *tunnel) {
@@ -107,7 +115,8 @@ static __always_inline int write_ipv6(struct __sk_buff *skb, const struct tunnel
     __builtin_memcpy(&outer.ip.daddr, &tunnel->flow->way.remote, sizeof outer.ip.daddr);
     write_headers(&outer.headers, tunnel);
     __u32 length = ETH_HLEN + sizeof outer.ip + TUNNEL_HEADERS;
-    return bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
+    return tunnel->ipv4 ? bpf_skb_store_bytes(skb, 0, &outer.frame, length + sizeof tunnel->within, 0)
+                        : bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
 }
 
 // Where a packet in the tunnel comes from, and where it begins.

@@ -31,7 +31,8 @@ fn main() {
         maps: entries_are_written_read_and_removed_by_the_thousand, a_full_map_says_so,
             maps_outlive_who_opened_them_and_grow_when_they_are_to;
         programs: the_verifier_follows_no_more_instructions_than_before,
-            a_program_is_attached_once_replaced_and_detached;
+            a_program_is_attached_once_replaced_and_detached,
+            a_crossing_runs_its_program_where_it_costs_less_when_there_is_time;
         balance: what_is_for_nobody_we_know_passes_as_it_is,
             a_connection_goes_to_one_backend_and_its_answers_come_from_the_service,
             backends_take_turns_by_their_weights, a_hash_keeps_a_client_at_its_backend,

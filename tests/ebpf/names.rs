@@ -229,13 +229,14 @@ pub fn what_only_the_agent_knows_goes_to_it_as_it_is() {
 
 /// Queries with some bytes that are others, and some more or less: whatever is told, the agent would tell.
 pub fn what_is_told_of_any_bytes_the_agent_would_tell() {
-    const ROUNDS: u32 = 50_000;
+    // Where the processor is emulated each takes ten times as long, and finds the same.
+    let rounds = if std::env::var_os("NETCTL_VM").is_some() { 5_000 } else { 50_000 };
     let known = Known::new("netctl.internal");
     let mut rng = SmallRng::seed_from_u64(20_261);
     let names = ["web.", "six.shop.", "four.shop.netctl.internal.", "web.mail.", "nobody."];
     let kinds = [RecordType::A, RecordType::AAAA, RecordType::TXT];
     let mut told = 0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let name = *names.choose(&mut rng).unwrap();
         let plain = query(name, *kinds.choose(&mut rng).unwrap());
         let asked = if rng.random() { with_edns(&plain, rng.random()) } else { plain };
@@ -259,7 +260,7 @@ pub fn what_is_told_of_any_bytes_the_agent_would_tell() {
         let read = Message::from_vec(&bytes).unwrap_or_else(|error| panic!("{bytes:x?}: {error}"));
         assert_eq!(Message::from_vec(&answer.data).unwrap(), known.agent(&read), "{bytes:x?}");
     }
-    assert!((ROUNDS / 10..ROUNDS).contains(&told), "{told} of {ROUNDS}");
+    assert!((rounds / 10..rounds).contains(&told), "{told} of {rounds}");
 }
 
 pub fn who_is_no_name_server_is_not_spoken_for() {

@@ -1,8 +1,9 @@
 //! Loading and attaching programs.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
-use netctl::kernel::ebpf::{Attached, FastPath, Filters, Programs, TunnelEnd, detach};
+use netctl::kernel::ebpf::{Attached, FastPath, Filters, Programs, TunnelEnd, attached, detach};
 
 use crate::ground::{DEVICE, FAMILIES, Ground, OTHER, PASS};
 use crate::group::Group;
@@ -11,13 +12,14 @@ use crate::packet::{Packet, SYN};
 /// How many instructions the verifier may follow in each: what it took when it was written, and a bit,
 /// since kernels differ. Who needs more changes it here, and says why: what those see who watch costs 1,200 in
 /// each of `netctl_from` and `netctl_wire_out`, 500 in the others; headers that are read in place 300 in each;
-/// answering names 2,900; remembering by which way a flow leaves 900 in `netctl_wire_out`.
+/// answering names 2,900; remembering by which way a flow leaves 900 in `netctl_wire_out`; writing how a packet
+/// begins with the headers before it 500 in `netctl_wire_in`.
 const INSTRUCTIONS: [(&str, u32); 14] = [
     ("netctl_from", 18_000),
     ("netctl_to", 8_000),
     ("netctl_into", 20),
     ("netctl_wire_out", 2_900),
-    ("netctl_wire_in", 7_000),
+    ("netctl_wire_in", 7_500),
     ("netctl_connect4", 2_000),
     ("netctl_connect6", 2_600),
     ("netctl_send4", 4_900),
@@ -70,4 +72,39 @@ pub fn a_program_is_attached_once_replaced_and_detached() {
     assert!(ground.programs.attach(filters, DEVICE).unwrap().changed);
     let error = ground.programs.attach(filters, "none").unwrap_err().to_string();
     assert!(error.contains("none"), "{error}");
+}
+
+pub fn a_crossing_runs_its_program_where_it_costs_less_when_there_is_time() {
+    let ground = Ground::new(16);
+    let end = TunnelEnd { address: "192.168.50.1".parse().unwrap(), port: 4789 };
+    let load = || ground.ebpf.load_path(end).unwrap().into;
+    let (first, next) = (load(), load());
+    let filters = &mut Filters::open().unwrap();
+    // Since Linux 6.6.
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap());
+    let has_tcx = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 6);
+    assert!(first.attach(filters, DEVICE).unwrap().changed);
+    assert_eq!(first.hasten(filters, DEVICE).unwrap(), has_tcx);
+    assert!(!first.hasten(filters, DEVICE).unwrap(), "it is there");
+    assert_eq!(attached(DEVICE).unwrap(), ["netctl_into"]);
+    // That of the next agent takes both places of the first one's.
+    assert!(next.attach(filters, DEVICE).unwrap().changed);
+    assert!(!next.hasten(filters, DEVICE).unwrap());
+    assert!(!next.attach(filters, DEVICE).unwrap().changed);
+    // Whoever removes the filter does not end what comes before it, and the filter comes back.
+    let removed = Command::new("tc").args(["qdisc", "del", "dev", DEVICE, "clsact"]).status();
+    assert!(removed.unwrap().success());
+    assert_eq!(!attached(DEVICE).unwrap().is_empty(), has_tcx);
+    assert!(next.attach(filters, DEVICE).unwrap().changed);
+    assert!(!next.attach(filters, DEVICE).unwrap().changed);
+    assert!(detach(DEVICE).unwrap());
+    assert!(attached(DEVICE).unwrap().is_empty());
+    assert!(!detach(DEVICE).unwrap());
+    // What needs time is not there without what is there at once.
+    assert!(first.attach(filters, DEVICE).unwrap().changed);
+    assert_eq!(first.hasten(filters, DEVICE).unwrap(), has_tcx);
+    let of_containers = &ground.programs;
+    assert!(of_containers.attach(filters, OTHER).unwrap().changed);
+    assert!(!of_containers.hasten(filters, OTHER).unwrap(), "they come and go too often for it");
 }

@@ -268,8 +268,10 @@ fn what_the_kernel_drops_without_a_word_is_seen(world: &World) {
 fn of_what_goes_well_no_drop_is_seen(world: &World) {
     let shop = Shop::new(world, 2, json!({}), |config| config);
     let [n1, n2] = [shop.cluster.n1(), shop.cluster.n2()];
-    let watches = [n1, n2].map(|node| Watch::start(node, "--type drop -o json"));
     let [a, b] = [plug(n1, "a", None), plug(n2, "b", None)];
+    // Until each node has heard of the other's container, packets to it are refused.
+    assert!(a.container.space.reaches(&b.addresses[0]) && b.container.space.reaches(&a.addresses[0]));
+    let watches = [n1, n2].map(|node| Watch::start(node, "--type drop -o json"));
     for _ in 0..2 {
         for (server, own) in GATEWAYS.iter().zip(&a.addresses) {
             assert!(a.container.space.ping(server) && b.container.space.ping(own));

@@ -278,9 +278,14 @@ fn it_is_switched_off_and_on_under_running_connections(world: &World) {
     asked.shop.cluster.terminate(0);
     asked.shop.cluster.start(0);
     assert_eq!(first.ask().unwrap().server, "b2");
-    let before = balanced(asked.n1());
-    let mut second = session_with(asked.from(), &vip, 80, "b2");
-    assert!(balanced(asked.n1()) > before, "its packets are balanced");
+    // The kernel detaches what nobody keeps a moment later.
+    let mut opened = None;
+    wait_for("its packets are balanced", || {
+        let before = balanced(asked.n1());
+        opened = Some(session_with(asked.from(), &vip, 80, "b2"));
+        balanced(asked.n1()) > before
+    });
+    let mut second = opened.expect("it was waited for");
     assert_eq!(second.peer().unwrap(), SocketAddr::new(parse(&vip), 80));
     let node = asked.n1().ok("node inspect n1").stdout;
     assert!(

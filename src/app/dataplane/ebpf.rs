@@ -48,6 +48,8 @@ pub(super) struct Node {
     /// What an earlier agent left, by network, until somebody asks for it.
     left: BTreeMap<u32, Entries>,
     scan: Option<Scan>,
+    /// When all have waited for a pair to run programs where they cost less.
+    hastened: Option<Instant>,
 }
 
 /// What the maps held at a moment, of all networks: what each of them looks at is read once.
@@ -62,6 +64,8 @@ struct Scan {
 
 /// For how long a scan will do.
 const FRESH: Duration = Duration::from_millis(300);
+/// How long the node is left alone after it has waited for a grace period of RCU.
+const PAUSE: Duration = Duration::from_millis(500);
 
 impl Node {
     /// Opens the maps, and reads what is in them. Where a tunnel's end is given, packets skip the stack; where
@@ -90,7 +94,8 @@ impl Node {
         if let Some(asked) = &asked {
             numbers.skip_backends(asked.last_backend()?);
         }
-        let mut node = Self { left, ebpf, fast, wired, unfit, numbers, asked, scan: None };
+        let mut node =
+            Self { left, ebpf, fast, wired, unfit, numbers, asked, scan: None, hastened: None };
         for entries in node.left.values() {
             node.numbers.take(&entries.table);
         }
@@ -315,6 +320,24 @@ impl ByEbpf {
         Ok(u64::from(inside.changed) + u64::from(outside.changed))
     }
 
+    /// Has the pair by which packets cross run the programs where each packet costs less, too; not before the
+    /// node has had a pause from that.
+    fn hasten_crossing(&self, sandbox: &Sandbox) -> Result<(), kernel::Error> {
+        let mut node = self.node.borrow_mut();
+        let Some(fast) = &node.fast else { return Ok(()) };
+        if node.hastened.is_some_and(|at| at.elapsed() < PAUSE) {
+            return Ok(());
+        }
+        let inside = sandbox.netns().enter(|| {
+            Ok::<_, kernel::Error>(fast.into.hasten(&mut filters()?, &Device::Crossing.to_string())?)
+        })??;
+        if inside | fast.to_wire.hasten(&mut filters()?, &self.outside)? {
+            node.hastened = Some(Instant::now());
+            info!(sandbox = sandbox.name(), "packets cross it by TCX from here on");
+        }
+        Ok(())
+    }
+
     /// Has packets carried by what is in the sandbox.
     fn carry(&mut self, objects: &BTreeSet<Object>) -> Result<(), kernel::Error> {
         let balances = !self.balancer.fronts.is_empty();
@@ -423,6 +446,7 @@ impl Balancing for ByEbpf {
         let mut detached = self.attach_again(sandbox)?;
         if self.crossing.take().is_some() && has_crossing(objects) {
             detached += self.attach_crossing(sandbox)?;
+            self.hasten_crossing(sandbox)?;
         }
         if detached > 0 {
             warn!(sandbox = sandbox.name(), detached, "eBPF programs were detached: they are back");

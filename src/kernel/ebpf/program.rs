@@ -1,7 +1,7 @@
 //! The programs: loading them, and attaching them to devices.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use aya::programs::{Program, ProgramError};
@@ -25,12 +25,21 @@ pub(super) struct Source {
 /// What sort of device a program is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// One that comes and goes with a container or a network: a filter of `clsact` costs some hundred
-    /// microseconds. TCX has all wait for a grace period of RCU, some ten milliseconds, when a program is
-    /// attached and when the device goes.
+    /// One that comes and goes with a container: a filter of `clsact` costs some hundred microseconds. TCX has
+    /// all wait for a grace period of RCU, some ten milliseconds, when the first program is attached and when
+    /// the device goes.
     Passing,
+    /// One that comes and goes with a network: a filter at once, and TCX before it as soon as there is time.
+    Crossing,
     /// One of the host's that stays: TCX where the kernel has it (Linux 6.6), since others may attach there.
     Lasting,
+}
+
+/// How a device runs a program. What TCX has seen to the filters do not see; each packet costs less there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Filter,
+    Tcx,
 }
 
 macro_rules! source {
@@ -47,9 +56,9 @@ const OF_CONTAINER: [Source; 2] = [
     source!("netctl_from", "from_container", In, Passing),
 ];
 /// Where what the wire brought crosses a sandbox.
-const INTO: Source = source!("netctl_into", "into_container", In, Passing);
+const INTO: Source = source!("netctl_into", "into_container", In, Crossing);
 /// Where what is for the wire enters the host's namespace.
-const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", In, Passing);
+const TO_WIRE: Source = source!("netctl_wire_out", "to_wire", In, Crossing);
 /// Where the wire ends.
 const FROM_WIRE: Source = source!("netctl_wire_in", "from_wire", In, Lasting);
 
@@ -77,6 +86,11 @@ impl Loaded {
     fn placed(&self) -> Placed<'_> {
         let Source { name, direction, .. } = self.source;
         Placed { direction, program: self.fd.as_fd(), name }
+    }
+
+    /// Has a device run it by TCX.
+    fn attach(&self, interface: u32, replaced: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        sys::attach(self.source.direction, interface, self.fd.as_fd(), replaced)
     }
 }
 
@@ -195,19 +209,23 @@ impl Programs {
         let interface = index(device)?;
         let (mut changed, mut placed) = (false, Vec::new());
         for loaded in &self.loaded {
-            let Loaded { source, fd, id, .. } = loaded;
-            let there = source.attached(filters, interface).map_err(attach_error("look at", device))?;
-            let replaced = match there.as_slice() {
-                [(there, _)] if there == id => continue,
-                [] => None,
-                [(_, replaced), ..] => Some(replaced.as_fd()),
-            };
-            changed = true;
-            if source.is_by_tcx() {
-                let attached = sys::attach(source.direction, interface, fd.as_fd(), replaced);
-                attached.map_err(attach_error("attach", device))?;
-            } else {
-                placed.push(loaded.placed());
+            for (hook, has_time) in loaded.source.hooks() {
+                let there = loaded.source.attached(filters, *hook, interface);
+                let there = there.map_err(attach_error("look at", device))?;
+                let replaced = match there.as_slice() {
+                    [(there, _)] if *there == loaded.id => continue,
+                    [] if *has_time => continue,
+                    [] => None,
+                    [(_, replaced), ..] => Some(replaced.as_fd()),
+                };
+                changed = true;
+                match hook {
+                    Hook::Filter => placed.push(loaded.placed()),
+                    Hook::Tcx => {
+                        let attached = loaded.attach(interface, replaced);
+                        attached.map_err(attach_error("attach", device))?;
+                    }
+                }
             }
         }
         if !placed.is_empty() {
@@ -226,6 +244,26 @@ impl Programs {
         let placed: Vec<_> = self.loaded.iter().map(Loaded::placed).collect();
         let done = filters.place(interface, &placed);
         done.map(|()| interface).map_err(attach_error("attach", device))
+    }
+
+    /// Has a device that runs them as filters run them by TCX too, where the kernel has it. All wait for a grace
+    /// period of RCU then; tells whether they did.
+    ///
+    /// # Errors
+    /// When there is no such device, or the kernel refuses.
+    pub fn hasten(&self, filters: &mut Filters, device: &str) -> Result<bool, Error> {
+        let interface = index(device)?;
+        let mut changed = false;
+        for loaded in &self.loaded {
+            for (hook, _) in loaded.source.hooks().iter().filter(|(_, has_time)| *has_time) {
+                let there = loaded.source.attached(filters, *hook, interface);
+                if there.map_err(attach_error("look at", device))?.is_empty() {
+                    loaded.attach(interface, None).map_err(attach_error("attach", device))?;
+                    changed = true;
+                }
+            }
+        }
+        Ok(changed)
     }
 
     /// How many instructions the kernel's verifier has followed in each, where it tells.
@@ -255,18 +293,21 @@ pub fn detach(device: &str) -> Result<bool, Error> {
     let mut filters = open_filters(device)?;
     let mut changed = false;
     for source in sources().rev() {
-        let there = match source.attached(&mut filters, interface) {
-            // Where the kernel has no eBPF, or gives none to us, nothing is attached.
-            Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
-            there => there.map_err(attach_error("look at", device))?,
-        };
-        for (_, program) in there {
-            let detached = match source.is_by_tcx() {
-                true => sys::detach(source.direction, interface, program.as_fd()),
-                false => filters.remove(source.direction, interface),
+        // The other way round than they were attached: no packet meets a program whose next one is gone.
+        for (hook, _) in source.hooks().iter().rev() {
+            let there = match source.attached(&mut filters, *hook, interface) {
+                // Where the kernel has no eBPF, or gives none to us, nothing is attached.
+                Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
+                there => there.map_err(attach_error("look at", device))?,
             };
-            detached.map_err(attach_error("detach", device))?;
-            changed = true;
+            for (_, program) in there {
+                let detached = match hook {
+                    Hook::Tcx => sys::detach(source.direction, interface, program.as_fd()),
+                    Hook::Filter => filters.remove(source.direction, interface),
+                };
+                detached.map_err(attach_error("detach", device))?;
+                changed = true;
+            }
         }
     }
     Ok(changed)
@@ -281,11 +322,15 @@ pub fn attached(device: &str) -> Result<Vec<&'static str>, Error> {
     let mut filters = open_filters(device)?;
     let mut names = Vec::new();
     for source in sources() {
-        let there = match source.attached(&mut filters, interface) {
-            Err(Errno::ENOSYS | Errno::EPERM) => return Ok(Vec::new()),
-            there => there.map_err(attach_error("look at", device))?,
-        };
-        names.extend(there.iter().map(|_| source.name));
+        for (hook, _) in source.hooks() {
+            let there = match source.attached(&mut filters, *hook, interface) {
+                Err(Errno::ENOSYS | Errno::EPERM) => return Ok(Vec::new()),
+                there => there.map_err(attach_error("look at", device))?,
+            };
+            if !there.is_empty() && !names.contains(&source.name) {
+                names.push(source.name);
+            }
+        }
     }
     Ok(names)
 }
@@ -296,20 +341,29 @@ fn open_filters(device: &str) -> Result<Filters, Error> {
 }
 
 impl Source {
-    /// Whether it is attached to its device as such (TCX), not as a filter.
-    fn is_by_tcx(&self) -> bool {
-        static HAS: OnceLock<bool> = OnceLock::new();
+    /// How its devices run it, and whether that has time.
+    fn hooks(&self) -> &'static [(Hook, bool)] {
+        static HAS_TCX: OnceLock<bool> = OnceLock::new();
         // Every namespace has `lo`, as its first device.
-        self.place == Place::Lasting
-            && *HAS.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL))
+        let has_tcx = || *HAS_TCX.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL));
+        match self.place {
+            Place::Lasting if has_tcx() => &[(Hook::Tcx, false)],
+            Place::Crossing if has_tcx() => &[(Hook::Filter, false), (Hook::Tcx, true)],
+            _ => &[(Hook::Filter, false)],
+        }
     }
 
-    /// The programs of ours with its name that are attached to a device, with their numbers.
-    fn attached(&self, filters: &mut Filters, interface: u32) -> Result<Vec<(u32, OwnedFd)>, Errno> {
+    /// The programs of ours with its name that a device runs in this way, with their numbers.
+    fn attached(
+        &self,
+        filters: &mut Filters,
+        hook: Hook,
+        interface: u32,
+    ) -> Result<Vec<(u32, OwnedFd)>, Errno> {
         let mut ours = Vec::new();
-        let attached = match self.is_by_tcx() {
-            true => sys::attached(self.direction, interface)?,
-            false => filters.there(self.direction, interface, self.name)?,
+        let attached = match hook {
+            Hook::Tcx => sys::attached(self.direction, interface)?,
+            Hook::Filter => filters.there(self.direction, interface, self.name)?,
         };
         for id in attached {
             // One that has gone since then is none.

@@ -5,12 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netctl::kernel::ebpf::Maps;
-use world::{Agent, Config, Container, Etcd, Node, Space};
+use world::{Agent, Config, Container, Etcd, Node, Space, eventually};
 
 use crate::lb_scale::{nft_chains, write};
 use crate::report::{Better, Metric, Report};
 use crate::traffic::{IPERF_PORT, PORT, Path};
 use crate::{Ground, bridge, plain, progress};
+
+pub const VIP_HELP: &str = "\
+a service's address: by eBPF, beside none, nftables and IPVS
+
+The part of datapath about a service on one node, with one way more (ipvs): the same service on a node that
+balances by IPVS. Runs in the virtual machine of scripts/vm where this machine's kernel has none; there
+everything is ten times slower, on all sides.";
 
 pub const HELP: &str = "\
 eBPF: packets past the stack, and services, beside the kernel's own ways
@@ -59,16 +66,29 @@ pub fn run(ground: &Ground) -> Report {
     let stack = cluster(ground, &etcd, "stack", &[("fast_path", "false")]);
     across(ground, &mut report, &fast, &stack);
     within(ground, &mut report, &fast, &stack);
-    service(ground, &mut report, &fast);
+    let ours = service(&fast);
+    vip(ground, &mut report, &ours, &[]);
+    services(ground, &mut report, &fast, &ours);
     // The last one: every connect is asked from here on, also those of others.
     sockets(ground, &mut report, &etcd);
+    report
+}
+
+/// A service's address, beside IPVS.
+pub fn run_vip(ground: &Ground) -> Report {
+    let mut report = Report::default();
+    let etcd = ground.world.etcd();
+    let [ebpf, ipvs] =
+        ["ebpf", "ipvs"].map(|engine| cluster(ground, &etcd, engine, &[("lb", &format!("{engine:?}"))]));
+    let [ours, theirs] = [&ebpf, &ipvs].map(service);
+    vip(ground, &mut report, &ours, &[("ipvs", &theirs.through)]);
     report
 }
 
 /// Two nodes with agents, and their networks.
 struct Nodes {
     nodes: [Arc<Node>; 2],
-    _agents: [Agent; 2],
+    agents: [Agent; 2],
 }
 
 /// Two nodes with a wire between them, where they have these addresses.
@@ -87,12 +107,12 @@ fn wired(ground: &Ground, name: &str) -> ([Arc<Node>; 2], [&'static str; 2]) {
 fn cluster(ground: &Ground, etcd: &Etcd, name: &str, settings: &[(&str, &str)]) -> Nodes {
     progress(&format!("two nodes: {name}"));
     let config = plain(Config::etcd(etcd)).store("prefix", &format!("{name}/"));
-    let config = settings.iter().fold(config, |config, (key, value)| config.raw(key, value));
     let config = config.set("lb", "ebpf");
+    let config = settings.iter().fold(config, |config, (key, value)| config.raw(key, value));
     let (nodes, ends) = wired(ground, name);
     let agents = [0, 1].map(|at| nodes[at].agent(&config.clone().set("underlay", ends[at])));
     nodes[0].ok("network create bench --subnet 10.9.0.0/24");
-    Nodes { nodes, _agents: agents }
+    Nodes { nodes, agents }
 }
 
 impl Nodes {
@@ -105,10 +125,17 @@ impl Nodes {
         let path = Path::new(&client.space, &server.space, &address);
         (client, server, path)
     }
+
+    /// Waits until programs are where each packet costs least, if the kernel has that (TCX): agents do it at a check.
+    fn settle(&self) {
+        let is_settled = |agent: &Agent| agent.log_tail().contains("TCX");
+        let _ = eventually(Duration::from_secs(15), || self.agents.iter().all(is_settled));
+    }
 }
 
 fn across(ground: &Ground, report: &mut Report, fast: &Nodes, stack: &Nodes) {
     let ours = fast.path([0, 1], ["near", "far"], "");
+    fast.settle();
     let through = stack.path([0, 1], ["near", "far"], "");
     let (nodes, ends) = wired(ground, "bridge");
     let classic = bridge::make_between(&nodes, ends);
@@ -138,27 +165,44 @@ fn within(ground: &Ground, report: &mut Report, fast: &Nodes, stack: &Nodes) {
     measure(ground, report, "one", &ours.2, &peers, &PROBES);
 }
 
-fn service(ground: &Ground, report: &mut Report, fast: &Nodes) {
+/// A service on one node, and a container that uses it.
+struct Served {
+    /// By the service's address.
+    through: Path,
+    /// Straight to its backend; keeps what answers.
+    direct: Path,
+    _containers: [Container; 2],
+}
+
+fn service(nodes: &Nodes) -> Served {
     let ports = [PORT, IPERF_PORT].map(|port| format!("--port {port}:{port}")).join(" ");
-    fast.nodes[0].ok(&format!("service create web --network bench --vip {VIP} {ports}"));
-    let (client, _server, direct) = fast.path([0, 0], ["client", "server"], "--service web");
+    nodes.nodes[0].ok(&format!("service create web --network bench --vip {VIP} {ports}"));
+    let (client, server, direct) = nodes.path([0, 0], ["client", "server"], "--service web");
     assert!(client.space.reaches(VIP), "the service does not answer");
-    let ours = direct.through(VIP);
+    Served { through: direct.through(VIP), direct, _containers: [client, server] }
+}
+
+fn of(wanted: &[&str]) -> Vec<(&'static str, &'static str, Better, Probe)> {
+    PROBES.into_iter().filter(|(name, ..)| wanted.contains(name)).collect()
+}
+
+fn vip(ground: &Ground, report: &mut Report, ours: &Served, others: &[(&'static str, &Path)]) {
     let (routed, [near, far]) = routed();
-    let nft = Path::new(&near, &far, "10.78.0.2").through(PEERS_VIP);
     // Its iperf3 server runs as long as this one lives.
     let theirs = Path::new(&near, &far, "10.78.0.2");
+    let nft = theirs.through(PEERS_VIP);
     balance_by_nft(&routed, 1);
-    let probes = ["tcp1_gbps", "rr1_per_s", "rr32_per_s", "connects_per_s"];
-    let of = |wanted: &[&str]| {
-        PROBES.into_iter().filter(|(name, ..)| wanted.contains(name)).collect::<Vec<_>>()
-    };
-    measure(ground, report, "vip", &ours, &[("direct", &direct), ("nft", &nft)], &of(&probes));
-    drop(theirs);
+    let probes = of(&["tcp1_gbps", "rr1_per_s", "rr32_per_s", "connects_per_s"]);
+    let mut peers = vec![("direct", &ours.direct), ("nft", &nft)];
+    peers.extend(others);
+    measure(ground, report, "vip", &ours.through, &peers, &probes);
+}
+
+/// The same twice: with one service and with many, turn by turn, since machines are never alike.
+fn services(ground: &Ground, report: &mut Report, fast: &Nodes, ours: &Served) {
     let services: u32 = ground.pick(10_000, 1_000);
     progress(&format!("{services} services"));
     let few = ["rr1_per_s", "connects_per_s"];
-    // The same twice: with one service and with many, turn by turn, since machines are never alike.
     let node = &fast.nodes[0].space;
     let mut metrics: Vec<Metric> = of(&few)
         .into_iter()
@@ -166,15 +210,15 @@ fn service(ground: &Ground, report: &mut Report, fast: &Nodes) {
             Metric::new(format!("services_{name}"), format!("{services} services: {what}"), better)
         })
         .collect();
-    for round in 0..ground.pick(5, 1) {
+    for round in 0..ground.pick(7, 1) {
         progress(&format!("one service and {services}, round {}", round + 1));
         for (metric, (.., probe)) in metrics.iter_mut().zip(of(&few)) {
             let time = Duration::from_millis(ground.pick(2000, 500));
-            let one = probe(&ours, time);
+            let one = probe(&ours.through, time);
             node.enter(|| {
                 write(&Maps::of_agent().expect("the agent has maps"), FIRST..FIRST + services);
             });
-            let many = probe(&ours, time);
+            let many = probe(&ours.through, time);
             node.enter(|| erase(services));
             metric.add(many, "one", one);
         }
@@ -187,19 +231,10 @@ fn sockets(ground: &Ground, report: &mut Report, etcd: &Etcd) {
     let group = format!("{:?}", world::group());
     let packets = cluster(ground, etcd, "packets", &[]);
     let asked = cluster(ground, etcd, "asked", &[("socket_lb", "true"), ("cgroup", &group)]);
-    let ports = [PORT, IPERF_PORT].map(|port| format!("--port {port}:{port}")).join(" ");
-    let [balanced, ours] = [&packets, &asked].map(|cluster| {
-        cluster.nodes[0].ok(&format!("service create web --network bench --vip {VIP} {ports}"));
-        cluster.path([0, 0], ["client", "server"], "--service web")
-    });
-    assert!(ours.0.space.reaches(VIP) && balanced.0.space.reaches(VIP), "a service does not answer");
-    let (through, direct) = (balanced.2.through(VIP), &ours.2);
-    let probes: Vec<_> = PROBES
-        .into_iter()
-        .filter(|(name, ..)| ["rr1_per_s", "rr32_per_s", "connects_per_s", "tcp1_gbps"].contains(name))
-        .collect();
-    let peers = [("direct", direct), ("packets", &through)];
-    measure(ground, report, "socket", &ours.2.through(VIP), &peers, &probes);
+    let [balanced, ours] = [&packets, &asked].map(service);
+    let probes = of(&["rr1_per_s", "rr32_per_s", "connects_per_s", "tcp1_gbps"]);
+    let peers = [("direct", &ours.direct), ("packets", &balanced.through)];
+    measure(ground, report, "socket", &ours.through, &peers, &probes);
 }
 
 /// Removes services that were written.
@@ -270,12 +305,13 @@ fn measure(
         Metric::new(format!("{way}_{name}"), format!("{way}: {what}"), *better)
     };
     let mut metrics: Vec<Metric> = probes.iter().map(metric).collect();
-    let rounds = ground.pick(5, 1);
+    let rounds = ground.pick(7, 1);
     for round in 0..rounds {
         progress(&format!("{way}, round {} of {rounds}", round + 1));
         for (metric, (name, .., probe)) in metrics.iter_mut().zip(probes) {
             let stream = name.starts_with("tcp") || name.starts_with("cpu");
-            let time = Duration::from_millis(ground.pick(2000, if stream { 1000 } else { 300 }));
+            let (long, short) = if stream { (2000, 1000) } else { (1500, 300) };
+            let time = Duration::from_millis(ground.pick(long, short));
             let all: Vec<&Path> =
                 std::iter::once(ours).chain(peers.iter().map(|(_, path)| *path)).collect();
             let mut values = vec![0.0; all.len()];

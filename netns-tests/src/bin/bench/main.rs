@@ -45,9 +45,10 @@ struct Bench {
     run: fn(&Ground) -> Report,
 }
 
-const BENCHES: [Bench; 9] = [
+const BENCHES: [Bench; 10] = [
     Bench { name: "overlay", help: overlay::HELP, run: overlay::run },
     Bench { name: "datapath", help: datapath::HELP, run: datapath::run },
+    Bench { name: "vip", help: datapath::VIP_HELP, run: datapath::run_vip },
     Bench { name: "attach", help: attach::HELP, run: attach::run },
     Bench { name: "scale", help: scale::HELP, run: scale::run },
     Bench { name: "plan", help: plan::HELP, run: plan::run },

@@ -69,6 +69,8 @@ impl Path {
         let mut command: Command = self.client.command("iperf3");
         command.args(["--client", &self.target, "--port", &IPERF_PORT.to_string(), "--json"]);
         command.args(["--congestion", "cubic", "--omit", "1", "--parallel", &streams.to_string()]);
+        // Each end has a core: whether the scheduler puts them on one would decide the rate.
+        command.args(["--affinity", "0,1"]);
         command.args(["--time", &time.as_secs().to_string()]);
         let report = output(&mut command, Duration::from_secs(60)).json();
         let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
