@@ -12,15 +12,15 @@ struct opening {
     __sum16 checksum;
 };
 
-// Reads how the header at the end of the frame's begins, with one router less until its time is over (RFC 1812,
+// Reads how the header at this place of the frame begins, with one router less until its time is over (RFC 1812,
 // 5.3.1). The checksum changes with it: RFC 1141.
 static __always_inline int
-age_ipv4(struct __sk_buff *skb, const struct packet *packet, struct opening *opening) {
+age_ipv4(struct __sk_buff *skb, const struct packet *packet, __u32 at, struct opening *opening) {
     __u32 checksum = packet->checksum + bpf_htons(0x0100);
     opening->time = packet->time - 1;
     opening->protocol = packet->tuple.protocol;
     opening->checksum = checksum + (checksum >= 0xffff);
-    return load(skb, ETH_HLEN, opening->words, sizeof opening->words);
+    return load(skb, at, opening->words, sizeof opening->words);
 }
 
 // The same in the packet itself, at its place in the frame. Unlike IPv4's, this header has no checksum that makes up

@@ -59,14 +59,6 @@ static __always_inline bool holds(__u64 until) {
     return (__s64)(until - bpf_jiffies64()) > 0;
 }
 
-static __always_inline void
-name_flow(struct flow_key *key, const struct packet *packet, __u32 interface, __u32 spread) {
-    key->network = packet->tuple.network << 8 | spread;
-    key->interface = interface;
-    key->source = packet->tuple.source;
-    key->destination = packet->tuple.destination;
-}
-
 // A multilinear hash of two addresses and something else: its factors are odd and of no meaning, and the products
 // are computed beside each other.
 static __always_inline __u64
@@ -77,10 +69,10 @@ mix_addresses(__u64 other, const struct address *source, const struct address *d
     return (sum ^ sum >> 32) * 0x9e3779b97f4a7c15;
 }
 
-// The place of a flow.
-static __always_inline __u32 place_of(const struct flow_key *key) {
-    __u64 other = (__u64)key->network << 32 | key->interface;
-    return mix_addresses(other, &key->source, &key->destination) >> (64 - FLOW_BITS);
+// The place of the flow that a packet belongs to, which came by a device.
+static __always_inline __u32 place_of(const struct tuple *tuple, __u32 interface, __u32 spread) {
+    __u64 other = (__u64)tuple->network << 40 | (__u64)spread << 32 | interface;
+    return mix_addresses(other, &tuple->source, &tuple->destination) >> (64 - FLOW_BITS);
 }
 
 // The hash of the connection that a packet belongs to: the kernel's where it has one, since it takes a packet apart
@@ -97,17 +89,17 @@ static __always_inline __u32 hash_of(struct __sk_buff *skb, const struct packet 
 }
 
 // Whether what is at a place is of this flow, and holds.
-static __always_inline bool
-is_known(const struct flow *flow, const struct flow_key *key, __u64 generation) {
-    return flow->key.network == key->network && flow->key.interface == key->interface &&
-           same(&flow->key.source, &key->source) && same(&flow->key.destination, &key->destination) &&
+static __always_inline bool is_known(
+    const struct flow *flow, const struct tuple *tuple, __u32 interface, __u32 spread, __u64 generation) {
+    return flow->key.network == (tuple->network << 8 | spread) && flow->key.interface == interface &&
+           same(&flow->key.source, &tuple->source) && same(&flow->key.destination, &tuple->destination) &&
            flow->generation == generation && holds(flow->until);
 }
 
 // Gives a place to this flow; what it says is still to be found out, in maps of this generation at least.
-static __always_inline void
-begin_flow(struct flow *flow, const struct flow_key *key, __u64 generation) {
-    flow->key = *key;
+static __always_inline void begin_flow(
+    struct flow *flow, const struct tuple *tuple, __u32 interface, __u32 spread, __u64 generation) {
+    flow->key = (struct flow_key){tuple->network << 8 | spread, interface, tuple->source, tuple->destination};
     flow->generation = generation;
     flow->until = 0;
     flow->exit.until = 0;

@@ -54,15 +54,14 @@ int netctl_wire_in(struct __sk_buff *skb) {
     packet.tuple.network = arrival.network;
     if (read_addresses(skb, &packet, arrival.protocol, arrival.at) || !packet.plain)
         return PASS;
-    struct flow_key key;
-    name_flow(&key, &packet, 0, 0);
-    __u32 place = place_of(&key);
+    const struct tuple *tuple = &packet.tuple;
+    __u32 place = place_of(tuple, 0, 0);
     struct flow *flow = bpf_map_lookup_elem(&flows, &place);
     if (!flow)
         return PASS;
     __u64 now = current_generation();
-    if (!is_known(flow, &key, now)) {
-        begin_flow(flow, &key, now);
+    if (!is_known(flow, tuple, 0, 0, now)) {
+        begin_flow(flow, tuple, 0, 0, now);
         if (!find_container(flow))
             return PASS;
         flow->until = bpf_jiffies64() + HOLDS;

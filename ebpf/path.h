@@ -52,7 +52,7 @@ static __always_inline int pass_on(
     if (!packet->ipv4)
         return age_ipv6(skb, packet, ETH_HLEN) ||
                bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning.frame, 0);
-    if (age_ipv4(skb, packet, &beginning.within))
+    if (age_ipv4(skb, packet, ETH_HLEN, &beginning.within))
         return -1;
     return bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning - sizeof beginning.before, 0);
 }
@@ -73,34 +73,27 @@ static __always_inline int encapsulate(
     struct __sk_buff *skb, struct packet *packet, struct flow *flow, __u32 place, __u32 hash) {
     struct tunnel tunnel = {
         .flow = flow,
-        .network = packet->tuple.network,
+        .packet = packet,
         .length = skb->len,
         .hash = hash,
         .protocol = skb->protocol,
-        .congestion = packet->congestion,
-        .ipv4 = packet->ipv4,
     };
-    if (packet->ipv4 && age_ipv4(skb, packet, &tunnel.within))
-        return PASS;
     __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
                   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
-    __u32 room;
     // What is in a tunnel of the container's own already, the kernel puts into ours.
     if (is_mapped(&flow->way.remote)) {
-        room = sizeof(struct iphdr) + TUNNEL_HEADERS;
-        if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
+        if (bpf_skb_adjust_room(skb, sizeof(struct iphdr) + TUNNEL_HEADERS, BPF_ADJ_ROOM_MAC,
+                                flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
             return PASS;
         if (write_ipv4(skb, &tunnel))
             return lost(packet);
     } else {
-        room = sizeof(struct ipv6hdr) + TUNNEL_HEADERS;
-        if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
+        if (bpf_skb_adjust_room(skb, sizeof(struct ipv6hdr) + TUNNEL_HEADERS, BPF_ADJ_ROOM_MAC,
+                                flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
             return PASS;
         if (write_ipv6(skb, &tunnel))
             return lost(packet);
     }
-    if (!packet->ipv4 && age_ipv6(skb, packet, ETH_HLEN + room))
-        return lost(packet);
     skb->mark = place + 1;
     return bpf_redirect_peer(flow->way.crossing, 0);
 }
@@ -133,20 +126,19 @@ static __always_inline bool find_way(const struct __sk_buff *skb, struct flow *f
 // Sends a packet of a container on past the stack, where that does all that the stack would; unless it `may_look`
 // only where the last packet of its flow has found out how.
 SEPARATE int send(struct __sk_buff *skb, struct packet *packet, __u32 may_look) {
-    struct flow_key key;
     if (!packet || !packet->plain || skb->pkt_type != PACKET_HOST)
         return PASS;
-    __u32 hash = hash_of(skb, packet);
-    name_flow(&key, packet, skb->ifindex, hash % SPREAD);
-    __u32 place = place_of(&key);
+    const struct tuple *tuple = &packet->tuple;
+    __u32 interface = skb->ifindex, hash = hash_of(skb, packet), spread = hash % SPREAD;
+    __u32 place = place_of(tuple, interface, spread);
     struct flow *flow = bpf_map_lookup_elem(&flows, &place);
     if (!flow)
         return PASS;
     __u64 now = current_generation();
-    if (!is_known(flow, &key, now)) {
+    if (!is_known(flow, tuple, interface, spread, now)) {
         if (!may_look)
             return PASS;
-        begin_flow(flow, &key, now);
+        begin_flow(flow, tuple, interface, spread, now);
         if (!find_way(skb, flow))
             return PASS;
         flow->until = bpf_jiffies64() + HOLDS;

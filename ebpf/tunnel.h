@@ -51,42 +51,55 @@ static __always_inline __be16 length_of(__u32 length) {
     return length > 0xffff ? 0 : bpf_htons(length);
 }
 
+// What is put into the tunnel.
 struct tunnel {
     struct flow *flow;
-    __u32 network;
+    const struct packet *packet;
     // Of the frame within.
     __u32 length;
     __u32 hash;
     __be16 protocol;
-    __u8 congestion;
-    // How the packet within begins, where it is one of IPv4: that is written with the headers.
-    bool ipv4;
-    struct opening within;
 };
 
-static __always_inline void write_headers(struct tunnel_headers *headers, const struct tunnel *tunnel) {
+// Writes what comes after the outer addresses, before the packet at this place of the frame.
+static __always_inline int write_headers(
+    struct __sk_buff *skb, struct tunnel_headers *headers, const struct tunnel *tunnel, __u32 at) {
+    struct opening within;
     headers->udp.source = bpf_htons(TUNNEL_PORTS | (tunnel->hash & TUNNEL_PORTS_MASK));
     headers->udp.dest = tunnel->flow->way.port;
     headers->udp.len = length_of(tunnel->length + TUNNEL_HEADERS - ETH_HLEN);
     // None, as the kernel's device does over IPv4; over IPv6 tunnels may do without too (RFC 6935).
     headers->udp.check = 0;
     headers->flags = bpf_htonl(VXLAN_HAS_NETWORK);
-    headers->network = bpf_htonl(tunnel->network << 8);
+    headers->network = bpf_htonl(tunnel->packet->tuple.network << 8);
     headers->frame.source = tunnel->flow->way.local_mac;
     headers->frame.destination = tunnel->flow->way.remote_mac;
     headers->frame.protocol = tunnel->protocol;
-    __builtin_memcpy(headers->within, &tunnel->within, sizeof headers->within);
+    if (!tunnel->packet->ipv4)
+        return age_ipv6(skb, tunnel->packet, at);
+    if (age_ipv4(skb, tunnel->packet, at, &within))
+        return -1;
+    __builtin_memcpy(headers->within, &within, sizeof headers->within);
+    return 0;
+}
+
+// Writes the first bytes of a frame: up to the packet within, or with how one of IPv4 begins.
+static __always_inline int
+write_first(struct __sk_buff *skb, const struct tunnel *tunnel, const struct frame *first, __u32 length) {
+    return tunnel->packet->ipv4 ? bpf_skb_store_bytes(skb, 0, first, length + sizeof(struct opening), 0)
+                                : bpf_skb_store_bytes(skb, 0, first, length, 0);
 }
 
 static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel *tunnel) {
     const struct exit *exit = &tunnel->flow->exit;
+    const __u32 length = ETH_HLEN + sizeof(struct iphdr) + TUNNEL_HEADERS;
     struct tunnel_ipv4 outer = {
         // Where the way out is not known the kernel writes its addresses.
         .frame = {exit->destination, exit->source, bpf_htons(ETH_P_IP)},
         .ip = {
             .version = 4,
             .ihl = sizeof outer.ip / 4,
-            .tos = tunnel->congestion,
+            .tos = tunnel->packet->congestion,
             .tot_len = length_of(tunnel->length + sizeof outer.ip + TUNNEL_HEADERS - ETH_HLEN),
             .id = tunnel->flow->number++,
             .ttl = TUNNEL_TTL,
@@ -96,27 +109,24 @@ static __always_inline int write_ipv4(struct __sk_buff *skb, const struct tunnel
         },
     };
     outer.ip.check = checksum_of(&outer.ip);
-    write_headers(&outer.headers, tunnel);
-    __u32 length = ETH_HLEN + sizeof outer.ip + TUNNEL_HEADERS;
-    return tunnel->ipv4 ? bpf_skb_store_bytes(skb, 0, &outer.frame, length + sizeof tunnel->within, 0)
-                        : bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
+    return write_headers(skb, &outer.headers, tunnel, length) ||
+           write_first(skb, tunnel, &outer.frame, length);
 }
 
 static __always_inline int write_ipv6(struct __sk_buff *skb, const struct tunnel *tunnel) {
     const struct exit *exit = &tunnel->flow->exit;
+    const __u32 length = ETH_HLEN + sizeof(struct ipv6hdr) + TUNNEL_HEADERS;
     struct tunnel_ipv6 outer = {.frame = {exit->destination, exit->source, bpf_htons(ETH_P_IPV6)}};
     outer.ip.version = 6;
     // The bits for congestion end the traffic class, whose lower half is here.
-    outer.ip.flow_lbl[0] = tunnel->congestion << 4;
+    outer.ip.flow_lbl[0] = tunnel->packet->congestion << 4;
     outer.ip.payload_len = length_of(tunnel->length + TUNNEL_HEADERS - ETH_HLEN);
     outer.ip.nexthdr = IPPROTO_UDP;
     outer.ip.hop_limit = TUNNEL_TTL;
     __builtin_memcpy(&outer.ip.saddr, &tunnel->flow->way.local, sizeof outer.ip.saddr);
     __builtin_memcpy(&outer.ip.daddr, &tunnel->flow->way.remote, sizeof outer.ip.daddr);
-    write_headers(&outer.headers, tunnel);
-    __u32 length = ETH_HLEN + sizeof outer.ip + TUNNEL_HEADERS;
-    return tunnel->ipv4 ? bpf_skb_store_bytes(skb, 0, &outer.frame, length + sizeof tunnel->within, 0)
-                        : bpf_skb_store_bytes(skb, 0, &outer.frame, length, 0);
+    return write_headers(skb, &outer.headers, tunnel, length) ||
+           write_first(skb, tunnel, &outer.frame, length);
 }
 
 // Where a packet in the tunnel comes from, and where it begins.
