@@ -15,7 +15,7 @@ struct opening {
 // Reads how the header at this place of the frame begins, with one router less until its time is over (RFC 1812,
 // 5.3.1). The checksum changes with it: RFC 1141.
 static __always_inline int
-age_ipv4(struct __sk_buff *skb, const struct packet *packet, __u32 at, struct opening *opening) {
+read_aged_ipv4(struct __sk_buff *skb, const struct packet *packet, __u32 at, struct opening *opening) {
     __u32 checksum = packet->checksum + bpf_htons(0x0100);
     opening->time = packet->time - 1;
     opening->protocol = packet->tuple.protocol;
@@ -23,7 +23,7 @@ age_ipv4(struct __sk_buff *skb, const struct packet *packet, __u32 at, struct op
     return load(skb, at, opening->words, sizeof opening->words);
 }
 
-// The same in the packet itself, at its place in the frame. Unlike IPv4's, this header has no checksum that makes up
+// The same of IPv6, and written where it is in the frame. Unlike IPv4's, this header has no checksum that makes up
 // for the change in a device's sum of it all.
 static __always_inline int age_ipv6(struct __sk_buff *skb, const struct packet *packet, __u32 at) {
     __u8 time = packet->time - 1;

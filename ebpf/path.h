@@ -52,7 +52,7 @@ static __always_inline int pass_on(
     if (!packet->ipv4)
         return age_ipv6(skb, packet, ETH_HLEN) ||
                bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning.frame, 0);
-    if (age_ipv4(skb, packet, ETH_HLEN, &beginning.within))
+    if (read_aged_ipv4(skb, packet, ETH_HLEN, &beginning.within))
         return -1;
     return bpf_skb_store_bytes(skb, 0, &beginning.frame, sizeof beginning - sizeof beginning.before, 0);
 }

@@ -77,7 +77,7 @@ static __always_inline int write_headers(
     headers->frame.protocol = tunnel->protocol;
     if (!tunnel->packet->ipv4)
         return age_ipv6(skb, tunnel->packet, at);
-    if (age_ipv4(skb, tunnel->packet, at, &within))
+    if (read_aged_ipv4(skb, tunnel->packet, at, &within))
         return -1;
     __builtin_memcpy(headers->within, &within, sizeof headers->within);
     return 0;

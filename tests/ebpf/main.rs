@@ -48,6 +48,7 @@ fn main() {
             an_answer_has_a_checksum_where_its_query_had_one, what_only_the_agent_knows_goes_to_it_as_it_is,
             what_is_told_of_any_bytes_the_agent_would_tell, who_is_no_name_server_is_not_spoken_for, what_nobody_says_any_more_is_not_told;
         path: what_is_for_another_node_enters_the_tunnel, what_comes_by_the_tunnel_leaves_it,
+            connections_have_source_ports_of_their_own_in_the_tunnel,
             a_balanced_packet_enters_the_tunnel_with_its_backends_address,
             what_the_other_end_may_not_send_passes_as_it_is, containers_of_one_node_reach_each_other,
             what_needs_the_kernel_passes_as_it_is, the_tunnel_leaves_by_the_hosts_routes_or_not_at_all;

@@ -1,5 +1,6 @@
 //! Packets that skip the stack: on a node, into the tunnel and out of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
 
@@ -159,6 +160,34 @@ pub fn what_is_for_another_node_enters_the_tunnel() {
                 assert_eq!(verdict, REDIRECT, "{packet:?}");
                 is_in_the_tunnel(&outer, underlay, &between(FAR, NEAR, &aged(&frame)));
             }
+        }
+    }
+}
+
+pub fn connections_have_source_ports_of_their_own_in_the_tunnel() {
+    for (at, underlay) in UNDERLAYS.into_iter().enumerate() {
+        let (ground, _) = ground(underlay);
+        let begin = 14 + if at == 0 { 20 } else { 40 };
+        for family in FAMILIES {
+            let port = |client: u16, server: u16| {
+                let packet = Packet::new(UDP, (family.client, client), (family.backends[1], server));
+                let (verdict, outer) = send(&ground, &packet.bytes());
+                assert_eq!(verdict, REDIRECT, "{packet:?}");
+                [outer[begin], outer[begin + 1]]
+            };
+            assert_eq!(port(4000, 53), port(4000, 53), "a connection keeps its own");
+            let of_clients: BTreeSet<_> = (4000..4064).map(|client| port(client, 53)).collect();
+            let of_servers: BTreeSet<_> = (4000..4064).map(|server| port(4000, server)).collect();
+            // Of 16,384: few meet.
+            assert!(of_clients.len() > 56 && of_servers.len() > 56, "{of_clients:?} {of_servers:?}");
+            let ways = |ports: &BTreeSet<[u8; 2]>| {
+                ports.iter().map(|port| port[1] % 8).collect::<BTreeSet<_>>().len()
+            };
+            assert_eq!(
+                (ways(&of_clients), ways(&of_servers)),
+                (8, 8),
+                "several ways of the host's are all used"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The path that skips the stack: what takes it, and what does not.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 
@@ -20,6 +21,7 @@ crate::tests![
     what_stays_within_a_network_skips_the_stack,
     what_stays_within_a_network_skips_the_stack_over_an_ipv6_underlay,
     what_somebody_takes_away_comes_back_and_nothing_is_lost_meanwhile,
+    what_crosses_goes_on_by_one_of_two_places,
     packets_of_a_host_with_ipsec_policies_do_not_skip_the_stack,
     packets_are_as_large_as_the_hosts_routes_carry_whole,
     packets_are_as_large_as_the_hosts_routes_carry_whole_over_ipv6,
@@ -206,6 +208,22 @@ fn what_somebody_takes_away_comes_back_and_nothing_is_lost_meanwhile(world: &Wor
     }
     transfer.finish().unwrap();
     assert!(cluster.n1().space.enter(|| detach("eth0").unwrap()), "it was there again");
+}
+
+fn what_crosses_goes_on_by_one_of_two_places(world: &World) {
+    let cluster = Cluster::with(world, 2, &NodeOptions::default(), |config| {
+        config.set("lb", "ebpf").set("resync", "2s")
+    });
+    let (shop, n1) = (Shop::new(&cluster), cluster.n1());
+    let log = n1.dir().join("netctld.log");
+    wait_for("packets cross by TCX", || fs::read_to_string(&log).unwrap().contains("by TCX"));
+    let device = format!("nf-{}", n1.network_id("shop"));
+    for (space, device) in [(&n1.space, device.as_str()), (&shop.sandbox, "fp0")] {
+        space.sh(&format!("tc qdisc del dev {device} clsact"));
+        shop.forwards(false);
+        let filters = || space.sh(&format!("tc filter show dev {device} ingress"));
+        wait_for("the filter is back", || filters().contains("netctl_"));
+    }
 }
 
 fn packets_of_a_host_with_ipsec_policies_do_not_skip_the_stack(world: &World) {

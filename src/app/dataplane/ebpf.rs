@@ -14,7 +14,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::balancing::{Balancing, Load};
 use crate::kernel::ebpf::{
@@ -64,7 +64,8 @@ struct Scan {
 
 /// For how long a scan will do.
 const FRESH: Duration = Duration::from_millis(300);
-/// How long the node is left alone after it has waited for a grace period of RCU.
+/// How long the node is left alone after it has waited for grace periods of RCU: longer than a check of all networks
+/// takes, so at each the packets of one begin to cross by TCX.
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl Node {
@@ -306,10 +307,11 @@ impl ByEbpf {
         })?
     }
 
-    /// Has the pair by which packets cross run the programs; tells how many ends did not.
-    fn attach_crossing(&mut self, sandbox: &Sandbox) -> Result<u64, kernel::Error> {
+    /// Has the pair by which packets cross run the programs; tells how many ends did not, and which could where
+    /// each packet costs less, too: the sandbox's, and the host's.
+    fn attach_crossing(&mut self, sandbox: &Sandbox) -> Result<(u64, [bool; 2]), kernel::Error> {
         let node = self.node.borrow();
-        let Some(fast) = &node.fast else { return Ok(0) };
+        let Some(fast) = &node.fast else { return Ok((0, [false; 2])) };
         let inside = sandbox.netns().enter(|| {
             let attached = fast.into.attach(&mut filters()?, &Device::Crossing.to_string());
             Ok::<_, kernel::Error>(attached?)
@@ -317,24 +319,30 @@ impl ByEbpf {
         let outside = fast.to_wire.attach(&mut filters()?, &self.outside)?;
         self.crossing =
             Some(Crossing { inside: inside.interface, outside: outside.interface, balances: false });
-        Ok(u64::from(inside.changed) + u64::from(outside.changed))
+        let changed = u64::from(inside.changed) + u64::from(outside.changed);
+        Ok((changed, [inside.slow, outside.slow]))
     }
 
-    /// Has the pair by which packets cross run the programs where each packet costs less, too; not before the
-    /// node has had a pause from that.
-    fn hasten_crossing(&self, sandbox: &Sandbox) -> Result<(), kernel::Error> {
+    /// Has the ends of that pair run them there, unless the node has waited for another's a moment ago.
+    fn hasten_crossing(
+        &self,
+        sandbox: &Sandbox,
+        [inside, outside]: [bool; 2],
+    ) -> Result<(), kernel::Error> {
         let mut node = self.node.borrow_mut();
-        let Some(fast) = &node.fast else { return Ok(()) };
-        if node.hastened.is_some_and(|at| at.elapsed() < PAUSE) {
+        let is_early = node.hastened.is_some_and(|at| at.elapsed() < PAUSE);
+        if is_early || !(inside || outside) {
             return Ok(());
         }
-        let inside = sandbox.netns().enter(|| {
-            Ok::<_, kernel::Error>(fast.into.hasten(&mut filters()?, &Device::Crossing.to_string())?)
-        })??;
-        if inside | fast.to_wire.hasten(&mut filters()?, &self.outside)? {
-            node.hastened = Some(Instant::now());
-            info!(sandbox = sandbox.name(), "packets cross it by TCX from here on");
+        node.hastened = Some(Instant::now());
+        let Some(fast) = &node.fast else { return Ok(()) };
+        if inside {
+            sandbox.netns().enter(|| fast.into.hasten(&Device::Crossing.to_string()))??;
         }
+        if outside {
+            fast.to_wire.hasten(&self.outside)?;
+        }
+        info!(sandbox = sandbox.name(), "packets cross it by TCX from here on");
         Ok(())
     }
 
@@ -445,8 +453,12 @@ impl Balancing for ByEbpf {
         self.followed.retain(|container, _| there.contains(container));
         let mut detached = self.attach_again(sandbox)?;
         if self.crossing.take().is_some() && has_crossing(objects) {
-            detached += self.attach_crossing(sandbox)?;
-            self.hasten_crossing(sandbox)?;
+            let (missing, slow) = self.attach_crossing(sandbox)?;
+            detached += missing;
+            // Nothing is lost without it.
+            if let Err(error) = self.hasten_crossing(sandbox, slow) {
+                debug!(sandbox = sandbox.name(), %error, "packets do not cross it by TCX");
+            }
         }
         if detached > 0 {
             warn!(sandbox = sandbox.name(), detached, "eBPF programs were detached: they are back");
@@ -503,13 +515,13 @@ impl Balancing for ByEbpf {
         let new: Vec<EndpointId> =
             there.into_iter().filter(|container| !self.followed.contains_key(container)).collect();
         let attached = self.attach(sandbox, &new);
-        let mut crossed = Ok(0);
+        let mut crossed = Ok(());
         if !has_crossing(objects) {
             self.crossing = None;
         } else if self.crossing.is_none() {
-            crossed = self.attach_crossing(sandbox);
+            crossed = self.attach_crossing(sandbox).map(drop);
         }
-        self.carry(objects).and(crossed.map(drop)).and(attached)
+        self.carry(objects).and(crossed).and(attached)
     }
 
     fn take_over(

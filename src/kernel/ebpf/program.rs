@@ -26,8 +26,8 @@ pub(super) struct Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// One that comes and goes with a container: a filter of `clsact` costs some hundred microseconds. TCX has
-    /// all wait for a grace period of RCU, some ten milliseconds, when the first program is attached and when
-    /// the device goes.
+    /// all wait for a grace period of RCU, some ten milliseconds, when a program is added and when the device
+    /// goes, though not when one takes another's place.
     Passing,
     /// One that comes and goes with a network: a filter at once, and TCX before it as soon as there is time.
     Crossing,
@@ -197,6 +197,8 @@ pub struct Attached {
     pub interface: u32,
     /// Whether it did not run them before.
     pub changed: bool,
+    /// Whether it could run them where each packet costs less, too: see [`Programs::hasten`].
+    pub slow: bool,
 }
 
 impl Programs {
@@ -207,14 +209,18 @@ impl Programs {
     /// When there is no such device, or the kernel refuses.
     pub fn attach(&self, filters: &mut Filters, device: &str) -> Result<Attached, Error> {
         let interface = index(device)?;
-        let (mut changed, mut placed) = (false, Vec::new());
+        let (mut changed, mut slow, mut placed) = (false, false, Vec::new());
         for loaded in &self.loaded {
-            for (hook, has_time) in loaded.source.hooks() {
-                let there = loaded.source.attached(filters, *hook, interface);
+            let (first, later) = loaded.source.hooks();
+            for hook in [Some(first), later].into_iter().flatten() {
+                let there = loaded.source.attached(filters, hook, interface);
                 let there = there.map_err(attach_error("look at", device))?;
                 let replaced = match there.as_slice() {
                     [(there, _)] if *there == loaded.id => continue,
-                    [] if *has_time => continue,
+                    [] if later == Some(hook) => {
+                        slow = true;
+                        continue;
+                    }
                     [] => None,
                     [(_, replaced), ..] => Some(replaced.as_fd()),
                 };
@@ -231,7 +237,7 @@ impl Programs {
         if !placed.is_empty() {
             filters.place(interface, &placed).map_err(attach_error("attach", device))?;
         }
-        Ok(Attached { interface, changed })
+        Ok(Attached { interface, changed, slow })
     }
 
     /// The same for programs of devices that come and go, without a look at what is there. Gives the
@@ -246,24 +252,16 @@ impl Programs {
         done.map(|()| interface).map_err(attach_error("attach", device))
     }
 
-    /// Has a device that runs them as filters run them by TCX too, where the kernel has it. All wait for a grace
-    /// period of RCU then; tells whether they did.
+    /// Has a device that is `slow` run them by TCX too. All wait for a grace period of RCU for each.
     ///
     /// # Errors
     /// When there is no such device, or the kernel refuses.
-    pub fn hasten(&self, filters: &mut Filters, device: &str) -> Result<bool, Error> {
+    pub fn hasten(&self, device: &str) -> Result<(), Error> {
         let interface = index(device)?;
-        let mut changed = false;
-        for loaded in &self.loaded {
-            for (hook, _) in loaded.source.hooks().iter().filter(|(_, has_time)| *has_time) {
-                let there = loaded.source.attached(filters, *hook, interface);
-                if there.map_err(attach_error("look at", device))?.is_empty() {
-                    loaded.attach(interface, None).map_err(attach_error("attach", device))?;
-                    changed = true;
-                }
-            }
+        for loaded in self.loaded.iter().filter(|loaded| loaded.source.hooks().1.is_some()) {
+            loaded.attach(interface, None).map_err(attach_error("attach", device))?;
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// How many instructions the kernel's verifier has followed in each, where it tells.
@@ -293,9 +291,9 @@ pub fn detach(device: &str) -> Result<bool, Error> {
     let mut filters = open_filters(device)?;
     let mut changed = false;
     for source in sources().rev() {
-        // The other way round than they were attached: no packet meets a program whose next one is gone.
-        for (hook, _) in source.hooks().iter().rev() {
-            let there = match source.attached(&mut filters, *hook, interface) {
+        let (first, later) = source.hooks();
+        for hook in [later, Some(first)].into_iter().flatten() {
+            let there = match source.attached(&mut filters, hook, interface) {
                 // Where the kernel has no eBPF, or gives none to us, nothing is attached.
                 Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
                 there => there.map_err(attach_error("look at", device))?,
@@ -322,8 +320,9 @@ pub fn attached(device: &str) -> Result<Vec<&'static str>, Error> {
     let mut filters = open_filters(device)?;
     let mut names = Vec::new();
     for source in sources() {
-        for (hook, _) in source.hooks() {
-            let there = match source.attached(&mut filters, *hook, interface) {
+        let (first, later) = source.hooks();
+        for hook in [Some(first), later].into_iter().flatten() {
+            let there = match source.attached(&mut filters, hook, interface) {
                 Err(Errno::ENOSYS | Errno::EPERM) => return Ok(Vec::new()),
                 there => there.map_err(attach_error("look at", device))?,
             };
@@ -341,15 +340,15 @@ fn open_filters(device: &str) -> Result<Filters, Error> {
 }
 
 impl Source {
-    /// How its devices run it, and whether that has time.
-    fn hooks(&self) -> &'static [(Hook, bool)] {
+    /// How its devices run it at once, and how before that as soon as there is time.
+    fn hooks(&self) -> (Hook, Option<Hook>) {
         static HAS_TCX: OnceLock<bool> = OnceLock::new();
         // Every namespace has `lo`, as its first device.
         let has_tcx = || *HAS_TCX.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL));
         match self.place {
-            Place::Lasting if has_tcx() => &[(Hook::Tcx, false)],
-            Place::Crossing if has_tcx() => &[(Hook::Filter, false), (Hook::Tcx, true)],
-            _ => &[(Hook::Filter, false)],
+            Place::Lasting if has_tcx() => (Hook::Tcx, None),
+            Place::Crossing if has_tcx() => (Hook::Filter, Some(Hook::Tcx)),
+            _ => (Hook::Filter, None),
         }
     }
 
