@@ -216,7 +216,10 @@ fn what_crosses_goes_on_by_one_of_two_places(world: &World) {
     });
     let (shop, n1) = (Shop::new(&cluster), cluster.n1());
     let log = n1.dir().join("netctld.log");
+    let stream = shop.stream();
     wait_for("packets cross by TCX", || fs::read_to_string(&log).unwrap().contains("by TCX"));
+    stream.wait(50);
+    assert_eq!(stream.stop().lost, 0, "while it was attached");
     let device = format!("nf-{}", n1.network_id("shop"));
     for (space, device) in [(&n1.space, device.as_str()), (&shop.sandbox, "fp0")] {
         space.sh(&format!("tc qdisc del dev {device} clsact"));

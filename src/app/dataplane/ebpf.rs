@@ -67,6 +67,8 @@ const FRESH: Duration = Duration::from_millis(300);
 /// How long the node is left alone after it has waited for grace periods of RCU: longer than a check of all networks
 /// takes, so at each the packets of one begin to cross by TCX.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long nothing waits for such in a sandbox that was opened: there is much to do then, and others wait for it.
+const SETTLED: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Opens the maps, and reads what is in them. Where a tunnel's end is given, packets skip the stack; where
@@ -240,6 +242,7 @@ pub(super) struct ByEbpf {
     /// The containers whose devices have the programs, with these devices' numbers.
     followed: BTreeMap<EndpointId, u32>,
     crossing: Option<Crossing>,
+    opened: Instant,
     /// How many entries somebody else changed that are not put right yet.
     drifted: u64,
     mended: u64,
@@ -265,6 +268,7 @@ impl ByEbpf {
             balancer: Balancer::default(),
             followed: BTreeMap::new(),
             crossing: None,
+            opened: Instant::now(),
             drifted: 0,
             mended: 0,
         })
@@ -323,14 +327,13 @@ impl ByEbpf {
         Ok((changed, [inside.slow, outside.slow]))
     }
 
-    /// Has the ends of that pair run them there, unless the node has waited for another's a moment ago.
-    fn hasten_crossing(
-        &self,
-        sandbox: &Sandbox,
-        [inside, outside]: [bool; 2],
-    ) -> Result<(), kernel::Error> {
+    /// Has the ends of that pair run them there: not while the network is being set up, nor when the node has waited
+    /// for another's a moment ago.
+    fn hasten_crossing(&self, sandbox: &Sandbox, slow: [bool; 2]) -> Result<(), kernel::Error> {
+        let [inside, outside] = slow;
         let mut node = self.node.borrow_mut();
-        let is_early = node.hastened.is_some_and(|at| at.elapsed() < PAUSE);
+        let is_early =
+            self.opened.elapsed() < SETTLED || node.hastened.is_some_and(|at| at.elapsed() < PAUSE);
         if is_early || !(inside || outside) {
             return Ok(());
         }
