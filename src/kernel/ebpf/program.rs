@@ -211,13 +211,13 @@ impl Programs {
         let interface = index(device)?;
         let (mut changed, mut slow, mut placed) = (false, false, Vec::new());
         for loaded in &self.loaded {
-            let (first, later) = loaded.source.hooks();
-            for hook in [Some(first), later].into_iter().flatten() {
+            let hooks = loaded.source.hooks();
+            for &hook in hooks {
                 let there = loaded.source.attached(filters, hook, interface);
                 let there = there.map_err(attach_error("look at", device))?;
                 let replaced = match there.as_slice() {
                     [(there, _)] if *there == loaded.id => continue,
-                    [] if later == Some(hook) => {
+                    [] if hook != hooks[0] => {
                         slow = true;
                         continue;
                     }
@@ -258,7 +258,7 @@ impl Programs {
     /// When there is no such device, or the kernel refuses.
     pub fn hasten(&self, device: &str) -> Result<(), Error> {
         let interface = index(device)?;
-        for loaded in self.loaded.iter().filter(|loaded| loaded.source.hooks().1.is_some()) {
+        for loaded in self.loaded.iter().filter(|loaded| loaded.source.hooks().len() > 1) {
             loaded.attach(interface, None).map_err(attach_error("attach", device))?;
         }
         Ok(())
@@ -291,8 +291,7 @@ pub fn detach(device: &str) -> Result<bool, Error> {
     let mut filters = open_filters(device)?;
     let mut changed = false;
     for source in sources().rev() {
-        let (first, later) = source.hooks();
-        for hook in [later, Some(first)].into_iter().flatten() {
+        for &hook in source.hooks().iter().rev() {
             let there = match source.attached(&mut filters, hook, interface) {
                 // Where the kernel has no eBPF, or gives none to us, nothing is attached.
                 Err(Errno::ENOSYS | Errno::EPERM) => return Ok(false),
@@ -320,8 +319,7 @@ pub fn attached(device: &str) -> Result<Vec<&'static str>, Error> {
     let mut filters = open_filters(device)?;
     let mut names = Vec::new();
     for source in sources() {
-        let (first, later) = source.hooks();
-        for hook in [Some(first), later].into_iter().flatten() {
+        for &hook in source.hooks() {
             let there = match source.attached(&mut filters, hook, interface) {
                 Err(Errno::ENOSYS | Errno::EPERM) => return Ok(Vec::new()),
                 there => there.map_err(attach_error("look at", device))?,
@@ -340,15 +338,15 @@ fn open_filters(device: &str) -> Result<Filters, Error> {
 }
 
 impl Source {
-    /// How its devices run it at once, and how before that as soon as there is time.
-    fn hooks(&self) -> (Hook, Option<Hook>) {
+    /// How its devices run it: at once by the first, and before that by another as soon as there is time.
+    fn hooks(&self) -> &'static [Hook] {
         static HAS_TCX: OnceLock<bool> = OnceLock::new();
         // Every namespace has `lo`, as its first device.
         let has_tcx = || *HAS_TCX.get_or_init(|| sys::attached(Direction::In, 1) != Err(Errno::EINVAL));
         match self.place {
-            Place::Lasting if has_tcx() => (Hook::Tcx, None),
-            Place::Crossing if has_tcx() => (Hook::Filter, Some(Hook::Tcx)),
-            _ => (Hook::Filter, None),
+            Place::Lasting if has_tcx() => &[Hook::Tcx],
+            Place::Crossing if has_tcx() => &[Hook::Filter, Hook::Tcx],
+            _ => &[Hook::Filter],
         }
     }
 

@@ -53,6 +53,8 @@ const PROBES: [(&str, &str, Better, Probe); 7] = [
     ("connects_per_s", "TCP connects on one core, /s", Better::Higher, Path::connects),
 ];
 
+/// The probes of a service's address.
+const OF_SERVICES: [&str; 4] = ["tcp1_gbps", "rr1_per_s", "rr32_per_s", "connects_per_s"];
 /// The address of our service, and that of the peer's.
 const VIP: &str = "10.9.0.200";
 const PEERS_VIP: &str = "10.78.255.1";
@@ -194,7 +196,7 @@ fn vip(ground: &Ground, report: &mut Report, ours: &Served, others: &[(&'static 
     let theirs = Path::new(&near, &far, "10.78.0.2");
     let nft = theirs.through(PEERS_VIP);
     balance_by_nft(&routed, 1);
-    let probes = of(&["tcp1_gbps", "rr1_per_s", "rr32_per_s", "connects_per_s"]);
+    let probes = of(&OF_SERVICES);
     let mut peers = vec![("direct", &ours.direct), ("nft", &nft)];
     peers.extend(others);
     measure(ground, report, "vip", &ours.through, &peers, &probes);
@@ -234,7 +236,7 @@ fn sockets(ground: &Ground, report: &mut Report, etcd: &Etcd) {
     let packets = cluster(ground, etcd, "packets", &[]);
     let asked = cluster(ground, etcd, "asked", &[("socket_lb", "true"), ("cgroup", &group)]);
     let [balanced, ours] = [&packets, &asked].map(service);
-    let probes = of(&["rr1_per_s", "rr32_per_s", "connects_per_s", "tcp1_gbps"]);
+    let probes = of(&OF_SERVICES);
     let peers = [("direct", &ours.direct), ("packets", &balanced.through)];
     measure(ground, report, "socket", &ours.through, &peers, &probes);
 }
