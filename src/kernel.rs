@@ -24,6 +24,7 @@ mod observe;
 mod plug;
 mod probe;
 mod reach;
+mod ready;
 mod sandbox;
 mod sysctl;
 mod unplug;

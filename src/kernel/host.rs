@@ -12,7 +12,7 @@ use super::message::{self, Dev, Hop, VethEnd};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use super::sandbox::Sandbox;
-use super::{Error, ebpf, ipsec, observe, sysctl};
+use super::{Error, ebpf, ipsec, observe, ready, sysctl};
 use crate::model::NetworkId;
 use crate::model::object::{
     ACCESS_PREFIX, CROSSING_PREFIX, Device, HostPair, LinkKind, Plug, UPLINK_PREFIX,
@@ -114,7 +114,14 @@ impl Host {
             .request(up)
             .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
-        self.device(&wanted.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))
+        let made = self.device(&wanted.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))?;
+        if !ready::sends(&mut self.netlink, made, ready::deadline()).map_err(fail())? {
+            tracing::warn!(
+                pair = wanted.name,
+                "the kernel has not activated a pair yet: it loses packets"
+            );
+        }
+        Ok(made)
     }
 
     /// The programs ask for the host's routes as if packets by a crossing were forwarded.
@@ -139,7 +146,14 @@ impl Host {
         let add = wanted.difference(&present).map(|new| Request::replace(M::NewAddress(message(new))));
         let requests: Vec<Request> = remove.chain(add).collect();
         let result: Result<Vec<()>, _> = self.netlink.batch(&requests).into_iter().collect();
-        result.map(drop).map_err(Error::netlink(format!("set the addresses of {}", pair.name), HOST))
+        let fail = Error::netlink(format!("set the addresses of {}", pair.name), HOST);
+        let taken = result.and_then(|_| {
+            ready::takes(&mut self.netlink, wanted.difference(&present), ready::deadline())
+        });
+        if !taken.map_err(fail)? {
+            tracing::warn!(pair = pair.name, "the kernel does not take its new addresses yet");
+        }
+        Ok(())
     }
 
     /// Removes the host's ends of pairs that are not among `wanted`; goes on after one that fails.

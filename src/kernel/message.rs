@@ -163,8 +163,8 @@ pub(super) fn link_delete(name: &str) -> RouteNetlinkMessage {
 }
 
 /// Asks for a device, without its counters.
-pub(super) fn link_get(name: &str) -> RouteNetlinkMessage {
-    let mut message = link(Dev::Name(name));
+pub(super) fn link_get(dev: Dev<'_>) -> RouteNetlinkMessage {
+    let mut message = link(dev);
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     RouteNetlinkMessage::GetLink(message)
 }
@@ -328,12 +328,12 @@ pub(super) fn route(destination: IpNetwork, hop: Hop, mtu: Option<u32>) -> Route
 }
 
 /// Asks by which route a packet leaves.
-pub(super) fn route_get(from: IpAddr, to: IpAddr) -> RouteNetlinkMessage {
+pub(super) fn route_get(from: Option<IpAddr>, to: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(to);
     message.header.destination_prefix_length = width(to);
     message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
-    if from.is_ipv4() == to.is_ipv4() {
+    if let Some(from) = from.filter(|from| from.is_ipv4() == to.is_ipv4()) {
         message.header.source_prefix_length = width(from);
         message.attributes.push(RouteAttribute::Source(RouteAddress::from(from)));
     }

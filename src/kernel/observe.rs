@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -17,7 +17,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::message::{self, Hop, REMOVAL_GROUP};
+use super::message::{self, Dev, Hop, REMOVAL_GROUP};
 use super::netlink::{Netlink, NetlinkError, Request};
 use crate::model::object::{LinkKind, PROTOCOL};
 use crate::model::{MacAddr, Vni};
@@ -28,6 +28,8 @@ pub(super) struct Device {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
+    /// Whether it sends what it is given (RFC 2863, `ifOperStatus` up).
+    pub(super) sends: bool,
     pub(super) mtu: u32,
     pub(super) mac: Option<MacAddr>,
     pub(super) kind: LinkKind,
@@ -41,7 +43,7 @@ pub(super) struct Device {
 
 /// A device of the namespace of a socket, by its name; `None`: there is none.
 pub(super) fn device_by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Device>, NetlinkError> {
-    match netlink.request(Request::new(message::link_get(name))) {
+    match netlink.request(Request::new(message::link_get(Dev::Name(name)))) {
         Err(error) if error.errno == Errno::ENODEV => Ok(None),
         result => Ok(result?.iter().find_map(device_in)),
     }
@@ -61,6 +63,7 @@ pub(super) fn device(message: &LinkMessage) -> Option<Device> {
         index: message.header.index,
         name: String::new(),
         up: message.header.flags.contains(LinkFlags::Up),
+        sends: false,
         mtu: 0,
         mac: None,
         kind: LinkKind::Foreign,
@@ -73,6 +76,7 @@ pub(super) fn device(message: &LinkMessage) -> Option<Device> {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::OperState(state) => device.sends = *state == State::Up,
             LinkAttribute::Address(bytes) => device.mac = mac(bytes),
             LinkAttribute::Link(index) => device.peer = Some(*index),
             LinkAttribute::LinkNetNsId(id) => device.peer_netns = Some(*id),

@@ -9,11 +9,11 @@ use super::message::{self, Dev, Hop, VethEnd};
 use super::netlink::{Answer, Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use super::sandbox::Sandbox;
-use super::{Error, host, observe, sysctl};
+use super::{Error, host, observe, ready, sysctl};
 use crate::model::object::{Device, LinkKind, Plug};
 use crate::model::{EndpointId, MacAddr};
 
-/// How many containers are connected at a time: each needs an open descriptor meanwhile.
+/// How many containers are connected at a time: each needs two open descriptors meanwhile.
 const AT_A_TIME: usize = 100;
 
 /// A pair that leads to a container.
@@ -48,6 +48,14 @@ impl Attempt {
     }
 }
 
+/// A container's end that is complete, but for the sandbox's end.
+struct Configured<'a> {
+    plug: &'a Plug,
+    pair: Pair,
+    /// In the container's namespace.
+    netlink: Netlink,
+}
+
 /// What became of one plug so far.
 type Progress<'a> = Result<(&'a Plug, Netns, Pair), Error>;
 
@@ -67,25 +75,27 @@ impl Sandbox {
         let mut results = Vec::with_capacity(plugs.len());
         for progress in self.make_pairs(plugs, rng) {
             results.push(progress.and_then(|(plug, netns, pair)| {
-                let done = netns.enter(|| configure(plug, &netns, &pair)).flatten();
-                match &done {
-                    Ok(()) => ends.push((plug, pair)),
-                    Err(_) if pair.new => undo.push(plug.endpoint),
-                    Err(_) => {}
+                match netns.enter(|| configure(plug, &netns, &pair)).flatten() {
+                    Ok(netlink) => ends.push(Configured { plug, pair, netlink }),
+                    Err(error) => {
+                        undo.extend(pair.new.then_some(plug.endpoint));
+                        return Err(error);
+                    }
                 }
-                done
+                Ok(())
             }));
         }
         self.set_up_ends(&ends);
+        wait_for_ends(&mut ends);
         self.undo(&undo);
         results
     }
 
     /// Sets up the sandbox's ends. It comes last: an end that is up tells that the container's end
     /// is complete, also to an agent that is started after this one was killed.
-    fn set_up_ends(&mut self, ends: &[(&Plug, Pair)]) {
+    fn set_up_ends(&mut self, ends: &[Configured<'_>]) {
         let mut requests = Vec::with_capacity(2 * ends.len());
-        for (plug, pair) in ends {
+        for Configured { plug, pair, .. } in ends {
             self.learn_index(Device::Endpoint(plug.endpoint), pair.index);
             requests.push(Request::new(message::no_proxy_delay(pair.index)));
             requests.push(Request::new(message::end_up(pair.index, plug.mtu)));
@@ -173,6 +183,25 @@ impl Sandbox {
     }
 }
 
+/// Waits until nothing is lost any more of what containers send and what they are answered.
+fn wait_for_ends(ends: &mut [Configured<'_>]) {
+    let deadline = ready::deadline();
+    for Configured { plug, pair, netlink } in ends {
+        let sends = ready::sends(netlink, pair.inner, deadline);
+        match sends.and_then(|sends| Ok(sends && ready::takes(netlink, &plug.addresses, deadline)?)) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                endpoint = %plug.endpoint,
+                "the kernel has not activated a container's interface yet: what it sends now may be lost"
+            ),
+            // Then it is gone, which the next reading of the sandbox shows.
+            Err(error) => {
+                tracing::warn!(endpoint = %plug.endpoint, %error, "a container's interface is not read");
+            }
+        }
+    }
+}
+
 fn open(plug: &Plug) -> Result<Netns, Error> {
     let netns = Netns::open(&plug.netns)?;
     let (path, expected, found) = (plug.netns.clone(), plug.inode, netns.inode());
@@ -185,7 +214,7 @@ fn pair_requests(plug: &Plug, netns: &Netns, rng: &mut impl Rng) -> [Request; 2]
     let near = VethEnd { name, mac: Some(MacAddr::random(rng)) };
     let far = VethEnd { name: plug.interface.as_str(), mac: Some(plug.mac) };
     let make = Request::create_device(message::veth(&near, &far, netns, plug.mtu));
-    [make, Request::new(message::link_get(name))]
+    [make, Request::new(message::link_get(Dev::Name(name)))]
 }
 
 fn pair(found: &observe::Device, new: bool) -> Option<Pair> {
@@ -204,8 +233,9 @@ struct Part {
     route: Option<(IpNetwork, Hop)>,
 }
 
-/// Sets up the container's end. The calling thread is in the container's namespace.
-fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
+/// Sets up the container's end. The calling thread is in the container's namespace; gives a socket that
+/// stays there.
+fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<Netlink, Error> {
     if plug.addresses.iter().any(IpNetwork::is_ipv6) && sysctl::has_ipv6() {
         // Engines switch IPv6 off where they give no such address themselves.
         sysctl::write(&format!("ipv6/conf/{}/disable_ipv6", plug.interface), "0")?;
@@ -227,12 +257,13 @@ fn configure(plug: &Plug, netns: &Netns, pair: &Pair) -> Result<(), Error> {
         }
     }
     if taken.is_empty() && pair.new {
-        return Ok(());
+        return Ok(netlink);
     }
     let present = our_routes(&mut netlink, netns)?;
     are_ours(&present, netns, &taken)?;
     let wanted: Vec<_> = parts.iter().filter_map(|part| part.route).collect();
-    remove_others(&mut netlink, netns, pair, &present, &wanted)
+    remove_others(&mut netlink, netns, pair, &present, &wanted)?;
+    Ok(netlink)
 }
 
 fn parts(plug: &Plug, pair: &Pair) -> Vec<Part> {

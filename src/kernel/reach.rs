@@ -22,7 +22,7 @@ impl Host {
         let devices = self.devices()?;
         let mtus: BTreeMap<u32, u32> = devices.iter().map(|device| (device.index, device.mtu)).collect();
         let requests: Vec<Request> =
-            to.iter().map(|to| Request::new(message::route_get(from, *to))).collect();
+            to.iter().map(|to| Request::new(message::route_get(Some(from), *to))).collect();
         let answers = self.netlink.exchange(&requests);
         let reach = |replies: &[RouteNetlinkMessage]| match replies {
             [RouteNetlinkMessage::NewRoute(route)] => whole(route, &mtus),

@@ -12,7 +12,7 @@ use super::message::{self, Dev, Hop};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use super::unplug::Reaper;
-use super::{Error, Host, observe, sysctl};
+use super::{Error, Host, observe, ready, sysctl};
 use crate::model::object::{Device, Link, LinkKind, Object, Route, Step, Target};
 
 /// What must hold in every sandbox. A sandbox routes between its devices, answers for addresses
@@ -318,6 +318,26 @@ impl Sandbox {
             failed.extend(second);
         }
         failed.extend(retry);
+        self.wait_for_addresses(run, failed);
+    }
+
+    /// Waits until what is sent to addresses that were added is not lost any more.
+    fn wait_for_addresses(&mut self, run: &[Step], failed: &[(Step, Error)]) {
+        let added: Vec<IpNetwork> = run
+            .iter()
+            .filter(|step| !failed.iter().any(|(other, _)| other == *step))
+            .filter_map(|step| match step {
+                Step::Add(Object::Address { address, .. }) => Some(*address),
+                _ => None,
+            })
+            .collect();
+        match ready::takes(&mut self.netlink, &added, ready::deadline()) {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(sandbox = self.name, "the kernel does not take its new addresses yet");
+            }
+            Err(error) => tracing::warn!(sandbox = self.name, %error, "new addresses are not read"),
+        }
     }
 
     /// Returns the steps that failed because of a device that has gone; other failures go to

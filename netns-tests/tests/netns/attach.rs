@@ -1,13 +1,18 @@
 //! What an attach waits for, and what it gets.
 
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use world::{Config, Node, NodeOptions, World, mac_of, wait_for};
+use world::{Config, Node, NodeOptions, Server, Space, World, mac_of, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
+use crate::shop::{parse, plug, plug_into};
 
 crate::tests![
     an_attach_waits_until_the_network_is_ready_and_no_longer_than_it_may,
+    what_is_sent_as_soon_as_an_endpoint_is_attached_arrives,
     an_address_that_is_used_again_has_another_mac_and_is_reached_at_once,
     a_subnet_is_chosen_beside_what_the_nodes_have,
 ];
@@ -41,6 +46,50 @@ fn an_attach_waits_until_the_network_is_ready_and_no_longer_than_it_may(world: &
     let attached = waiting.join().unwrap();
     assert!(attached.success(), "{attached}");
     assert!(c1.space.reaches("10.9.0.1"));
+}
+
+fn what_is_sent_as_soon_as_an_endpoint_is_attached_arrives(world: &World) {
+    let n1 = world.node("n1");
+    let _agent = n1.agent(&Config::embedded());
+    n1.ok(&format!("network create shop {DUAL}"));
+    let server = plug(&n1, "server", None);
+    let _server = Server::udp(&server.container.space, 5000, "server");
+    let addresses = server.addresses.iter().map(|address| SocketAddr::new(parse(address), 5000));
+    let addresses: Vec<_> = addresses.collect();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Whatever else the machine does with devices meanwhile.
+        let others = n1.container("others").space;
+        let stopped = &stop;
+        scope.spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                others.sh("ip link add name near type veth peer name far
+                           ip link set near up
+                           ip link set far up
+                           ip link del near");
+            }
+        });
+        let lost = |number: usize| {
+            let name = format!("c{number}");
+            let container = n1.container(&name);
+            let to = addresses[number % addresses.len()];
+            let client = socket(&container.space, to);
+            plug_into(&n1, container, &name, None);
+            client.send_to(b"who\n", to).unwrap();
+            client.recv(&mut [0; 100]).err()
+        };
+        let lost: Vec<_> = (0..60).filter_map(lost).collect();
+        stop.store(true, Ordering::Relaxed);
+        assert!(lost.is_empty(), "{lost:?}");
+    });
+}
+
+/// A socket that can send to an address as soon as there is a way.
+fn socket(from: &Space, to: SocketAddr) -> UdpSocket {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = from.enter(|| UdpSocket::bind(any)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket
 }
 
 fn an_address_that_is_used_again_has_another_mac_and_is_reached_at_once(world: &World) {

@@ -1,8 +1,13 @@
 //! The agent ends, at any time and in any way.
 
-use world::{Config, Stream, World, wait_for};
+use std::time::Duration;
+
+use serde_json::json;
+use world::{Config, Load, Stream, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
+use crate::engine::lb;
+use crate::shop::{Backend, call, open, plug, requests};
 
 crate::tests![
     a_killed_and_restarted_agent_loses_no_packet_and_changes_nothing,
@@ -10,6 +15,7 @@ crate::tests![
     an_agent_says_ready_and_stopping,
     cleanup_leaves_the_node_as_it_was,
     cleanup_beside_a_running_agent_is_refused_and_removes_nothing,
+    who_takes_connections_on_another_node_is_reached_before_it_does,
     what_was_detached_while_the_agent_was_away_is_collected,
 ];
 
@@ -92,6 +98,35 @@ fn cleanup_beside_a_running_agent_is_refused_and_removes_nothing(world: &World) 
         assert!(output.stderr.contains(word), "{word}: {output}");
     }
     assert_eq!(before.difference(&n1.kernel_state()), "");
+}
+
+fn who_takes_connections_on_another_node_is_reached_before_it_does(world: &World) {
+    let mut cluster = Cluster::with(world, 2, &world::NodeOptions::default(), |config| {
+        config.set("lb", &lb()).set("lease", "60s")
+    });
+    let (n1, n2) = (cluster.nodes[0].clone(), cluster.nodes[1].clone());
+    let vips = open(&n1, json!({}));
+    let _near = Backend::start(&n1, "b1");
+    let clients: Vec<_> = (0..2).map(|number| plug(&n1, &format!("client{number}"), None)).collect();
+    let _others: Vec<_> = (0..60).map(|number| plug(&n1, &format!("c{number}"), None)).collect();
+    let loads: Vec<_> = clients
+        .iter()
+        .zip(&vips)
+        .map(|(client, vip)| {
+            Load::start([&client.container.space], requests(vip, Duration::from_secs(5)))
+        })
+        .collect();
+    loads.iter().for_each(|load| load.goes_on(5, "the first backend answers"));
+    cluster.kill(0);
+    // The agent finds much to do at once: all its containers get a subnet, and another node has a backend.
+    call(&n2, "POST", "/v1/networks/shop/subnets", &json!({"subnets": ["10.10.0.0/24"]}));
+    let _far = Backend::start(&n2, "b2");
+    cluster.start(0);
+    for load in loads {
+        wait_for("the other node's backend answers", || load.served().contains_key("b2"));
+        let (done, failures) = load.finish();
+        assert!(failures.is_empty(), "{} of {done} requests failed: {failures:?}", failures.len());
+    }
 }
 
 fn what_was_detached_while_the_agent_was_away_is_collected(world: &World) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use world::Transport::{self, Tcp};
-use world::{Answer, Config, Node, NodeOptions, Server, Session, Space, World, wait_for};
+use world::{Answer, Config, Container, Node, NodeOptions, Server, Session, Space, World, wait_for};
 
 use crate::cluster::{Cluster, DUAL, Member};
 use crate::engine::{lb, rows};
@@ -142,7 +142,12 @@ pub(crate) fn create(node: &Node, name: &str, balancing: Value) -> Vec<String> {
 /// Plugs a new container in.
 #[track_caller]
 pub(crate) fn plug(node: &Node, name: &str, service: Option<&str>) -> Member {
-    let container = node.container(name);
+    plug_into(node, node.container(name), name, service)
+}
+
+/// Plugs a container in.
+#[track_caller]
+pub(crate) fn plug_into(node: &Node, container: Container, name: &str, service: Option<&str>) -> Member {
     let request = json!({"network": "shop", "name": name, "netns": container.path, "service": service});
     let made = call(node, "POST", "/v1/endpoints", &request);
     Member { container, addresses: texts(&made["addresses"]) }

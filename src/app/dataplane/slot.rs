@@ -212,12 +212,27 @@ impl Slot {
     /// Makes the rules and the table what they should be; the addresses stay. Goes on after a
     /// failure.
     pub(super) fn balance(&mut self, firewall: &str, balancer: &Balancer) -> Result<(), kernel::Error> {
-        if self.has_rules_for(balancer) {
-            let spread = self.spread(balancer);
-            return self.install(firewall).and(spread);
+        self.balance_after(firewall, balancer, |_| Ok(()))
+    }
+
+    /// The same, with something that needs the rules and comes before the table.
+    fn balance_after(
+        &mut self,
+        firewall: &str,
+        balancer: &Balancer,
+        before: impl FnOnce(&mut Self) -> Result<(), kernel::Error>,
+    ) -> Result<(), kernel::Error> {
+        let needs_rules = !self.has_rules_for(balancer);
+        let mut installed = Ok(());
+        if needs_rules {
+            installed = self.install(firewall);
         }
-        let installed = self.install(firewall);
-        self.spread(balancer).and(installed)
+        let done = before(self);
+        let spread = self.spread(balancer);
+        if !needs_rules {
+            installed = self.install(firewall);
+        }
+        installed.and(spread).and(done)
     }
 
     /// Whether a balancer's table needs no rule that is not here: then who takes connections does not
@@ -316,22 +331,28 @@ impl Slot {
         plug_of: impl Fn(EndpointId) -> Option<Plug>,
     ) -> Left {
         let mut left = Left::default();
-        // An address that is balanced comes when the table knows it.
-        left.note(self.balance(&desired.firewall, balancer));
+        let steps = reconcile::plan(&desired.objects, &self.observed);
+        let Sorted { unplugged, removals, links, mut ways, plugged, rest } = sort(&steps);
+        // An address that is balanced comes when the table knows it, which knows another node's container
+        // when there is a way to it.
+        left.note(self.balance_after(&desired.firewall, balancer, |slot| {
+            if slot.is_ready() && !steps.iter().any(makes_tunnel) {
+                return slot.apply(host, &std::mem::take(&mut ways));
+            }
+            Ok(())
+        }));
         // Rules come before anything that they guard.
         if !self.firewall.as_ref().is_some_and(|firewall| firewall.is(&desired.firewall)) {
             warn!(sandbox = self.sandbox.name(), "nftables table not installed");
             return left;
         }
         self.refused.clone_from(&balancer.refused);
-        let steps = reconcile::plan(&desired.objects, &self.observed);
         if steps.iter().any(is_of_subnet) {
             self.behind = self.plugged();
         }
         if steps.is_empty() && self.behind.is_empty() {
             return left;
         }
-        let (unplugged, removals, links, plugged, rest) = sort(&steps);
         left.note(self.apply(host, &removals));
         left.note(self.unplug(&unplugged));
         for pair in &desired.pairs {
@@ -343,6 +364,7 @@ impl Slot {
             }
         }
         left.note(self.apply(host, &links));
+        left.note(self.apply(host, &ways));
         // Those that are plugged in already get the routes of the network's present subnets.
         self.behind.retain(|id| !plugged.contains(id) && plug_of(*id).is_some());
         let plugged = plugged.iter().chain(&self.behind);
@@ -485,27 +507,50 @@ impl Slot {
     }
 }
 
-type Sorted = (Vec<EndpointId>, Vec<Step>, Vec<Step>, Vec<EndpointId>, Vec<Step>);
+/// The steps of a plan by what they do, in the order in which they are taken.
+#[derive(Default)]
+struct Sorted {
+    /// Endpoints to unplug.
+    unplugged: Vec<EndpointId>,
+    /// Other removals.
+    removals: Vec<Step>,
+    /// Devices to add or change, but for those of endpoints.
+    links: Vec<Step>,
+    /// What leads to other nodes' endpoints by the tunnel.
+    ways: Vec<Step>,
+    /// Endpoints to plug.
+    plugged: Vec<EndpointId>,
+    /// Other additions.
+    rest: Vec<Step>,
+}
 
-/// Sorts a plan: endpoints to unplug, other removals, devices to add or change, endpoints to plug,
-/// other additions.
 fn sort(steps: &[Step]) -> Sorted {
-    let (mut unplugged, mut removals, mut links, mut plugged, mut rest) = Sorted::default();
+    let mut sorted = Sorted::default();
     for step in steps {
         match step {
-            Step::Remove(Object::Link(Link { device: Device::Endpoint(id), .. })) => unplugged.push(*id),
+            Step::Remove(Object::Link(Link { device: Device::Endpoint(id), .. })) => {
+                sorted.unplugged.push(*id);
+            }
             // Also one that only changes: its other end, in the container, must follow.
             Step::Add(Object::Link(Link { device: Device::Endpoint(id), .. }))
-            | Step::Change(Link { device: Device::Endpoint(id), .. }) => plugged.push(*id),
+            | Step::Change(Link { device: Device::Endpoint(id), .. }) => sorted.plugged.push(*id),
             // Containers come first: an agent that is started after this one was killed between
             // the two sees by the subnet's route that they are not done.
-            step if is_of_subnet(step) => rest.push(*step),
-            Step::Remove(_) => removals.push(*step),
-            Step::Add(Object::Link(_)) | Step::Change(_) => links.push(*step),
-            Step::Add(_) => rest.push(*step),
+            step if is_of_subnet(step) => sorted.rest.push(*step),
+            Step::Remove(_) => sorted.removals.push(*step),
+            Step::Add(Object::Link(_)) | Step::Change(_) => sorted.links.push(*step),
+            Step::Add(object) if reconcile::device(object) == Some(Device::Tunnel) => {
+                sorted.ways.push(*step);
+            }
+            Step::Add(_) => sorted.rest.push(*step),
         }
     }
-    (unplugged, removals, links, plugged, rest)
+    sorted
+}
+
+/// Whether a step makes the tunnel's device: what stands on the one before it goes.
+fn makes_tunnel(step: &Step) -> bool {
+    matches!(step, Step::Add(Object::Link(Link { device: Device::Tunnel, .. })))
 }
 
 /// Whether a step adds or removes the route of a subnet: containers have one too. That of a single

@@ -378,10 +378,8 @@ impl Worker {
         if self.host_changed {
             self.converge_host();
         }
-        for (id, touched) in std::mem::take(&mut self.touched) {
-            if !self.changed.contains(&id) && !self.converge_endpoints(id, &touched) {
-                self.changed.insert(id);
-            }
+        while let Some(id) = self.touched.keys().next().copied() {
+            self.follow_touched(id);
         }
         for id in std::mem::take(&mut self.rebalance) {
             if !self.changed.contains(&id) {

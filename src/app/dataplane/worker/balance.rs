@@ -120,8 +120,14 @@ impl Worker {
     }
 
     /// Brings what balances a network's connections to the desired state. Where other addresses are
-    /// balanced than before the whole network converges.
+    /// balanced than before the whole network converges. What is known of its endpoints comes first: who
+    /// gets connections is to be reached.
     pub(super) fn balance(&mut self, id: NetworkId) {
+        self.follow_touched(id);
+        if self.changed.remove(&id) {
+            self.converge_network(id);
+            return;
+        }
         let Some(network) = self.network(id) else { return };
         let balancer = self.balancer(&network, &self.endpoints(id));
         let rules = self.rules_of(&balancer);

@@ -192,10 +192,19 @@ impl Worker {
         added.or_else(|| self.snapshot.members.get(&network)?.endpoints.get(&id))
     }
 
+    /// Brings what belongs to the endpoints of a network that have changed to the desired state, where that is
+    /// not the whole network's turn.
+    pub(super) fn follow_touched(&mut self, id: NetworkId) {
+        let Some(touched) = self.touched.remove(&id) else { return };
+        if !self.changed.contains(&id) && !self.converge_endpoints(id, &touched) {
+            self.changed.insert(id);
+        }
+    }
+
     /// Brings what belongs to some endpoints to the desired state: the work does not grow with
     /// the network. `false`: this is more than adding or removing, and the whole network must
     /// converge.
-    pub(super) fn converge_endpoints(
+    fn converge_endpoints(
         &mut self,
         id: NetworkId,
         touched: &BTreeMap<EndpointId, Option<Arc<Endpoint>>>,
