@@ -10,7 +10,7 @@ use world::{Agent, Config, Container, Etcd, Node, Space, eventually};
 use crate::lb_scale::{nft_chains, write};
 use crate::report::{Better, Metric, Report};
 use crate::traffic::{IPERF_PORT, PORT, Path};
-use crate::{Ground, bridge, plain, progress};
+use crate::{Ground, bridge, floor, plain, progress};
 
 pub const VIP_HELP: &str = "\
 a service's address: by eBPF, beside none, nftables and IPVS
@@ -23,11 +23,12 @@ pub const HELP: &str = "\
 eBPF: packets past the stack, and services, beside the kernel's own ways
 
 Containers on two nodes, and on one: ours past the stack, ours through it (stack), the classic path of
-veth, Linux bridge and VXLAN (bridge), and the nodes themselves, or two ends of a veth (bare). Then a
-service on one node: its address by our programs, its backend without one (direct), and DNAT as
-kube-proxy's nftables mode builds it, between containers that the node routes to (nft). At last the same
-where sockets are asked (socket), beside a service whose packets are balanced (packets). In each round
-every probe runs on all, the first one changing; the figures are medians.
+veth, Linux bridge and VXLAN (bridge), and the nodes themselves, or two ends of a veth (bare); on two
+nodes also programs at the same places that check nothing and look nothing up (floor). Then a service
+on one node: its address by our programs, its backend without one (direct), and DNAT as kube-proxy's
+nftables mode builds it, between containers that the node routes to (nft). At last the same where
+sockets are asked (socket), beside a service whose packets are balanced (packets). In each round every
+probe runs on all, the first one changing; the figures are medians.
 
   tcp1, tcp4     iperf3 with cubic and 1 or 4 streams, each end on a core; 1 s omitted, 2 s counted
   cpu_per_gb     seconds of all processors together for a gigabyte over 4 streams
@@ -146,7 +147,14 @@ fn across(ground: &Ground, report: &mut Report, fast: &Nodes, stack: &Nodes) {
     let (bare, ends) = wired(ground, "bare");
     let classic_path = Path::new(&classic.0.space, &classic.1.space, &classic.2);
     let bare_path = Path::new(&bare[0].space, &bare[1].space, ends[1]);
-    let peers = [("stack", &through.2), (bridge::NAME, &classic_path), ("bare", &bare_path)];
+    let mut peers = vec![("stack", &through.2), (bridge::NAME, &classic_path), ("bare", &bare_path)];
+    let (nodes, ends) = wired(ground, floor::NAME);
+    let least = floor::make_between(&nodes, ends);
+    let least_path = least.as_ref().map(|floor| {
+        let [client, server] = &floor.ends;
+        Path::new(&client.space, &server.space, &floor.address)
+    });
+    peers.extend(least_path.as_ref().map(|path| (floor::NAME, path)));
     measure(ground, report, "two", &ours.2, &peers, &PROBES);
 }
 

@@ -18,6 +18,7 @@ mod configure;
 mod crowd;
 mod datapath;
 mod dns;
+mod floor;
 mod ipam;
 mod lb_scale;
 mod overlay;
