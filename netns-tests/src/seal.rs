@@ -97,16 +97,13 @@ fn enter(group: &Path) -> io::Result<()> {
         }
     }
     // As long as nobody is in it, another room that begins takes it for one that was left.
-    let mut entered = Ok(());
-    for _ in 0..100 {
+    loop {
         std::fs::create_dir(group)?;
-        entered = std::fs::write(group.join("cgroup.procs"), "0");
-        let Err(error) = &entered else { break };
-        if error.kind() != io::ErrorKind::NotFound && error.raw_os_error() != Some(libc::ENODEV) {
-            break;
+        match std::fs::write(group.join("cgroup.procs"), "0") {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+            result => return result,
         }
     }
-    entered
 }
 
 /// Removes the control group; nothing is in it any more but what the kernel has not done away with yet.

@@ -115,12 +115,11 @@ impl Host {
             .map_err(Error::netlink(format!("set up {far_name}"), sandbox.name()))?;
         let gone = NetlinkError { errno: Errno::ENODEV, text: String::new() };
         let made = self.device(&wanted.name)?.map(|found| found.index).ok_or_else(|| fail()(gone))?;
-        if !ready::sends(&mut self.netlink, made, ready::deadline()).map_err(fail())? {
-            tracing::warn!(
-                pair = wanted.name,
-                "the kernel has not activated a pair yet: it loses packets"
-            );
-        }
+        ready::tell(
+            ready::sends(&mut self.netlink, made, ready::deadline()),
+            "a pair's end",
+            &wanted.name,
+        );
         Ok(made)
     }
 
@@ -146,13 +145,9 @@ impl Host {
         let add = wanted.difference(&present).map(|new| Request::replace(M::NewAddress(message(new))));
         let requests: Vec<Request> = remove.chain(add).collect();
         let result: Result<Vec<()>, _> = self.netlink.batch(&requests).into_iter().collect();
-        let fail = Error::netlink(format!("set the addresses of {}", pair.name), HOST);
-        let taken = result.and_then(|_| {
-            ready::takes(&mut self.netlink, wanted.difference(&present), ready::deadline())
-        });
-        if !taken.map_err(fail)? {
-            tracing::warn!(pair = pair.name, "the kernel does not take its new addresses yet");
-        }
+        result.map(drop).map_err(Error::netlink(format!("set the addresses of {}", pair.name), HOST))?;
+        let taken = ready::takes(&mut self.netlink, wanted.difference(&present), ready::deadline());
+        ready::tell(taken, "a new address", &pair.name);
         Ok(())
     }
 

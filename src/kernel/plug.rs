@@ -13,7 +13,7 @@ use super::{Error, host, observe, ready, sysctl};
 use crate::model::object::{Device, LinkKind, Plug};
 use crate::model::{EndpointId, MacAddr};
 
-/// How many containers are connected at a time: each needs two open descriptors meanwhile.
+/// How many containers are connected at a time: each needs an open descriptor meanwhile.
 const AT_A_TIME: usize = 100;
 
 /// A pair that leads to a container.
@@ -86,8 +86,8 @@ impl Sandbox {
             }));
         }
         self.set_up_ends(&ends);
-        wait_for_ends(&mut ends);
         self.undo(&undo);
+        self.wait_for_ends(&mut ends);
         results
     }
 
@@ -103,6 +103,20 @@ impl Sandbox {
         for error in self.netlink.batch(&requests).into_iter().filter_map(Result::err) {
             // What is wrong with the device, the next reading of the sandbox shows.
             tracing::warn!(%error, sandbox = self.name, "a container's connection is not as it should be");
+        }
+    }
+
+    /// Waits until nothing is lost any more of what containers send and what they are answered. Where the pair
+    /// was there before, either end may be the one that came up first.
+    fn wait_for_ends(&mut self, ends: &mut [Configured<'_>]) {
+        let deadline = ready::deadline();
+        for Configured { plug, pair, netlink } in ends {
+            let mut done = ready::sends(netlink, pair.inner, deadline);
+            if !pair.new {
+                done = done.and_then(|()| ready::sends(&mut self.netlink, pair.index, deadline));
+            }
+            done = done.and_then(|()| ready::takes(netlink, &plug.addresses, deadline));
+            ready::tell(done, "a container's interface", &plug.endpoint.to_string());
         }
     }
 
@@ -180,25 +194,6 @@ impl Sandbox {
         });
         let inner = inner.flatten()?;
         Ok(inner.is_some_and(|inner| Some(inner.index) == found.peer && inner.mac == Some(plug.mac)))
-    }
-}
-
-/// Waits until nothing is lost any more of what containers send and what they are answered.
-fn wait_for_ends(ends: &mut [Configured<'_>]) {
-    let deadline = ready::deadline();
-    for Configured { plug, pair, netlink } in ends {
-        let sends = ready::sends(netlink, pair.inner, deadline);
-        match sends.and_then(|sends| Ok(sends && ready::takes(netlink, &plug.addresses, deadline)?)) {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
-                endpoint = %plug.endpoint,
-                "the kernel has not activated a container's interface yet: what it sends now may be lost"
-            ),
-            // Then it is gone, which the next reading of the sandbox shows.
-            Err(error) => {
-                tracing::warn!(endpoint = %plug.endpoint, %error, "a container's interface is not read");
-            }
-        }
     }
 }
 

@@ -331,13 +331,8 @@ impl Sandbox {
                 _ => None,
             })
             .collect();
-        match ready::takes(&mut self.netlink, &added, ready::deadline()) {
-            Ok(true) => {}
-            Ok(false) => {
-                tracing::warn!(sandbox = self.name, "the kernel does not take its new addresses yet");
-            }
-            Err(error) => tracing::warn!(sandbox = self.name, %error, "new addresses are not read"),
-        }
+        let taken = ready::takes(&mut self.netlink, &added, ready::deadline());
+        ready::tell(taken, "a new address", &self.name);
     }
 
     /// Returns the steps that failed because of a device that has gone; other failures go to

@@ -1,18 +1,19 @@
 //! What an attach waits for, and what it gets.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use world::{Config, Node, NodeOptions, Server, Space, World, mac_of, wait_for};
 
 use crate::cluster::{Cluster, DUAL};
-use crate::shop::{parse, plug, plug_into};
+use crate::shop::{call, parse, plug, plug_into};
 
 crate::tests![
     an_attach_waits_until_the_network_is_ready_and_no_longer_than_it_may,
     what_is_sent_as_soon_as_an_endpoint_is_attached_arrives,
+    a_networks_first_container_reaches_its_gateways_at_once,
     an_address_that_is_used_again_has_another_mac_and_is_reached_at_once,
     a_subnet_is_chosen_beside_what_the_nodes_have,
 ];
@@ -56,32 +57,42 @@ fn what_is_sent_as_soon_as_an_endpoint_is_attached_arrives(world: &World) {
     let _server = Server::udp(&server.container.space, 5000, "server");
     let addresses = server.addresses.iter().map(|address| SocketAddr::new(parse(address), 5000));
     let addresses: Vec<_> = addresses.collect();
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        // Whatever else the machine does with devices meanwhile.
-        let others = n1.container("others").space;
-        let stopped = &stop;
-        scope.spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                others.sh("ip link add name near type veth peer name far
-                           ip link set near up
-                           ip link set far up
-                           ip link del near");
-            }
+    let lost = |number: usize| {
+        let name = format!("c{number}");
+        let container = n1.container(&name);
+        let to = addresses[number % addresses.len()];
+        let client = socket(&container.space, to);
+        plug_into(&n1, container, &name, None);
+        client.send_to(b"who\n", to).and_then(|_| client.recv(&mut [0; 100])).err()
+    };
+    let lost: Vec<_> = (0..60).filter_map(lost).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+fn a_networks_first_container_reaches_its_gateways_at_once(world: &World) {
+    let n1 = world.node("n1");
+    let agent = n1.agent(&Config::embedded());
+    for number in 0..20 {
+        let name = format!("c{number}");
+        n1.ok(&format!(
+            "network create n{number} --subnet 10.9.{number}.0/24 --subnet fd00:{number}::/64"
+        ));
+        let container = n1.container(&name);
+        let gateways = [format!("10.9.{number}.1"), format!("fd00:{number}::1")];
+        let sockets = gateways.map(|gateway| {
+            let nobody_there = SocketAddr::new(parse(&gateway), 9);
+            (socket(&container.space, nobody_there), nobody_there)
         });
-        let lost = |number: usize| {
-            let name = format!("c{number}");
-            let container = n1.container(&name);
-            let to = addresses[number % addresses.len()];
-            let client = socket(&container.space, to);
-            plug_into(&n1, container, &name, None);
-            client.send_to(b"who\n", to).unwrap();
-            client.recv(&mut [0; 100]).err()
-        };
-        let lost: Vec<_> = (0..60).filter_map(lost).collect();
-        stop.store(true, Ordering::Relaxed);
-        assert!(lost.is_empty(), "{lost:?}");
-    });
+        let request = json!({"network": format!("n{number}"), "name": name, "netns": container.path});
+        call(&n1, "POST", "/v1/endpoints", &request);
+        // The last address first: it has had the least time.
+        for (socket, gateway) in sockets.iter().rev() {
+            socket.connect(gateway).unwrap();
+            let answer = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 1]));
+            assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{gateway} says no");
+        }
+    }
+    assert!(!agent.log_tail().contains(" WARN "), "nothing was given up: {}", agent.log_tail());
 }
 
 /// A socket that can send to an address as soon as there is a way.

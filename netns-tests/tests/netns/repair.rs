@@ -8,6 +8,7 @@ use crate::cluster::{Cluster, DUAL};
 
 crate::tests![
     what_is_removed_from_a_sandbox_comes_back,
+    what_stood_on_the_tunnel_comes_back_with_it_in_one_go,
     what_is_removed_from_the_host_comes_back,
     a_removed_sandbox_comes_back_with_its_containers,
     what_is_not_ours_is_left_alone,
@@ -99,6 +100,16 @@ fn what_is_removed_from_a_sandbox_comes_back(world: &World) {
         "nft flush ruleset".to_owned(),
     ] {
         scene.heals(&sandbox, &damage);
+    }
+}
+
+fn what_stood_on_the_tunnel_comes_back_with_it_in_one_go(world: &World) {
+    let mut scene = Scene::new(world);
+    let sandbox = scene.n1().sandbox("shop");
+    for damage in ["ip link set vx0 down", "ip link set vx0 mtu 1280", "ip link del vx0"] {
+        scene.heals(&sandbox, damage);
+        let log = scene.cluster.agent(0).log_tail();
+        assert!(!log.contains("step failed"), "after `{damage}`: {log}");
     }
 }
 

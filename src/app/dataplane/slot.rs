@@ -332,16 +332,14 @@ impl Slot {
     ) -> Left {
         let mut left = Left::default();
         let steps = reconcile::plan(&desired.objects, &self.observed);
-        let Sorted { unplugged, removals, links, mut ways, plugged, rest } = sort(&steps);
+        let Sorted { unplugged, removals, links, ways, plugged, rest } = sort(&steps);
+        // They stand on the tunnel's device, so they wait for it where it is made or changed.
+        let is_changed = links.iter().any(|step| device_of(step) == Some(Device::Tunnel));
+        let (early, late) = if is_changed { (Vec::new(), ways) } else { (ways, Vec::new()) };
         // An address that is balanced comes when the table knows it, which knows another node's container
         // when there is a way to it.
-        left.note(self.balance_after(&desired.firewall, balancer, |slot| {
-            if slot.is_ready() && !steps.iter().any(makes_tunnel) {
-                return slot.apply(host, &std::mem::take(&mut ways));
-            }
-            Ok(())
-        }));
-        // Rules come before anything that they guard.
+        left.note(self.balance_after(&desired.firewall, balancer, |slot| slot.lead(host, &early)));
+        // Rules come before any container that they guard.
         if !self.firewall.as_ref().is_some_and(|firewall| firewall.is(&desired.firewall)) {
             warn!(sandbox = self.sandbox.name(), "nftables table not installed");
             return left;
@@ -364,7 +362,7 @@ impl Slot {
             }
         }
         left.note(self.apply(host, &links));
-        left.note(self.apply(host, &ways));
+        left.note(self.apply(host, &late));
         // Those that are plugged in already get the routes of the network's present subnets.
         self.behind.retain(|id| !plugged.contains(id) && plug_of(*id).is_some());
         let plugged = plugged.iter().chain(&self.behind);
@@ -489,6 +487,16 @@ impl Slot {
         }
     }
 
+    /// Takes steps that change the ways to other nodes' containers, and has what balances follow, because it may
+    /// carry packets there itself.
+    pub(super) fn lead(&mut self, host: &mut Host, steps: &[Step]) -> Result<(), kernel::Error> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let applied = self.apply(host, steps);
+        self.follow().and(applied)
+    }
+
     /// Takes steps; goes on after a failure and returns the last one.
     pub(super) fn apply(&mut self, host: &mut Host, steps: &[Step]) -> Result<(), kernel::Error> {
         if steps.is_empty() {
@@ -546,11 +554,6 @@ fn sort(steps: &[Step]) -> Sorted {
         }
     }
     sorted
-}
-
-/// Whether a step makes the tunnel's device: what stands on the one before it goes.
-fn makes_tunnel(step: &Step) -> bool {
-    matches!(step, Step::Add(Object::Link(Link { device: Device::Tunnel, .. })))
 }
 
 /// Whether a step adds or removes the route of a subnet: containers have one too. That of a single

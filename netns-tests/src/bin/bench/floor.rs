@@ -1,11 +1,12 @@
 //! What carrying packets by the same places costs at the least: containers on two nodes, and programs
 //! that check nothing and look nothing up (`floor/floor.c`), each where the kernel runs it soonest.
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use world::{Container, Node, Space, mac_of};
 
@@ -117,7 +118,15 @@ fn attach(programs: &mut Ebpf, name: &str, space: &Space, device: &str) -> bool 
     let program: &mut SchedClassifier = program.try_into().expect("it is one of tc");
     program.load().expect("the kernel takes it");
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-    space.enter(|| program.attach_with_options(device, TcAttachType::Ingress, first)).is_ok()
+    match space.enter(|| program.attach_with_options(device, TcAttachType::Ingress, first)) {
+        Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::InvalidInput => {
+            false
+        }
+        attached => {
+            attached.expect("the program is attached");
+            true
+        }
+    }
 }
 
 fn index(space: &Space, device: &str) -> u32 {

@@ -125,6 +125,10 @@ impl Worker {
     pub(super) fn balance(&mut self, id: NetworkId) {
         self.follow_touched(id);
         if self.changed.remove(&id) {
+            // The host's rules come before anything that they guard.
+            if self.host_changed || self.firewall.is_none() {
+                self.converge_host();
+            }
             self.converge_network(id);
             return;
         }

@@ -100,6 +100,10 @@ impl Worker {
             ahead.added.remove(&endpoint.id);
             ahead.removed.insert(endpoint.id, *revision);
         }
+        // What the view has told of these is no more than what is done here.
+        if let Some(touched) = self.touched.get_mut(&network) {
+            touched.retain(|endpoint, _| !ids.contains(endpoint));
+        }
         // Nothing is sent there any more before it goes. The view may have told of it before this.
         if self.rebalance.remove(&network) {
             self.balance(network);
@@ -248,8 +252,7 @@ impl Worker {
         }
         let steps: Vec<Step> =
             gone.into_iter().rev().map(Step::Remove).chain(missing.into_iter().map(Step::Add)).collect();
-        let done =
-            self.slots.get_mut(&id).is_some_and(|slot| slot.apply(&mut self.host, &steps).is_ok());
+        let done = self.slots.get_mut(&id).is_some_and(|slot| slot.lead(&mut self.host, &steps).is_ok());
         if !done {
             self.retry(Some(id));
         }
